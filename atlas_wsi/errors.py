@@ -1,0 +1,139 @@
+"""Everything that goes wrong for a reason the user can act on.
+
+The tree (exit code of the command line in brackets)::
+
+    AtlasError                       [1]
+      SlideError                     [2]
+        UnreadableSlideError             (also OSError)
+        UnsupportedFormatError
+        MissingResolutionError
+        RegionOutsideSlideError          (also ValueError)
+      ModelError                     [2]
+        UnknownModelError
+        CheckpointMismatchError
+        UntrustedWeightsError
+      ResultError                    [2]
+        ResultExistsError                (also FileExistsError)
+        CorruptResultError
+        OutputNotWritableError           (also OSError)
+      DatasetError                   [2]
+      BudgetError                    [3]
+        MemoryBudgetError                (also MemoryError)
+        DiskFullError                    (also OSError)
+      Cancelled                      [130]
+
+Children never override ``__init__``: an own signature breaks the pickling by which an error
+crosses from a worker to its caller.
+"""
+
+from __future__ import annotations
+
+
+class AtlasError(Exception):
+    """Base of all errors of atlas-wsi: a message and a hint.
+
+    Parameters
+    ----------
+    message
+        What happened, where, and what was expected against what was found.
+    hint
+        The next command or argument that helps; empty if there is none.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    @property
+    def message(self) -> str:
+        """What happened, without the hint."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class SlideError(AtlasError):
+    """A slide or scene cannot be used as asked."""
+
+    exit_code = 2
+
+
+class UnreadableSlideError(SlideError, OSError):
+    """The file is missing, truncated or damaged."""
+
+
+class UnsupportedFormatError(SlideError):
+    """No back end reads this kind of file."""
+
+
+class MissingResolutionError(SlideError):
+    """The file does not say how large a pixel is."""
+
+
+class RegionOutsideSlideError(SlideError, ValueError):
+    """The region asked for does not touch the slide."""
+
+
+class ModelError(AtlasError):
+    """A model cannot be found, read or used."""
+
+    exit_code = 2
+
+
+class UnknownModelError(ModelError):
+    """No model has this name."""
+
+
+class CheckpointMismatchError(ModelError):
+    """The weights do not fit the model."""
+
+
+class UntrustedWeightsError(ModelError):
+    """The weights file holds more than tensors."""
+
+
+class ResultError(AtlasError):
+    """A result cannot be written or read."""
+
+    exit_code = 2
+
+
+class ResultExistsError(ResultError, FileExistsError):
+    """There is a result at the place to write to."""
+
+
+class CorruptResultError(ResultError):
+    """A result folder is incomplete or damaged."""
+
+
+class OutputNotWritableError(ResultError, OSError):
+    """The output folder cannot be written to."""
+
+
+class DatasetError(AtlasError):
+    """A folder of training or test tiles is not what it should be."""
+
+    exit_code = 2
+
+
+class BudgetError(AtlasError):
+    """Memory or disk does not suffice."""
+
+    exit_code = 3
+
+
+class MemoryBudgetError(BudgetError, MemoryError):
+    """The work does not fit the memory budget."""
+
+
+class DiskFullError(BudgetError, OSError):
+    """The disk is full."""
+
+
+class Cancelled(AtlasError):  # noqa: N818 - the word of the field
+    """The user stopped the work."""
+
+    exit_code = 130
