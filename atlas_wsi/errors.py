@@ -133,7 +133,7 @@ class DiskFullError(BudgetError, OSError):
     """The disk is full."""
 
 
-class Cancelled(AtlasError):  # noqa: N818 - the word of the field
+class Cancelled(AtlasError):
     """The user stopped the work."""
 
     exit_code = 130
