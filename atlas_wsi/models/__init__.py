@@ -1,1 +1,17 @@
-"""."""
+"""Windows of pixels to tokens, features and logits."""
+
+from atlas_wsi.models.atlas import Atlas, AtlasConfig
+from atlas_wsi.models.card import ModelCard, ModelClass
+from atlas_wsi.models.model import Model, Prediction
+from atlas_wsi.models.registry import load_model, shipped_models
+
+__all__ = [
+    "Atlas",
+    "AtlasConfig",
+    "Model",
+    "ModelCard",
+    "ModelClass",
+    "Prediction",
+    "load_model",
+    "shipped_models",
+]

@@ -1,0 +1,324 @@
+"""The Atlas encoder: a convolution stem under Multi-Scale Attention.
+
+Source: arXiv 2503.12355; published implementation (Apache-2.0), whose checkpoints load.
+"""
+
+# B images, C channels, Y rows, X columns, N windows, T tokens a window
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from atlas_wsi.models.checkpoints import load_exactly, rename_published
+from atlas_wsi.models.layout import Alignment, Layout, count_scales, plan_layout
+from atlas_wsi.models.msa import MsaBlock, pool, spread
+from atlas_wsi.models.stem import STRIDE_PX, Stem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtlasConfig:
+    """What an Atlas is made of; stored beside its weights."""
+
+    dim: int = 768
+    """Channels of a token; four times the stem's features."""
+    heads: int = 12
+    """Attention heads."""
+    depths: tuple[int, ...] = (2, 10)
+    """Blocks a stage; after each stage the finest scale is dropped."""
+    n_scales: int = 2
+    """Scales with parameters of their own."""
+    window: int = 16
+    """Tokens along a window's side (`merge_ratio`)."""
+    ratio: int = 4
+    """Tokens of a scale a token of the next one, along one side (`local2global`)."""
+    n_classes: int = 100
+    """Classes of the readout."""
+    in_channels: int = 3
+    """Channels of an image."""
+    alignment: Alignment = "spatial"
+    """Which coarse window a window looks up to."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "depths", tuple(self.depths))
+        if self.dim % 4 or self.dim % self.heads or self.window % self.ratio:
+            raise ValueError(
+                f"dim {self.dim} must be divisible by 4 and by heads {self.heads}, "
+                f"window {self.window} by ratio {self.ratio}"
+            )
+
+    @property
+    def window_px(self) -> int:
+        """Working pixels along a window's side."""
+        return self.window * STRIDE_PX
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """Tokens of a batch of images after every stage."""
+
+    layout: Layout
+    """Windows of every scale."""
+    initial: tuple[torch.Tensor, ...]
+    """Tokens before the first block, one `(N, T, C)` a scale, finest first."""
+    stages: tuple[tuple[torch.Tensor, ...], ...]
+    """Tokens after each stage, one `(N, T, C)` a scale that was left in it, finest first."""
+
+    def last(self) -> list[torch.Tensor]:
+        """Return the tokens of every scale after the last stage that had it, finest first."""
+        out: list[torch.Tensor] = []
+        n = len(self.layout.scales)
+        for scale in range(n):
+            having = [stage for stage in self.stages if n - len(stage) <= scale]
+            out.append(having[-1][scale - (n - len(having[-1]))])
+        return out
+
+
+class Atlas(nn.Module):
+    """Image encoder whose coarse scales see the whole image.
+
+    Parameters
+    ----------
+    config
+        Sizes of the model.
+    """
+
+    def __init__(self, config: AtlasConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = Stem(config.dim // 4, in_channels=config.in_channels)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                MsaBlock(config.dim, config.heads, n_scales=max(1, config.n_scales - i))
+                for _ in range(depth)
+            )
+            for i, depth in enumerate(config.depths)
+        )
+        self.readout_norm = nn.LayerNorm(config.dim)
+        self.fc_norm = nn.LayerNorm(config.dim)
+        self.fc = nn.Linear(config.dim, config.n_classes)
+        self.apply(_init)
+
+    @classmethod
+    def from_published(
+        cls,
+        state_dict: Mapping[str, torch.Tensor],
+        *,
+        stages: Sequence[Mapping[str, Any]],
+        alignment: Alignment = "raster",
+    ) -> Atlas:
+        """Build the model of a published checkpoint.
+
+        Parameters
+        ----------
+        state_dict
+            Weights under the published names; prefixes ``module.`` and ``_orig_mod.`` are taken off.
+        stages
+            The published configuration's ``kwargs_list``, one mapping a stage.
+        alignment
+            Which coarse window a window looks up to; published numbers need ``"raster"``.
+
+        Returns
+        -------
+        Atlas
+            In evaluation mode.
+        """
+        state = rename_published(state_dict)
+        first = stages[0]
+        n_scales = 1 + max(
+            int(key.split(".")[4]) for key in state if key.startswith("stages.0.0.scales.")
+        )
+        config = AtlasConfig(
+            dim=int(first["embed_dim"]),
+            heads=int(first["num_heads"]),
+            depths=tuple(int(stage["depths"]) for stage in stages),
+            n_scales=n_scales,
+            window=int(first["merge_ratio"]),
+            ratio=int(first["local2global"]),
+            n_classes=len(state["fc.weight"]),
+            in_channels=int(first.get("in_chans", 3)),
+            alignment=alignment,
+        )
+        model = cls(config)
+        load_exactly(model, state, source="published Atlas weights")
+        return model.eval()
+
+    def plan(
+        self,
+        shape_px: tuple[int, int],
+        *,
+        n_images: int = 1,
+        active_windows: torch.Tensor | np.ndarray[Any, Any] | None = None,
+        n_scales: int | None = None,
+    ) -> Layout:
+        """List the windows of images of a size.
+
+        Parameters
+        ----------
+        shape_px
+            Rows and columns in working pixels.
+        n_images
+            Images in the batch.
+        active_windows
+            bool `(rows, cols)` of fine windows or `(B, rows, cols)`; None computes all.
+        n_scales
+            Number of scales; by default what the size asks for.
+
+        Returns
+        -------
+        Layout
+            Windows of every scale.
+        """
+        tokens = (-(-shape_px[0] // STRIDE_PX), -(-shape_px[1] // STRIDE_PX))
+        side = min(self.config.window, max(tokens))
+        if active_windows is None:
+            active = np.ones((n_images, -(-tokens[0] // side), -(-tokens[1] // side)), dtype=bool)
+        else:
+            active = np.asarray(active_windows, dtype=bool)
+            if active.ndim == 2:
+                active = np.broadcast_to(active, (n_images, *active.shape))
+        return plan_layout(
+            tokens,
+            active=active,
+            window=self.config.window,
+            ratio=self.config.ratio,
+            alignment=self.config.alignment,
+            n_scales=n_scales,
+        )
+
+    def encode(self, x_BCYX: torch.Tensor, layout: Layout | None = None) -> Encoding:
+        """Compute the tokens of all scales after every stage.
+
+        Parameters
+        ----------
+        x_BCYX
+            Normalised images of one size, `(B, channels, H, W)`, any H and W.
+        layout
+            Windows to compute, from `plan`; all by default.
+
+        Returns
+        -------
+        Encoding
+            Tokens in window order.
+        """
+        if layout is None:
+            layout = self.plan(
+                (x_BCYX.shape[-2], x_BCYX.shape[-1]),
+                n_images=len(x_BCYX),
+            )
+        layout = layout.to(x_BCYX.device)
+        tokens = initial_tokens(layout.from_map(self.stem(x_BCYX)), layout)
+        initial, done = tuple(tokens), []
+        for i, blocks in enumerate(self.stages):
+            if i and len(tokens) > 1:
+                tokens = tokens[1:]
+            assert isinstance(blocks, nn.ModuleList)
+            for block in blocks:
+                tokens = block(tokens, layout)
+            done.append(tuple(tokens))
+        return Encoding(layout=layout, initial=initial, stages=tuple(done))
+
+    def pooled(self, encoding: Encoding) -> torch.Tensor:
+        """Average the normalised valid tokens of the scales that are left at the end.
+
+        Parameters
+        ----------
+        encoding
+            From `encode`.
+
+        Returns
+        -------
+        torch.Tensor
+            `(B, C)`.
+        """
+        tokens = encoding.stages[-1]
+        layout = encoding.layout
+        total = tokens[0].new_zeros(layout.n_images, self.config.dim)
+        count = tokens[0].new_zeros(layout.n_images, 1)
+        for x_NTC, at in zip(tokens, layout.scales[-len(tokens) :], strict=True):
+            valid_NT1 = at.valid[..., None]
+            image = torch.from_numpy(at.where[:, 0]).to(x_NTC.device)
+            x_NC = torch.where(valid_NT1, self.readout_norm(x_NTC), 0).sum(dim=1)
+            total = total.index_add(0, image, x_NC.to(total.dtype))
+            count = count.index_add(0, image, valid_NT1.sum(dim=1).to(count.dtype))
+        return total / count.clamp(min=1)
+
+    def forward(
+        self,
+        x_BCYX: torch.Tensor,
+        active_windows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Classify whole images.
+
+        Parameters
+        ----------
+        x_BCYX
+            Normalised images, `(B, channels, H, W)`.
+        active_windows
+            bool `(rows, cols)` of fine windows, or `(B, rows, cols)`; None computes all.
+
+        Returns
+        -------
+        torch.Tensor
+            Logits `(B, n_classes)`.
+        """
+        shape = (x_BCYX.shape[-2], x_BCYX.shape[-1])
+        layout = self.plan(shape, n_images=len(x_BCYX), active_windows=active_windows)
+        return self.fc(self.fc_norm(self.pooled(self.encode(x_BCYX, layout))))
+
+    def scales_of(self, shape_px: tuple[int, int]) -> int:
+        """Return how many scales an image of a size has.
+
+        Parameters
+        ----------
+        shape_px
+            Rows and columns in working pixels.
+
+        Returns
+        -------
+        int
+            At least 1.
+        """
+        longer = -(-max(shape_px) // STRIDE_PX)
+        return count_scales(longer, window=self.config.window, ratio=self.config.ratio)
+
+
+def initial_tokens(x_NTC: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
+    """Pool the stem's tokens to every scale.
+
+    Parameters
+    ----------
+    x_NTC
+        Tokens of the finest scale.
+    layout
+        Windows of every scale.
+
+    Returns
+    -------
+    list of torch.Tensor
+        One `(N, T, C)` a scale, finest first.
+    """
+    tokens = [x_NTC]
+    for s, at in enumerate(layout.scales[:-1]):
+        above = layout.scales[s + 1]
+        like = x_NTC.new_empty(above.n_windows, above.side**2, x_NTC.shape[-1])
+        tokens.append(spread(pool(tokens[s], at, layout.ratio), at, like))
+    return tokens
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,65 @@
+"""What a model says of itself: classes, resolution, normalisation, licence, measured quality."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Color = Annotated[str, StringConstraints(pattern=r"^#[0-9a-fA-F]{6}$")]
+Text = Annotated[str, StringConstraints(max_length=20_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ModelClass(BaseModel):
+    """One class of a model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    color: Color
+
+
+class ModelCard(BaseModel):
+    """The card of a model; stored as JSON in the metadata of its weights file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    version: Annotated[str, StringConstraints(max_length=32)] = "1"
+    domain: Literal["slide", "scene"]
+    """What the model was made for: microscope slides or georeferenced scenes."""
+    classes: Annotated[tuple[ModelClass, ...], Field(min_length=1, max_length=1000)]
+    mpp: Annotated[float, Field(gt=0, le=1e12)]
+    """Micrometres a working pixel (10 m ground sampling is 1e7)."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from channels scaled to 0-1."""
+    std: tuple[
+        Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
+    ] = (0.25, 0.25, 0.25)
+    """What channels are then divided by."""
+    licence: Text = "unknown"
+    """Licence of the weights."""
+    data: Text = ""
+    """Training data and their licence."""
+    split: Text = ""
+    """How held-out data were kept apart."""
+    limits: Text = ""
+    """What the model must not be used for."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Held-out figures, such as ``accuracy`` and ``colour_baseline_accuracy``."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Held-out tiles counted by true class (row) and predicted class (column)."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """How the model was trained: arguments, seed, epochs, seconds."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the outputs."""
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def colors(self) -> tuple[str, ...]:
+        """Colours of the classes, ``#rrggbb``."""
+        return tuple(c.color for c in self.classes)

@@ -1,0 +1,260 @@
+"""The only reader of weights: safe, and exact about names and shapes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError, UntrustedWeightsError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from torch import nn
+
+_MAX_METADATA_BYTES = 8 * 2**20
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+class _EasyDict(dict[str, Any]):
+    """Stands in for ``easydict.EasyDict``, which published training checkpoints carry."""
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Read tensors by name from safetensors or a torch checkpoint.
+
+    A torch file may be a state dict or a mapping with one under ``model`` or ``state_dict``.
+
+    Parameters
+    ----------
+    path
+        File to read.
+
+    Returns
+    -------
+    dict
+        Tensors on the CPU.
+
+    Raises
+    ------
+    UnknownModelError
+        If there is no such file.
+    UntrustedWeightsError
+        If a torch file holds anything but tensors and plain containers.
+    CheckpointMismatchError
+        If the file is damaged or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UnknownModelError(f"There is no weights file at {path}.")
+    if is_safetensors(path):
+        return read_safetensors(path)[0]
+    try:
+        with torch.serialization.safe_globals([(_EasyDict, "easydict.EasyDict")]):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UntrustedWeightsError(
+            f"{path} holds more than tensors and was not loaded.",
+            hint="Convert it to safetensors where you trust it.",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointMismatchError(f"{path} is not a readable checkpoint: {error}") from error
+    for key in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    state = {
+        str(name): value
+        for name, value in (found.items() if isinstance(found, dict) else ())
+        if isinstance(value, torch.Tensor)
+    }
+    if not state:
+        raise CheckpointMismatchError(f"{path} holds no tensors by name.")
+    return state
+
+
+def is_safetensors(path: Path) -> bool:
+    """Tell whether a file starts like safetensors.
+
+    Parameters
+    ----------
+    path
+        File to look at.
+
+    Returns
+    -------
+    bool
+        By content, not by name.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    size = path.stat().st_size
+    return len(head) == 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < size
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read tensors and metadata from a safetensors file.
+
+    Parameters
+    ----------
+    path
+        File to read.
+
+    Returns
+    -------
+    tuple
+        Tensors by name, and the file's metadata.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        If the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = dict(file.metadata() or {})
+            if sum(len(v) for v in metadata.values()) > _MAX_METADATA_BYTES:
+                raise CheckpointMismatchError(f"{path} carries more than 8 MiB of metadata.")
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise CheckpointMismatchError(f"{path} is not a readable model: {error}") from error
+
+
+def strip_prefixes(name: str) -> str:
+    """Take off what training wrappers put before a parameter's name.
+
+    Parameters
+    ----------
+    name
+        Name in the file.
+
+    Returns
+    -------
+    str
+        Name in the model.
+    """
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+_STEM_NAMES = (
+    (r"conv0\.0\.", "conv1."),
+    (r"conv0\.1\.", "bn1."),
+    (r"conv0\.3\.", "conv2."),
+    (r"conv0\.4\.", "bn2."),
+    (r"conv([12])\.(\d+)\.conv_block([12])\.0\.", r"stage\1.\2.conv\3."),
+    (r"conv([12])\.(\d+)\.conv_block([12])\.1\.", r"stage\1.\2.bn\3."),
+    (r"ds([12])\.", r"down\1."),
+)
+_UNIT_NAMES = (
+    ("attn.", ""),
+    ("norm1_q.", "norm_q."),
+    ("norm1_kv.", "norm_kv."),
+    ("norm2.", "norm_mlp."),
+    ("mlp.", ""),
+)
+
+
+def rename_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give the weights of a published Atlas our names.
+
+    ``atlas_models.0.patch_embed.*`` becomes ``stem.*``;
+    ``atlas_models.I.levels.0.blocks.J.blocks.S.*`` becomes ``stages.I.J.scales.S.*`` and
+    ``...blocks.J.posemb.S.projector.{0,2}`` its ``position.{fc1,fc2}``. The unused
+    ``atlas_models.I.norm`` and ``.head`` are left out.
+
+    Parameters
+    ----------
+    state
+        Weights under published names; ``module.`` and ``_orig_mod.`` are taken off.
+
+    Returns
+    -------
+    dict
+        The same tensors under the names of `atlas_wsi.models.Atlas`.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        If a name is not one of the published model's.
+    """
+    out: dict[str, torch.Tensor] = {}
+    for published, value in state.items():
+        name = strip_prefixes(published)
+        new = _rename(name)
+        if new is None:
+            raise CheckpointMismatchError(
+                f"'{published}' is not a name of the published Atlas.",
+                hint="Is this an Atlas checkpoint?",
+            )
+        if new:
+            out[new] = value
+    return out
+
+
+def _rename(name: str) -> str | None:
+    if name.split(".")[0] in ("readout_norm", "fc_norm", "fc"):
+        return name
+    if re.match(r"atlas_models\.\d+\.(norm|head)\.", name):
+        return ""
+    if stem := re.match(r"atlas_models\.0\.patch_embed\.(.+)", name):
+        for pattern, new in _STEM_NAMES:
+            if re.match(pattern, stem[1]):
+                return "stem." + re.sub("^" + pattern, new, stem[1])
+        return None
+    unit = re.match(
+        r"atlas_models\.(\d+)\.levels\.0\.blocks\.(\d+)\.(blocks|posemb)\.(\d+)\.(.+)", name
+    )
+    if not unit:
+        return None
+    stage, block, kind, scale, rest = unit.groups()
+    if kind == "posemb":
+        rest = rest.replace("projector.0.", "position.fc1.").replace(
+            "projector.2.", "position.fc2."
+        )
+    for old, new in _UNIT_NAMES:
+        if rest.startswith(old):
+            rest = new + rest.removeprefix(old)
+    return f"stages.{stage}.{block}.scales.{scale}.{rest}"
+
+
+def load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:
+    """Copy weights into a model; every name and shape must fit.
+
+    Parameters
+    ----------
+    model
+        Model to fill.
+    state
+        Weights by the model's names, any floating type.
+    source
+        What the weights are, for the error.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        Names the first key that is missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    for name, value in own.items():
+        if name not in state:
+            if name.endswith("num_batches_tracked"):
+                continue
+            raise CheckpointMismatchError(f"{source}: '{name}' {tuple(value.shape)} is missing.")
+        if state[name].shape != value.shape:
+            raise CheckpointMismatchError(
+                f"{source}: '{name}' has the shape {tuple(state[name].shape)}, "
+                f"expected {tuple(value.shape)}."
+            )
+    for name in state:
+        if name not in own:
+            raise CheckpointMismatchError(f"{source}: '{name}' is not part of the model.")
+    model.load_state_dict(dict(state), strict=False)

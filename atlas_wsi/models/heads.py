@@ -1,0 +1,220 @@
+"""From the tokens of all scales to class logits a heatmap cell."""
+
+# B images, K classes, N windows, T tokens a window, C channels, Y rows, X columns
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from atlas_wsi.models.stem import STRIDE_PX
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from atlas_wsi.models.layout import Layout
+
+
+class DenseHead(nn.Module):
+    """A linear reading of every scale; coarse readings are laid under the fine ones.
+
+    The logits of a cell are the mean reading of its valid fine tokens plus, for every coarser
+    scale, the reading there, interpolated between the valid tokens around the cell's centre.
+
+    Parameters
+    ----------
+    dim
+        Channels of a token.
+    n_classes
+        Classes.
+    n_scales
+        Scales with parameters of their own; coarser ones share those of the last.
+    """
+
+    def __init__(self, dim: int, n_classes: int, *, n_scales: int) -> None:
+        super().__init__()
+        self.n_classes = n_classes
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(n_scales))
+        self.reads = nn.ModuleList(nn.Linear(dim, n_classes, bias=s == 0) for s in range(n_scales))
+
+    def read(self, scale: int, x_NTC: torch.Tensor) -> torch.Tensor:
+        """Read the tokens of a scale.
+
+        Parameters
+        ----------
+        scale
+            Index of the scale, 0 is the finest.
+        x_NTC
+            Its tokens.
+
+        Returns
+        -------
+        torch.Tensor
+            Logits `(N, T, K)`.
+        """
+        s = min(scale, len(self.reads) - 1)
+        return self.reads[s](self.norms[s](x_NTC))
+
+    def forward(
+        self, tokens: Sequence[torch.Tensor], layout: Layout, *, cell_tokens: int = 4
+    ) -> torch.Tensor:
+        """Read all scales of whole images.
+
+        Parameters
+        ----------
+        tokens
+            One `(N, T, C)` a scale, finest first.
+        layout
+            Windows of every scale.
+        cell_tokens
+            Fine tokens along a cell's side; 4 makes cells of 64 working pixels.
+
+        Returns
+        -------
+        torch.Tensor
+            Logits `(B, K, rows, cols)` of the cells; zero where no token is valid.
+        """
+        fine = self.fine(tokens[0], layout, cell_tokens=cell_tokens)
+        return fine + self.coarse(tokens[1:], layout, cell_tokens=cell_tokens)
+
+    def fine(self, x_NTC: torch.Tensor, layout: Layout, *, cell_tokens: int = 4) -> torch.Tensor:
+        """Read the finest scale and average it over cells.
+
+        Parameters
+        ----------
+        x_NTC
+            Tokens of the finest scale.
+        layout
+            Windows of every scale.
+        cell_tokens
+            Fine tokens along a cell's side.
+
+        Returns
+        -------
+        torch.Tensor
+            Logits `(B, K, rows, cols)`.
+        """
+        logits = layout.to_map(0, self.read(0, x_NTC))
+        valid = valid_map(layout, 0, like=logits)
+        return _mean_cells(logits, valid, cell_tokens)
+
+    def coarse(
+        self, tokens: Sequence[torch.Tensor], layout: Layout, *, cell_tokens: int = 4
+    ) -> torch.Tensor:
+        """Read all but the finest scale at the centres of the cells.
+
+        Parameters
+        ----------
+        tokens
+            One `(N, T, C)` a scale, from scale 1 on.
+        layout
+            Windows of every scale.
+        cell_tokens
+            Fine tokens along a cell's side.
+
+        Returns
+        -------
+        torch.Tensor
+            Logits `(B, K, rows, cols)`; zero if there is one scale.
+        """
+        rows, cols = (-(-n // cell_tokens) for n in layout.scales[0].grid)
+        total = next(self.parameters()).new_zeros(layout.n_images, self.n_classes, rows, cols), rows, cols)
+        for s, x_NTC in enumerate(tokens, start=1):
+            logits = layout.to_map(s, self.read(s, x_NTC))
+            valid = valid_map(layout, s, like=logits)
+            step = cell_tokens / layout.ratio**s
+            total = total + interpolate(logits, valid, step=step, shape=(rows, cols))
+        return total
+
+
+def valid_map(layout: Layout, scale: int, *, like: torch.Tensor) -> torch.Tensor:
+    """Return which tokens of a scale are valid as a map.
+
+    Parameters
+    ----------
+    layout
+        Windows of every scale.
+    scale
+        Index of the scale.
+    like
+        A tensor of the wanted type and device.
+
+    Returns
+    -------
+    torch.Tensor
+        `(B, 1, rows, cols)` of ones and zeros.
+    """
+    valid = layout.scales[scale].valid[..., None].to(like)
+    return layout.to_map(scale, valid)
+
+
+def interpolate(
+    x_BKYX: torch.Tensor, valid_B1YX: torch.Tensor, *, step: float, shape: tuple[int, int]
+) -> torch.Tensor:
+    """Interpolate a map linearly between its valid tokens.
+
+    Parameters
+    ----------
+    x_BKYX
+        The map, zero where invalid.
+    valid_B1YX
+        Ones where it is valid.
+    step
+        Tokens of the map a cell.
+    shape
+        Rows and columns of cells; cell centres lie at ``(i + 0.5) * step - 0.5`` of the map.
+
+    Returns
+    -------
+    torch.Tensor
+        `(B, K, *shape)`; zero where no valid token is near.
+    """
+    if step == 1 and tuple(x_BKYX.shape[-2:]) == shape:
+        return x_BKYX
+    rows, cols = (
+        _weights(n, size, step, x_BKYX) for n, size in zip(shape, x_BKYX.shape[-2:], strict=True)
+    )
+    both = torch.cat([x_BKYX, valid_B1YX], dim=1)
+    both = rows @ both @ cols.T
+    weight = both[:, -1:]
+    return torch.where(weight > 1e-6, both[:, :-1] / weight.clamp(min=1e-6), 0)
+
+
+def _weights(n: int, size: int, step: float, like: torch.Tensor) -> torch.Tensor:
+    """Weights `(n, size)` of linear interpolation, clamped at the borders."""
+    at = ((torch.arange(n, dtype=torch.float64) + 0.5) * step - 0.5).clamp(0, size - 1)
+    low = at.floor().long()
+    high = (low + 1).clamp(max=size - 1)
+    share = (at - low).unsqueeze(1)
+    weights = torch.zeros(n, size, dtype=torch.float64)
+    weights.scatter_add_(1, low[:, None], 1 - share)
+    weights.scatter_add_(1, high[:, None], share)
+    return weights.to(like)
+
+
+def _mean_cells(x_BKYX: torch.Tensor, valid_B1YX: torch.Tensor, cell_tokens: int) -> torch.Tensor:
+    if cell_tokens == 1:
+        return x_BKYX
+    pooled = functional.avg_pool2d(
+        torch.cat([x_BKYX, valid_B1YX], dim=1), cell_tokens, ceil_mode=True, divisor_override=1
+    )
+    return pooled[:, :-1] / pooled[:, -1:].clamp(min=1)
+
+
+def cell_px(cell_tokens: int) -> int:
+    """Return the side of a cell in working pixels.
+
+    Parameters
+    ----------
+    cell_tokens
+        Fine tokens along a cell's side.
+
+    Returns
+    -------
+    int
+        Pixels.
+    """
+    return cell_tokens * STRIDE_PX

@@ -1,0 +1,226 @@
+"""A model that predicts: encoder, dense head and card, in one file."""
+
+# B images, K classes, Y rows, X columns
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import nn
+
+from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError
+from atlas_wsi.models.atlas import Atlas, AtlasConfig
+from atlas_wsi.models.card import ModelCard
+from atlas_wsi.models.checkpoints import is_safetensors, load_exactly, read_safetensors
+from atlas_wsi.models.heads import DenseHead, valid_map
+
+if TYPE_CHECKING:
+    import os
+
+_FORMAT = "atlas-wsi model 1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a model says of a batch of images."""
+
+    cells: torch.Tensor
+    """Logits `(B, K, rows, cols)` a heatmap cell."""
+    valid: torch.Tensor
+    """bool `(B, rows, cols)`: cells with a valid token."""
+    slide: torch.Tensor
+    """Logits `(B, K)` of the whole image, read from the scales left at the end."""
+
+
+class Model(nn.Module):
+    """Encoder, dense head and card.
+
+    Parameters
+    ----------
+    config
+        Sizes of the encoder; its classes must be those of the card.
+    card
+        What the model says of itself.
+    """
+
+    def __init__(self, config: AtlasConfig, card: ModelCard) -> None:
+        super().__init__()
+        if config.n_classes != len(card.classes):
+            raise ValueError(
+                f"the encoder has {config.n_classes} classes, the card {len(card.classes)}"
+            )
+        self.card = card
+        self.encoder = Atlas(config)
+        self.head = DenseHead(config.dim, config.n_classes, n_scales=config.n_scales)
+        self.sha256 = ""
+
+    @property
+    def config(self) -> AtlasConfig:
+        """Sizes of the encoder."""
+        return self.encoder.config
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Bring pixels to what the encoder takes.
+
+        Parameters
+        ----------
+        images
+            uint8 `(B, Y, X, 3)`, or float `(B, Y, X, 3)` in 0-255.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 `(B, 3, Y, X)`, channels last in memory.
+        """
+        mean = torch.tensor(self.card.mean, device=images.device) * 255
+        std = torch.tensor(self.card.std, device=images.device) * 255
+        x = (images.to(torch.float32) - mean) / std
+        return x.permute(0, 3, 1, 2)
+
+    def forward(
+        self,
+        x_BCYX: torch.Tensor,
+        active_windows: torch.Tensor | None = None,
+        *,
+        cell_tokens: int = 4,
+        n_scales: int | None = None,
+    ) -> Prediction:
+        """Predict whole images that fit in memory.
+
+        Parameters
+        ----------
+        x_BCYX
+            Normalised images.
+        active_windows
+            bool `(rows, cols)` or `(B, rows, cols)`; None computes all.
+        cell_tokens
+            Fine tokens along a cell's side; 4 makes cells of 64 working pixels.
+        n_scales
+            Number of scales; by default what the size asks for.
+
+        Returns
+        -------
+        Prediction
+            Logits a cell and a slide.
+        """
+        layout = self.encoder.plan(
+            (x_BCYX.shape[-2], x_BCYX.shape[-1]),
+            n_images=len(x_BCYX),
+            active_windows=active_windows,
+            n_scales=n_scales,
+        )
+        encoding = self.encoder.encode(x_BCYX, layout)
+        cells = self.head(encoding.last(), encoding.layout, cell_tokens=cell_tokens)
+        fine = valid_map(encoding.layout, 0, like=cells)
+        valid = nn.functional.max_pool2d(fine.float(), cell_tokens, ceil_mode=True)[:, 0] > 0
+        slide = self.encoder.fc(self.encoder.fc_norm(self.encoder.pooled(encoding)))
+        return Prediction(cells=cells, valid=valid, slide=slide)
+
+    def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Path:
+        """Write weights, sizes and card to one safetensors file.
+
+        Parameters
+        ----------
+        path
+            File to write; replaced whole or not at all.
+        dtype
+            Type of the stored weights.
+
+        Returns
+        -------
+        Path
+            The file.
+        """
+        path = Path(path)
+        state = {
+            name: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype)
+            for name, value in self.state_dict().items()
+            if not name.endswith("num_batches_tracked")
+        }
+        facts = {
+            "format": _FORMAT,
+            "backbone": "atlas",
+            "config": self.config.as_dict(),
+            "card": self.card.model_dump(mode="json"),
+        }
+        part = path.with_name(f".{path.name}.partial")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {k: v.contiguous() for k, v in state.items()},
+            part,
+            metadata={"atlas_wsi": json.dumps(facts)},
+        )
+        return part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Model:
+        """Read a model that `save` wrote.
+
+        Parameters
+        ----------
+        path
+            A safetensors file.
+
+        Returns
+        -------
+        Model
+            In evaluation mode, float32, on the CPU.
+
+        Raises
+        ------
+        UnknownModelError
+            If there is no such file.
+        CheckpointMismatchError
+            If the file is not a model of ours, or its weights do not fit its sizes.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UnknownModelError(f"There is no model file at {path}.")
+        if not is_safetensors(path):
+            raise CheckpointMismatchError(
+                f"{path} is not a safetensors file.",
+                hint="`atlas-wsi train tiles` writes model files.",
+            )
+        state, metadata = read_safetensors(path)
+        facts = _facts(metadata, path)
+        try:
+            config = AtlasConfig(**facts["config"])
+            card = ModelCard.model_validate(facts["card"])
+            with torch.device("meta"):
+                _check_size(Model(config, card), state, path)
+            model = cls(config, card)
+        except (TypeError, ValueError, KeyError, ValidationError) as error:
+            raise CheckpointMismatchError(f"{path}: its card is damaged: {error}") from error
+        load_exactly(model, {k: v.float() for k, v in state.items()}, source=str(path))
+        model.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        return model.eval()
+
+
+def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(metadata["atlas_wsi"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointMismatchError(
+            f"{path} carries no atlas-wsi card; it is not a model of this program.",
+            hint="Weights alone load with atlas_wsi.models.Atlas.from_published.",
+        ) from error
+    if not isinstance(facts, dict) or facts.get("format") != _FORMAT:
+        raise CheckpointMismatchError(f"{path}: expected the format '{_FORMAT}'.")
+    return facts
+
+
+def _check_size(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuse sizes that the file cannot fill, before memory is taken for them."""
+    expected = sum(p.numel() for p in model.parameters())
+    found = sum(v.numel() for v in state.values())
+    if expected > 2 * found + 1024:
+        raise CheckpointMismatchError(
+            f"{path}: the card asks for {expected} weights, the file holds {found}."
+        )

@@ -1,0 +1,379 @@
+"""Multi-Scale Attention: one block over all scales, and its steps one by one.
+
+The steps are methods of their own because the streamed forward pass calls them for a few windows
+at a time; the dense pass (`MsaBlock.forward`) calls the same ones for all windows at once.
+
+Source: arXiv 2503.12355, section 3, and the published implementation.
+"""
+
+# B images, N windows, T tokens a window, K keys, C channels, H heads, D channels a head
+# P tokens of the next scale over one window
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from atlas_wsi.models.layout import Layout, ScaleLayout
+
+
+class Position(nn.Module):
+    """An MLP of a token's place in its window.
+
+    Parameters
+    ----------
+    dim
+        Channels.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(2, 512)
+        self.fc2 = nn.Linear(512, dim, bias=False)
+
+    def forward(self, side: int) -> torch.Tensor:
+        """Return `(side * side, dim)` for a window of `side` x `side` tokens."""
+        weight = self.fc1.weight
+        half = side // 2
+        steps = torch.arange(side, device=weight.device, dtype=weight.dtype)
+        place = (steps - half) / half if half else torch.zeros_like(steps)
+        rows, cols = torch.meshgrid(place, place, indexing="ij")
+        where = torch.stack([rows.flatten(), cols.flatten()], dim=-1)
+        return self.fc2(torch.relu(self.fc1(where)))
+
+
+class ScaleUnit(nn.Module):
+    """What one scale owns in one block: position, attention and MLP.
+
+    Parameters
+    ----------
+    dim
+        Channels.
+    heads
+        Attention heads; divides `dim`.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.position = Position(dim)
+        self.norm_q = nn.LayerNorm(dim, eps=1e-5)
+        self.norm_kv = nn.LayerNorm(dim, eps=1e-5)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm_mlp = nn.LayerNorm(dim, eps=1e-5)
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def keys_values(self, x_NTC: torch.Tensor) -> torch.Tensor:
+        """Project tokens to keys and values.
+
+        Parameters
+        ----------
+        x_NTC
+            Tokens.
+
+        Returns
+        -------
+        torch.Tensor
+            `(N, T, 2C)`, keys first.
+        """
+        return self.kv(self.norm_kv(x_NTC))
+
+    def update(
+        self, x_NTC: torch.Tensor, kv_NKC: torch.Tensor, valid_NK: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attend to the keys, then run the MLP, each with its residual.
+
+        Parameters
+        ----------
+        x_NTC
+            Tokens that ask.
+        kv_NKC
+            Keys and values `(N, K, 2C)`.
+        valid_NK
+            Which keys exist; None if all do. Every window needs at least one.
+
+        Returns
+        -------
+        torch.Tensor
+            The updated tokens `(N, T, C)`.
+        """
+        n, t, c = x_NTC.shape
+        d = c // self.heads
+        q_NHTD = self.q(self.norm_q(x_NTC)).view(n, t, self.heads, d).transpose(1, 2)
+        kv = kv_NKC.view(n, -1, 2, self.heads, d).permute(2, 0, 3, 1, 4)
+        mask = None if valid_NK is None else valid_NK[:, None, None, :]
+        a_NHTD = functional.scaled_dot_product_attention(q_NHTD, kv[0], kv[1], attn_mask=mask)
+        x_NTC = x_NTC + self.proj(a_NHTD.transpose(1, 2).reshape(n, t, c))
+        return x_NTC + self.fc2(functional.gelu(self.fc1(self.norm_mlp(x_NTC))))
+
+
+class MsaBlock(nn.Module):
+    """One block of Multi-Scale Attention.
+
+    Parameters
+    ----------
+    dim
+        Channels.
+    heads
+        Attention heads.
+    n_scales
+        Scales with parameters of their own; coarser ones share those of the last.
+    """
+
+    def __init__(self, dim: int, heads: int, *, n_scales: int) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(ScaleUnit(dim, heads) for _ in range(n_scales))
+
+    def unit(self, scale: int) -> ScaleUnit:
+        """Return the parameters of a scale.
+
+        Parameters
+        ----------
+        scale
+            Place among the scales that are left, finest first.
+
+        Returns
+        -------
+        ScaleUnit
+            That of the coarsest trained scale for every coarser one.
+        """
+        unit = self.scales[min(scale, len(self.scales) - 1)]
+        assert isinstance(unit, ScaleUnit)
+        return unit
+
+    def forward(self, tokens: Sequence[torch.Tensor], layout: Layout) -> list[torch.Tensor]:
+        """Update the tokens of all scales.
+
+        Parameters
+        ----------
+        tokens
+            One `(N, T, C)` a scale that is left, finest first.
+        layout
+            The same scales.
+
+        Returns
+        -------
+        list of torch.Tensor
+            The updated tokens, same shapes.
+        """
+        scales = layout.scales[len(layout.scales) - len(tokens) :]
+        x = [t + self.unit(s).position(scales[s].side) for s, t in enumerate(tokens)]
+        for s in range(len(x) - 1):
+            x[s + 1] = x[s + 1] + spread(pool(x[s], scales[s], layout.ratio), scales[s], x[s + 1])
+        x[1:], kv = self.down_coarse(x[1:], scales[1:], first=1)
+        x[0] = self.down(0, x[0], scales[0], kv, scales[1:])
+        return self.up(x, scales)
+
+    def down_coarse(
+        self, x: Sequence[torch.Tensor], scales: Sequence[ScaleLayout], *, first: int
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Do the way down (step 3) of several scales, coarsest first.
+
+        Parameters
+        ----------
+        x
+            Their tokens, finest first.
+        scales
+            Their layouts.
+        first
+            Place of the first of them among the scales that are left.
+
+        Returns
+        -------
+        tuple
+            Updated tokens, and keys and values of each from those tokens.
+        """
+        x = list(x)
+        kv: list[torch.Tensor] = []
+        for s in range(len(x) - 1, -1, -1):
+            x[s] = self.down(first + s, x[s], scales[s], kv, scales[s + 1 :])
+            kv.insert(0, self.unit(first + s).keys_values(x[s]))
+        return x, kv
+
+    def down(
+        self,
+        scale: int,
+        x_NTC: torch.Tensor,
+        at: ScaleLayout,
+        coarse_kv: Sequence[torch.Tensor],
+        coarse: Sequence[ScaleLayout],
+        *,
+        part: slice = slice(None),
+    ) -> torch.Tensor:
+        """Let windows attend to themselves and to one window of every coarser scale (step 3).
+
+        Parameters
+        ----------
+        scale
+            Place among the scales that are left.
+        x_NTC
+            Tokens of the windows of `part`.
+        at
+            Layout of the scale.
+        coarse_kv
+            Keys and values of every coarser scale `(N', T', 2C)`, nearest first.
+        coarse
+            Layouts of those scales.
+        part
+            Which windows of the list; all by default.
+
+        Returns
+        -------
+        torch.Tensor
+            Updated tokens.
+        """
+        unit = self.unit(scale)
+        parents = [p[part] for p in at.parents]
+        kv = torch.cat(
+            [unit.keys_values(x_NTC), *(kv[p] for kv, p in zip(coarse_kv, parents, strict=True))],
+            dim=1,
+        )
+        valid = None
+        if not (at.is_full and all(c.is_full for c in coarse)):
+            seen = (c.valid[p] for c, p in zip(coarse, parents, strict=True))
+            valid = torch.cat([at.valid[part], *seen], dim=1)
+        return unit.update(x_NTC, kv, valid)
+
+    def up(self, x: Sequence[torch.Tensor], scales: Sequence[ScaleLayout]) -> list[torch.Tensor]:
+        """Let every coarser scale attend to the windows under it (step 4).
+
+        Parameters
+        ----------
+        x
+            Tokens of all scales that are left after the way down.
+        scales
+            Their layouts.
+
+        Returns
+        -------
+        list of torch.Tensor
+            Updated tokens; those of the finest scale are unchanged.
+        """
+        x = list(x)
+        for s in range(1, len(x)):
+            below = scales[s - 1]
+            kv = self.unit(s - 1).keys_values(x[s - 1])
+            new = self.up_parts(s, x[s], below, kv)
+            x[s] = replace(x[s], new, below)
+        return x
+
+    def up_parts(
+        self,
+        scale: int,
+        x_NTC: torch.Tensor,
+        below: ScaleLayout,
+        kv_NKC: torch.Tensor,
+        *,
+        part: slice = slice(None),
+    ) -> torch.Tensor:
+        """Update the tokens of a scale that lie over windows of the scale below (step 4).
+
+        Parameters
+        ----------
+        scale
+            Place of the asking scale among those that are left.
+        x_NTC
+            All its tokens.
+        below
+            Layout of the scale below.
+        kv_NKC
+            Keys and values of the windows of `part` of the scale below.
+        part
+            Which windows below; all by default.
+
+        Returns
+        -------
+        torch.Tensor
+            `(N, P, C)`: the updated tokens over each window.
+        """
+        q_NPC = _rows(x_NTC.flatten(0, 1), below.up[part])
+        valid = None if below.is_full else below.valid[part]
+        return self.unit(scale).update(q_NPC, kv_NKC, valid)
+
+
+def pool(
+    x_NTC: torch.Tensor, at: ScaleLayout, ratio: int, *, part: slice = slice(None)
+) -> torch.Tensor:
+    """Max-pool the valid tokens of windows to the tokens of the next scale over them.
+
+    Parameters
+    ----------
+    x_NTC
+        Tokens of the windows of `part`.
+    at
+        Layout of their scale.
+    ratio
+        Side of the pooled square.
+    part
+        Which windows of the list; all by default.
+
+    Returns
+    -------
+    torch.Tensor
+        `(N, P, C)`; zero where no token is valid.
+    """
+    n, _, c = x_NTC.shape
+    m, p = at.side, at.part_side
+    x = x_NTC.view(n, m, m, c)
+    if at.is_full and m == p * ratio:
+        return x.view(n, p, ratio, p, ratio, c).amax(dim=(2, 4)).view(n, p * p, c)
+    lowest = torch.finfo(x.dtype).min
+    x = torch.where(at.valid[part].view(n, m, m, 1), x, lowest)
+    x = functional.pad(x, (0, 0, 0, p * ratio - m, 0, p * ratio - m), value=lowest)
+    x = x.view(n, p, ratio, p, ratio, c).amax(dim=(2, 4)).view(n, p * p, c)
+    return torch.where(x == lowest, 0, x)
+
+
+def spread(parts_NPC: torch.Tensor, below: ScaleLayout, like_NTC: torch.Tensor) -> torch.Tensor:
+    """Put what lies over each window below into the window order of its own scale.
+
+    Parameters
+    ----------
+    parts_NPC
+        Tokens over each window below.
+    below
+        Layout of the scale below.
+    like_NTC
+        Tokens of the scale, for the shape.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape of `like_NTC`; zero where nothing lies below.
+    """
+    return _rows(parts_NPC.flatten(0, 1), below.down).view(like_NTC.shape)
+
+
+def replace(x_NTC: torch.Tensor, parts_NPC: torch.Tensor, below: ScaleLayout) -> torch.Tensor:
+    """Replace the tokens that lie over windows below by their updated selves.
+
+    Parameters
+    ----------
+    x_NTC
+        Tokens of a scale.
+    parts_NPC
+        Updated tokens over each window below.
+    below
+        Layout of the scale below.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape of `x_NTC`; tokens over no window are kept (they are invalid).
+    """
+    has_part = (below.down < below.up.numel()).view(*x_NTC.shape[:2], 1)
+    return torch.where(has_part, spread(parts_NPC, below, x_NTC), x_NTC)
+
+
+def _rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Pick rows of ``x``; an index past the end gives zeros."""
+    return torch.cat([x, x.new_zeros(1, x.shape[1])])[index]
