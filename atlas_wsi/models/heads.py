@@ -121,7 +121,7 @@ class DenseHead(nn.Module):
             Logits `(B, K, rows, cols)`; zero if there is one scale.
         """
         rows, cols = (-(-n // cell_tokens) for n in layout.scales[0].grid)
-        total = next(self.parameters()).new_zeros(layout.n_images, self.n_classes, rows, cols), rows, cols)
+        total = next(self.parameters()).new_zeros(layout.n_images, self.n_classes, rows, cols)
         for s, x_NTC in enumerate(tokens, start=1):
             logits = layout.to_map(s, self.read(s, x_NTC))
             valid = valid_map(layout, s, like=logits)
