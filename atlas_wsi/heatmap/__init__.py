@@ -1,1 +1,1 @@
-"""."""
+"""What a prediction gives, and the files it is written to."""

@@ -1,1 +1,1 @@
-"""."""
+"""From a slide's overview to the windows worth computing."""

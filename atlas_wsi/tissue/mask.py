@@ -1,0 +1,111 @@
+"""Where a slide has tissue, and a scene has observations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.grid import Grid
+    from atlas_wsi.slides.slide import Slide
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TissueMask:
+    """Tissue of a slide, or observed ground of a scene, on a coarse grid."""
+
+    mask: NDArray[np.bool_]
+    """bool `(rows, cols)`: True where there is tissue."""
+    grid: Grid
+    """Where the mask's cells lie on level 0."""
+    method: str
+    """How the mask was found, such as ``"brightfield"``, ``"fluorescence"``, ``"valid"``."""
+
+    def __post_init__(self) -> None:
+        if self.mask.shape != self.grid.shape or self.mask.dtype != np.bool_:
+            raise ValueError(
+                f"The mask is {self.mask.dtype} {self.mask.shape}, expected bool {self.grid.shape}."
+            )
+
+    @property
+    def fraction(self) -> float:
+        """Share of cells that are tissue, 0 to 1."""
+        return float(self.mask.mean())
+
+    def coverage(self, grid: Grid) -> NDArray[np.float32]:
+        """Tell how much of each cell of another grid is tissue.
+
+        Parameters
+        ----------
+        grid
+            Any cells on the same slide, larger or smaller than the mask's.
+
+        Returns
+        -------
+        NDArray[np.float32]
+            `grid.shape`, the share of each cell's area that is tissue, 0 to 1. What lies outside
+            the mask's grid is no tissue.
+        """
+        # The mask is constant in each of its cells, so its double integral is bilinear between
+        # their corners: interpolating the summed-area table is exact.
+        table = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1))
+        table[1:, 1:] = self.mask.cumsum(0, dtype=np.float64).cumsum(1)
+        cell_area = 1.0
+        for axis in (0, 1):
+            step = grid.step_px[axis] / self.grid.step_px[axis]
+            offset = (grid.origin_px[axis] - self.grid.origin_px[axis]) / self.grid.step_px[axis]
+            edges = np.clip(
+                offset + step * np.arange(grid.shape[axis] + 1), 0, self.mask.shape[axis]
+            )
+            below = np.minimum(edges.astype(np.intp), self.mask.shape[axis] - 1)
+            part = (edges - below).reshape((-1, 1) if axis == 0 else (1, -1))
+            table = (1 - part) * table.take(below, axis) + part * table.take(below + 1, axis)
+            table = np.diff(table, axis=axis)
+            cell_area *= step
+        return np.clip(table / cell_area, 0, 1).astype(np.float32)
+
+    def write_png(self, path: str | os.PathLike[str]) -> Path:
+        """Write the mask as a grey picture, white where there is tissue.
+
+        Parameters
+        ----------
+        path
+            The file to write.
+
+        Returns
+        -------
+        Path
+            The file written.
+        """
+        from PIL import Image
+
+        path = Path(path)
+        Image.fromarray(self.mask.astype(np.uint8) * 255).save(path, format="PNG")
+        return path
+
+
+def tissue_mask(slide: Slide, *, mpp: float = 8.0, keep_fat: bool = False) -> TissueMask:
+    """Find the tissue of a slide, or the observed ground of a scene.
+
+    Parameters
+    ----------
+    slide
+        The slide; its resolution must be known.
+    mpp
+        Micrometres a cell of the mask; made coarser where the mask would be longer than 4096 cells.
+    keep_fat
+        Whether pale fat counts as tissue.
+
+    Returns
+    -------
+    TissueMask
+        The mask; without a True cell if the slide is all glass.
+    """
+    raise NotImplementedError

@@ -1,0 +1,110 @@
+"""Which windows of a slide are computed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from atlas_wsi.grid import Grid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from atlas_wsi.tissue.mask import TissueMask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WindowGrid:
+    """The windows of a slide at a working resolution, and which of them hold tissue."""
+
+    grid: Grid
+    """One cell a window, anchored at the slide's origin; the last ones may reach over the slide."""
+    active: NDArray[np.bool_]
+    """bool `(rows, cols)`: windows to compute."""
+    window_px: int
+    """Working pixels along a window's side."""
+    image_shape: tuple[int, int]
+    """Rows and columns of the whole slide in working pixels."""
+    mpp: tuple[float, float]
+    """Micrometres a working pixel `(y, x)`."""
+
+    @property
+    def n_active(self) -> int:
+        """Number of windows to compute."""
+        return int(np.count_nonzero(self.active))
+
+
+def plan_windows(
+    slide_shape: tuple[int, int],
+    slide_mpp: tuple[float, float],
+    mask: TissueMask | None,
+    *,
+    mpp: float | tuple[float, float],
+    window_px: int = 256,
+    min_tissue: float = 0.05,
+) -> WindowGrid:
+    """Lay windows over a slide and pick those with enough tissue.
+
+    Parameters
+    ----------
+    slide_shape
+        Level-0 rows and columns.
+    slide_mpp
+        Micrometres a level-0 pixel `(y, x)`.
+    mask
+        Where tissue is; None makes every window active.
+    mpp
+        Micrometres a working pixel, one number or `(y, x)`.
+    window_px
+        Working pixels along a window's side.
+    min_tissue
+        Least share of tissue, of the part of a window that lies on the slide, 0 to 1. A window
+        without any tissue is never active.
+
+    Returns
+    -------
+    WindowGrid
+        The windows and which of them are active.
+
+    Raises
+    ------
+    ValueError
+        If a size or a resolution is not positive, or `min_tissue` is not a share.
+    """
+    mpp_yx = (mpp, mpp) if isinstance(mpp, int | float) else mpp
+    if min(*slide_shape, *slide_mpp, *mpp_yx, window_px) <= 0:
+        raise ValueError(
+            "Sizes and resolutions must be positive: "
+            f"slide_shape={slide_shape}, slide_mpp={slide_mpp}, mpp={mpp}, window_px={window_px}."
+        )
+    if not 0 <= min_tissue <= 1:
+        raise ValueError(f"min_tissue={min_tissue} is not between 0 and 1.")
+    zoom = (slide_mpp[0] / mpp_yx[0], slide_mpp[1] / mpp_yx[1])
+    image_shape = (
+        max(1, math.ceil(slide_shape[0] * zoom[0] - 1e-6)),
+        max(1, math.ceil(slide_shape[1] * zoom[1] - 1e-6)),
+    )
+    grid = Grid(
+        shape=(-(-image_shape[0] // window_px), -(-image_shape[1] // window_px)),
+        step_px=(window_px / zoom[0], window_px / zoom[1]),
+    )
+    if mask is None:
+        active = np.ones(grid.shape, bool)
+    else:
+        share = mask.coverage(grid) / _share_on_slide(grid, slide_shape)
+        active = (share > 0) & (share >= min_tissue - 1e-6)
+    return WindowGrid(
+        grid=grid, active=active, window_px=window_px, image_shape=image_shape, mpp=mpp_yx
+    )
+
+
+def _share_on_slide(grid: Grid, slide_shape: tuple[int, int]) -> NDArray[np.float64]:
+    rows, cols = (
+        np.clip(size / step - np.arange(n), 1e-9, 1)
+        for size, step, n in zip(slide_shape, grid.step_px, grid.shape, strict=True)
+    )
+    share: NDArray[np.float64] = rows[:, None] * cols[None, :]
+    return share
