@@ -11,7 +11,7 @@ Source: arXiv 2503.12355, section 3, and the published implementation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import nn
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from atlas_wsi.models.layout import Layout, ScaleLayout
+
+
+Part: TypeAlias = "slice | torch.Tensor"
+"""Some windows of a list: a slice, or their places."""
+
+_ALL = slice(None)
 
 
 class Position(nn.Module):
@@ -207,7 +213,7 @@ class MsaBlock(nn.Module):
         coarse_kv: Sequence[torch.Tensor],
         coarse: Sequence[ScaleLayout],
         *,
-        part: slice = slice(None),
+        part: Part = _ALL,
     ) -> torch.Tensor:
         """Let windows attend to themselves and to one window of every coarser scale (step 3).
 
@@ -273,7 +279,7 @@ class MsaBlock(nn.Module):
         below: ScaleLayout,
         kv_NKC: torch.Tensor,
         *,
-        part: slice = slice(None),
+        part: Part = _ALL,
     ) -> torch.Tensor:
         """Update the tokens of a scale that lie over windows of the scale below (step 4).
 
@@ -300,9 +306,7 @@ class MsaBlock(nn.Module):
         return self.unit(scale).update(q_NPC, kv_NKC, valid)
 
 
-def pool(
-    x_NTC: torch.Tensor, at: ScaleLayout, ratio: int, *, part: slice = slice(None)
-) -> torch.Tensor:
+def pool(x_NTC: torch.Tensor, at: ScaleLayout, ratio: int, *, part: Part = _ALL) -> torch.Tensor:
     """Max-pool the valid tokens of windows to the tokens of the next scale over them.
 
     Parameters
@@ -376,4 +380,6 @@ def replace(x_NTC: torch.Tensor, parts_NPC: torch.Tensor, below: ScaleLayout) ->
 
 def _rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Pick rows of ``x``; an index past the end gives zeros."""
-    return torch.cat([x, x.new_zeros(1, x.shape[1])])[index]
+    missing = index >= len(x)
+    rows = x[index.clamp(max=len(x) - 1)]
+    return rows.masked_fill(missing[..., None], 0) if missing.any() else rows

@@ -1,0 +1,129 @@
+"""Make a model ready to run fast: device, precision, folded batch norm, channels last."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from atlas_wsi.errors import ModelError
+
+if TYPE_CHECKING:
+    from atlas_wsi.models import Model
+    from atlas_wsi.models.stem import Stem
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """Choose where to compute.
+
+    Parameters
+    ----------
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
+
+    Returns
+    -------
+    torch.device
+        The first GPU if there is one and the choice is ours, else what was asked for.
+
+    Raises
+    ------
+    ModelError
+        If the device is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"The device '{device}' cannot be used: {str(error).splitlines()[0]}.",
+            hint="`atlas-wsi doctor` lists the devices of this machine.",
+        ) from error
+    return chosen
+
+
+def choose_dtype(device: torch.device, precision: Precision = "auto") -> torch.dtype:
+    """Choose the type to compute in.
+
+    Parameters
+    ----------
+    device
+        Where it is computed.
+    precision
+        ``"auto"`` takes bfloat16 where the hardware multiplies it (AMX or AVX512-BF16, recent
+        GPUs), else float32.
+
+    Returns
+    -------
+    torch.dtype
+        bfloat16 or float32.
+    """
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device multiplies bfloat16 in hardware.
+
+    Parameters
+    ----------
+    device
+        Where it would be computed.
+
+    Returns
+    -------
+    bool
+        False where torch cannot tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    asked = (
+        getattr(torch.cpu, name, None)
+        for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
+    return any(bool(ask()) for ask in asked if ask is not None)
+
+
+def prepare(model: Model, *, device: torch.device, dtype: torch.dtype) -> Model:
+    """Return a copy of a model that only predicts.
+
+    Batch norm is folded into the convolutions (the sum is done in float32), the stem runs
+    channels-last, and no gradient is kept.
+
+    Parameters
+    ----------
+    model
+        A model; it is not changed.
+    device
+        Where it will run.
+    dtype
+        What it will compute in.
+
+    Returns
+    -------
+    Model
+        Gives the same output up to rounding.
+    """
+    ready = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    _fold(ready.encoder.stem)
+    ready.encoder.stem.to(memory_format=torch.channels_last)
+    return ready.to(device=device, dtype=dtype)
+
+
+def _fold(stem: Stem) -> None:
+    for module in stem.modules():
+        for i in (1, 2):
+            conv, bn = getattr(module, f"conv{i}", None), getattr(module, f"bn{i}", None)
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+                setattr(module, f"conv{i}", fuse_conv_bn_eval(conv, bn))
+                setattr(module, f"bn{i}", nn.Identity())

@@ -1,0 +1,181 @@
+"""Which pixels are read together: macro-tiles, halos, memory. Pure arithmetic."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from atlas_wsi.errors import MemoryBudgetError
+from atlas_wsi.grid import Box
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MacroTile:
+    """A block of neighbouring windows that is decoded and encoded at once."""
+
+    windows: NDArray[np.int64]
+    """Places of its active windows in the layout's list."""
+    area: Box
+    """Windows it spans: rows and columns of the grid of windows."""
+    read: Box
+    """Working pixels to read: the area and its halo, inside the image."""
+
+
+def plan_macro_tiles(
+    where: NDArray[np.int64],
+    *,
+    image_shape: tuple[int, int],
+    window_px: int,
+    halo_px: int,
+    side: int,
+) -> list[MacroTile]:
+    """Group the active windows into macro-tiles.
+
+    Parameters
+    ----------
+    where
+        `(N, 2)`: row and column of every active window.
+    image_shape
+        Rows and columns of the image in working pixels.
+    window_px
+        Working pixels along a window's side.
+    halo_px
+        Working pixels to read around the windows; none beyond the image, so that zero padding
+        acts where it does in the dense pass.
+    side
+        Windows along a macro-tile's side, at most.
+
+    Returns
+    -------
+    list of MacroTile
+        In row-major order; every active window is in exactly one.
+    """
+    block = where // side
+    order = np.lexsort((block[:, 1], block[:, 0]))
+    starts = np.flatnonzero(np.any(np.diff(block[order], axis=0, prepend=-1) != 0, axis=1))
+    tiles = []
+    for members in np.split(order, starts[1:]):
+        (row, col), (last_row, last_col) = where[members].min(axis=0), where[members].max(axis=0)
+        area = Box(
+            row=int(row), col=int(col), rows=int(last_row - row) + 1, cols=int(last_col - col) + 1
+        )
+        around = Box(
+            row=area.row * window_px - halo_px,
+            col=area.col * window_px - halo_px,
+            rows=area.rows * window_px + 2 * halo_px,
+            cols=area.cols * window_px + 2 * halo_px,
+        )
+        tiles.append(MacroTile(windows=members, area=area, read=around.clip(image_shape)))
+    return tiles
+
+
+def parse_bytes(text: str | int) -> int:
+    """Read an amount of memory.
+
+    Parameters
+    ----------
+    text
+        Such as ``"4GB"``, ``"800 MB"`` or a number of bytes.
+
+    Returns
+    -------
+    int
+        Bytes; K, M, G and T are powers of 1024.
+
+    Raises
+    ------
+    ValueError
+        If the text is no amount of memory.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(?:i?B)?\s*", str(text).upper())
+    if not match:
+        raise ValueError(f"'{text}' is not an amount of memory; expected such as 4GB or 800MB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """How a memory budget is spent."""
+
+    tokens_in_ram: bool
+    """Whether the fine tokens stay in memory; else they lie in a temporary file."""
+    macro_side: int
+    """Windows along a macro-tile's side."""
+    batch: int
+    """Windows that attend at once."""
+
+
+def plan_memory(
+    budget_bytes: int,
+    *,
+    n_windows: int,
+    tokens: int,
+    dim: int,
+    n_scales: int,
+    window_px: int,
+    itemsize: int,
+    batch: int | None = None,
+) -> MemoryPlan:
+    """Divide a memory budget among tokens, macro-tiles and batches.
+
+    Parameters
+    ----------
+    budget_bytes
+        Memory that the pass may take.
+    n_windows
+        Active windows.
+    tokens
+        Tokens a window.
+    dim
+        Channels of a token.
+    n_scales
+        Scales of the image.
+    window_px
+        Working pixels along a window's side.
+    itemsize
+        Bytes a number while computing.
+    batch
+        Windows at once, if the caller chose it.
+
+    Returns
+    -------
+    MemoryPlan
+        What fits.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If the coarse scales alone do not fit.
+    """
+    window_bytes = tokens * dim * itemsize
+    # tokens, keys and values, and parts of every scale but the finest; each is 1/16 of the last
+    coarse_bytes = n_windows * window_bytes // 16 * 8
+    left = budget_bytes - coarse_bytes
+    need = 48 * window_bytes
+    if left < need:
+        raise MemoryBudgetError(
+            f"{budget_bytes / 2**20:.0f} MiB do not suffice for {n_windows} windows: the coarse "
+            f"scales take {coarse_bytes / 2**20:.0f} MiB and a batch {need / 2**20:.0f} MiB.",
+            hint="Raise --memory, or predict a smaller area.",
+        )
+    in_ram = n_windows * window_bytes <= left // 2
+    free = left - n_windows * window_bytes if in_ram else left
+    # the widest maps of the stem: 64 and dim / 4 channels at strides 2 and 4, a few at once
+    pixel_bytes = itemsize * (64 / 4 + 4 * (dim / 4) / 16) + 24
+    side = int(np.sqrt(free / 3 / pixel_bytes) / window_px)
+    # activations of a window: the residual stream, queries, an MLP four times as wide, and the
+    # keys and values of every scale
+    fits = int(free / 3 / (window_bytes * (14 + 4 * n_scales)))
+    return MemoryPlan(
+        tokens_in_ram=in_ram,
+        macro_side=max(1, min(8, side)),
+        batch=batch or max(1, min(64, fits)),
+    )

@@ -1,0 +1,132 @@
+"""The laws of the streamed pass: it is the dense pass, however the image is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atlas_wsi.inference.engine import prepare
+from atlas_wsi.inference.passes import StreamedPass
+from atlas_wsi.inference.plan import plan_macro_tiles
+from atlas_wsi.inference.tokens import TokenStore
+from atlas_wsi.models import AtlasConfig, Model, ModelCard, ModelClass
+
+CARD = ModelCard(
+    name="law",
+    domain="slide",
+    mpp=1.0,
+    classes=tuple(ModelClass(name=c, color="#123456") for c in "abc"),
+)
+
+
+def make_model(depths: tuple[int, ...], n_scales: int, window: int, ratio: int) -> Model:
+    torch.manual_seed(1)
+    config = AtlasConfig(
+        dim=16, heads=2, depths=depths, n_scales=n_scales, window=window, ratio=ratio, n_classes=3
+    )
+    model = Model(config, CARD).eval()
+    for module in model.modules():  # statistics and weights that matter
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.2)
+    return model
+
+
+def stream(model, image, active, *, side, batch, in_ram, cell_tokens=4):
+    layout = model.encoder.plan(image.shape[:2], active_windows=active)
+    at = layout.scales[0]
+    tiles = plan_macro_tiles(
+        at.where[:, 1:],
+        image_shape=image.shape[:2],
+        window_px=at.side * 16,
+        halo_px=96,
+        side=side,
+    )
+    shape = (at.n_windows, at.side**2, model.config.dim)
+    ready = prepare(model, device=torch.device("cpu"), dtype=torch.float32)
+    with TokenStore(shape, dtype=torch.float32, in_ram=in_ram) as store:
+        done: list[int] = []
+        run = StreamedPass(ready, layout, store, batch=batch, step=lambda what, n: done.append(n))
+        pixels = ((tile, image[tile.read.slices]) for tile in tiles)
+        return run.run(pixels, cell_tokens=cell_tokens), done
+
+
+@st.composite
+def cases(draw):
+    window, ratio = draw(st.sampled_from([(4, 2), (8, 4), (4, 4)]))
+    depths = draw(st.sampled_from([(1,), (2, 1), (1, 1, 1)]))
+    n_scales = draw(st.integers(1, 3))
+    shape = draw(st.tuples(st.integers(1, 420), st.integers(1, 420)))
+    seed = draw(st.integers(0, 2**16))
+    keep = draw(st.sampled_from([0.2, 0.6, 1.0]))
+    cut = draw(st.tuples(st.integers(1, 5), st.integers(1, 9), st.booleans()))
+    return window, ratio, depths, n_scales, shape, seed, keep, cut
+
+
+def windows_of(model, shape):
+    tokens = [-(-n // 16) for n in shape]
+    side = min(model.config.window, max(tokens))
+    return tuple(-(-n // side) for n in tokens)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_streamed_is_dense_for_any_size_mask_cut_and_store(case):
+    window, ratio, depths, n_scales, shape, seed, keep, (side, batch, in_ram) = case
+    model = make_model(depths, n_scales, window, ratio)
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    active = rng.random(windows_of(model, shape)) < keep
+    active.flat[rng.integers(active.size)] = True
+
+    with torch.inference_mode():
+        x = model.normalise(torch.from_numpy(image[None]))
+        dense = model(x, active_windows=active)
+    streamed, _ = stream(model, image, active, side=side, batch=batch, in_ram=in_ram)
+
+    assert torch.equal(streamed.valid, dense.valid[0])
+    torch.testing.assert_close(streamed.slide, dense.slide[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        streamed.cells[:, streamed.valid],
+        dense.cells[0][:, dense.valid[0]],
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("cell_tokens", [1, 2, 4])
+def test_cells_of_every_size_agree_with_the_dense_pass(cell_tokens):
+    model = make_model((1, 1), 2, 8, 4)
+    image = np.random.default_rng(0).integers(0, 256, (300, 410, 3), dtype=np.uint8)
+    active = np.ones(windows_of(model, image.shape[:2]), bool)
+    with torch.inference_mode():
+        dense = model(model.normalise(torch.from_numpy(image[None])), cell_tokens=cell_tokens)
+    streamed, _ = stream(
+        model, image, active, side=2, batch=3, in_ram=True, cell_tokens=cell_tokens
+    )
+    torch.testing.assert_close(streamed.cells, dense.cells[0], atol=1e-4, rtol=1e-4)
+
+
+def test_every_window_is_reported_once_a_pass():
+    model = make_model((2, 1), 2, 4, 2)
+    image = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
+    active = np.ones(windows_of(model, image.shape[:2]), bool)
+    _, done = stream(model, image, active, side=2, batch=3, in_ram=True)
+    assert sum(done) == active.sum() * (1 + 2)  # read once, then once a block that has them
+
+
+def test_context_reaches_every_cell():
+    """A change in one corner moves the logits of the far corner."""
+    model = make_model((1, 1), 3, 4, 2)
+    image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    changed = image.copy()
+    changed[:64, :64] = 0
+    active = np.ones(windows_of(model, image.shape[:2]), bool)
+    before, _ = stream(model, image, active, side=8, batch=64, in_ram=True)
+    after, _ = stream(model, changed, active, side=8, batch=64, in_ram=True)
+    assert not torch.equal(before.cells[:, -1, -1], after.cells[:, -1, -1])
