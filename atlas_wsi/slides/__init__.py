@@ -1,1 +1,1 @@
-"""."""
+"""From a file to a lazy pyramid of pixels."""

@@ -63,6 +63,8 @@ class SlideMeta:
     """Affine (a, b, c, d, e, f): CRS x = a*col + b*row + c, y = d*col + e*row + f (level 0)."""
     nodata: float | None = None
     """Value that marks missing pixels; NaN is possible."""
+    has_mask: bool = False
+    """Whether `Backend.read_valid` can be False; then invalid pixels never blend into others."""
     properties: Mapping[str, str] = field(default_factory=dict)
     """All other facts of the file as text."""
     warnings: tuple[str, ...] = ()

@@ -1,0 +1,240 @@
+"""Slides that OpenSlide reads: Aperio, Hamamatsu, MIRAX, Leica, Ventana, Philips, DICOM, ..."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openslide
+
+from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.grid import Box
+from atlas_wsi.slides import resolution
+from atlas_wsi.slides.backend import Level, SlideMeta
+from atlas_wsi.slides.pyramid import true_downsample
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_TILE_PX = 512
+
+
+class OpenSlideBackend:
+    """One slide behind OpenSlide.
+
+    Parameters
+    ----------
+    path
+        A file that OpenSlide knows.
+    handle
+        The open slide.
+    """
+
+    def __init__(self, path: Path, handle: openslide.OpenSlide) -> None:
+        self._path = path
+        self._handle = handle
+        self._lock = threading.Lock()
+        self._meta = _read_meta(handle)
+        self._background = np.array(self._meta.background, dtype=np.float32)
+
+    @property
+    def meta(self) -> SlideMeta:
+        """What the file says of itself."""
+        return self._meta
+
+    def read_block(self, level: int, box: Box) -> NDArray[Any]:
+        """Read pixels of a stored level.
+
+        Parameters
+        ----------
+        level
+            Index into ``meta.levels``.
+        box
+            Rows and columns in the level's pixels.
+
+        Returns
+        -------
+        NDArray
+            uint8 `(rows, cols, 3)`; transparent parts show the background colour.
+        """
+        rgba = self._read_rgba(level, box)
+        alpha = rgba[..., 3]
+        if alpha.min() == 255:
+            return np.ascontiguousarray(rgba[..., :3])
+        share = alpha[..., None].astype(np.float32) / 255.0
+        blended = rgba[..., :3] * share + self._background * (1.0 - share)
+        return np.asarray(np.rint(blended), dtype=np.uint8)
+
+    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
+        """Tell which pixels were scanned.
+
+        Parameters
+        ----------
+        level
+            Index into ``meta.levels``.
+        box
+            Rows and columns in the level's pixels.
+
+        Returns
+        -------
+        NDArray
+            bool `(rows, cols)`.
+        """
+        return np.asarray(self._read_rgba(level, box)[..., 3] > 0)
+
+    def read_associated(self, name: str) -> NDArray[Any]:
+        """Read an associated image.
+
+        Parameters
+        ----------
+        name
+            One of ``meta.associated``.
+
+        Returns
+        -------
+        NDArray
+            uint8 `(rows, cols, 3)`.
+
+        Raises
+        ------
+        UnreadableSlideError
+            If its bytes cannot be decoded.
+        """
+        handle = self._handle
+        try:
+            return np.asarray(handle.associated_images[name].convert("RGB"))
+        except openslide.OpenSlideError as error:
+            self._replace(handle)
+            raise UnreadableSlideError(
+                f"{self._path}: the associated image {name!r} cannot be decoded: {error}."
+            ) from error
+
+    def close(self) -> None:
+        """Give the file back to the system."""
+        self._handle.close()
+
+    def _read_rgba(self, level: int, box: Box) -> NDArray[np.uint8]:
+        handle = self._handle
+        try:
+            return _read(handle, level, box)
+        except openslide.OpenSlideError:
+            # An error spoils the handle for every thread that reads through it, so this block may
+            # be sound: a new handle that nobody else has tells.
+            self._replace(handle)
+        try:
+            with openslide.OpenSlide(self._path) as private:
+                return _read(private, level, box)
+        except openslide.OpenSlideError as error:
+            raise UnreadableSlideError(
+                f"{self._path}: level {level}, rows {box.row} to {box.row_end}, columns "
+                f"{box.col} to {box.col_end} cannot be decoded: {error}."
+            ) from error
+
+    def _replace(self, spoiled: openslide.OpenSlide) -> None:
+        with self._lock:
+            if self._handle is spoiled:
+                self._handle = openslide.OpenSlide(self._path)
+
+
+def open_openslide(path: Path) -> OpenSlideBackend:
+    """Open a slide through OpenSlide.
+
+    Parameters
+    ----------
+    path
+        A file; of a DICOM series any one instance.
+
+    Returns
+    -------
+    OpenSlideBackend
+        Lazy: no pixel is read.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        If OpenSlide does not know the format.
+    UnreadableSlideError
+        If it does, but cannot open this file.
+    """
+    try:
+        return OpenSlideBackend(path, openslide.OpenSlide(path))
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise UnsupportedFormatError(f"{path} is no format that OpenSlide reads.") from error
+    except openslide.OpenSlideError as error:
+        raise UnreadableSlideError(
+            f"{path} cannot be opened by OpenSlide: {error}.",
+            hint="The file may be truncated: compare its size with the original.",
+        ) from error
+
+
+def _read(handle: openslide.OpenSlide, level: int, box: Box) -> NDArray[np.uint8]:
+    # OpenSlide wants the corner in level-0 pixels and divides by its own downsample; the nearest
+    # integer leaves less than half a level pixel, and it takes the nearest stored pixel.
+    downsample = handle.level_downsamples[level]
+    corner = round(box.col * downsample), round(box.row * downsample)
+    return np.asarray(handle.read_region(corner, level, (box.cols, box.rows)))
+
+
+def _read_meta(handle: openslide.OpenSlide) -> SlideMeta:
+    properties: Mapping[str, str] = dict(handle.properties)
+    vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "")
+    full = handle.dimensions[1], handle.dimensions[0]
+    levels = []
+    for index, (cols, rows) in enumerate(handle.level_dimensions):
+        levels.append(
+            Level(
+                shape=(rows, cols),
+                downsample=(true_downsample(full[0], rows), true_downsample(full[1], cols)),
+                tile=_tile(properties, index, (rows, cols)),
+            )
+        )
+    mpp, source = resolution.from_openslide(properties)
+    power = properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
+    profile = handle.color_profile
+    return SlideMeta(
+        format=vendor,
+        backend="openslide",
+        levels=tuple(levels),
+        n_channels=3,
+        dtype="uint8",
+        channel_names=("red", "green", "blue"),
+        background=_background(properties),
+        mpp=mpp,
+        mpp_source=source,
+        magnification=float(power) if power else None,
+        vendor=vendor,
+        bounds=_bounds(properties, full),
+        icc_profile=profile.tobytes() if profile is not None else None,
+        associated=tuple(sorted(handle.associated_images)),
+        properties=properties,
+    )
+
+
+def _tile(properties: Mapping[str, str], level: int, shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the stored tile, or a square if what is stored is very small or very large."""
+    rows = int(properties.get(f"openslide.level[{level}].tile-height", 0))
+    cols = int(properties.get(f"openslide.level[{level}].tile-width", 0))
+    if 128 <= rows <= 2048 and 128 <= cols <= 2048:
+        return rows, cols
+    return min(_TILE_PX, shape[0]), min(_TILE_PX, shape[1])
+
+
+def _background(properties: Mapping[str, str]) -> tuple[float, ...]:
+    colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "")
+    if len(colour) != 6:
+        return (255.0, 255.0, 255.0)
+    return tuple(float(value) for value in bytes.fromhex(colour))
+
+
+def _bounds(properties: Mapping[str, str], full: tuple[int, int]) -> Box | None:
+    names = ("bounds-y", "bounds-x", "bounds-height", "bounds-width")
+    values = [properties.get(f"openslide.{name}") for name in names]
+    if not all(values):
+        return None
+    row, col, rows, cols = (int(value or 0) for value in values)
+    box = Box(row=row, col=col, rows=rows, cols=cols).clip(full)
+    return None if box.is_empty else box

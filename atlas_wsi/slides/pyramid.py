@@ -1,0 +1,88 @@
+"""Levels: which stored one serves a resolution, and coarse ones that a file lacks."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from atlas_wsi.slides.backend import Level
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OVERVIEW_PX = 1024
+_MADE_TILE_PX = 512
+_FINER_SLACK = 1.01
+
+
+def true_downsample(full_px: int, level_px: int) -> float:
+    """Return how many level-0 pixels a pixel of a stored level spans.
+
+    Parameters
+    ----------
+    full_px
+        Level 0 along one axis.
+    level_px
+        The level along the same axis.
+
+    Returns
+    -------
+    float
+        The whole number that the scanner divided by if the sizes fit one after rounding either
+        way (the quotient of the sizes drifts by up to a level pixel over the slide), else the
+        quotient.
+    """
+    whole = round(full_px / level_px)
+    if math.floor(full_px / whole) <= level_px <= math.ceil(full_px / whole):
+        return float(whole)
+    return full_px / level_px
+
+
+def with_overviews(stored: Sequence[Level]) -> tuple[Level, ...]:
+    """Return the stored levels followed by the coarser ones to be made.
+
+    Parameters
+    ----------
+    stored
+        Levels of the file, finest first.
+
+    Returns
+    -------
+    tuple
+        Each level after the stored ones halves the one before, until the longer side is at
+        most 1024 pixels.
+    """
+    levels = list(stored)
+    while max(levels[-1].shape) > OVERVIEW_PX:
+        finer = levels[-1]
+        rows, cols = (-(-n // 2) for n in finer.shape)
+        levels.append(
+            Level(
+                shape=(rows, cols),
+                downsample=(finer.downsample[0] * 2, finer.downsample[1] * 2),
+                tile=(_MADE_TILE_PX, _MADE_TILE_PX),
+            )
+        )
+    return tuple(levels)
+
+
+def level_for(levels: Sequence[Level], ratio: tuple[float, float]) -> int:
+    """Return the coarsest level that is still fine enough.
+
+    Parameters
+    ----------
+    levels
+        Finest first.
+    ratio
+        Level-0 pixels an output pixel `(y, x)`.
+
+    Returns
+    -------
+    int
+        Index of the level. One that is coarser by at most 1% counts as fine enough.
+    """
+    best = 0
+    for index, level in enumerate(levels):
+        if all(d <= r * _FINER_SLACK for d, r in zip(level.downsample, ratio, strict=True)):
+            best = index
+    return best

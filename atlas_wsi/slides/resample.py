@@ -1,0 +1,133 @@
+"""Antialiased resampling whose result depends on absolute positions only.
+
+Two separable passes of a triangle filter, each one sparse matrix of weights. Pillow's ``resize``
+is the same filter, but it takes its box in single precision and rounds between the passes, so
+that two halves of an area would not join exactly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from scipy.sparse import csr_array
+
+
+def support_of(start: float, scale: float, n_out: int) -> tuple[int, int]:
+    """Return which source pixels a run of output pixels needs.
+
+    Parameters
+    ----------
+    start
+        Source position of the first output pixel's edge.
+    scale
+        Source pixels an output pixel.
+    n_out
+        Number of output pixels, at least 1.
+
+    Returns
+    -------
+    tuple
+        First source pixel and the one after the last.
+    """
+    radius = max(scale, 1.0)
+    first = np.floor(start + 0.5 * scale - radius)
+    last = np.ceil(start + (n_out - 0.5) * scale + radius)
+    return int(first), int(last)
+
+
+def _weights(start: float, scale: float, n_out: int, offset: int, n_in: int) -> csr_array:
+    """Weights `(n_out, n_in)`, float32; source pixel `offset` is column 0."""
+    from scipy.sparse import csr_array
+
+    radius = max(scale, 1.0)
+    centre = start + (np.arange(n_out) + 0.5) * scale
+    n_taps = int(np.ceil(2 * radius)) + 1
+    taps = np.floor(centre - radius + 0.5).astype(np.int64)[:, None] + np.arange(n_taps)
+    weight = np.maximum(0.0, 1.0 - np.abs(taps + 0.5 - centre[:, None]) / radius)
+    weight /= weight.sum(axis=1, keepdims=True)
+    column = np.clip(taps - offset, 0, n_in - 1)  # what is clipped has no weight
+    indptr = np.arange(0, n_out * n_taps + 1, n_taps, dtype=np.int32)
+    entries = (weight.astype(np.float32).ravel(), column.astype(np.int32).ravel(), indptr)
+    return csr_array(entries, shape=(n_out, n_in))
+
+
+def resample(
+    source: NDArray[Any],
+    offset: tuple[int, int],
+    *,
+    start: tuple[float, float],
+    scale: tuple[float, float],
+    shape: tuple[int, int],
+) -> NDArray[np.float32]:
+    """Return output pixels as weighted means of the source pixels around them.
+
+    Parameters
+    ----------
+    source
+        `(rows, cols, channels)`; must cover what `support_of` asks for.
+    offset
+        Position of ``source[0, 0]`` on the source level `(y, x)`.
+    start
+        Position of the output's top-left corner on the source level `(y, x)`.
+    scale
+        Source pixels an output pixel `(y, x)`.
+    shape
+        Rows and columns of the output.
+
+    Returns
+    -------
+    NDArray
+        float32 `(rows, cols, channels)`, not rounded.
+    """
+    rows, cols, channels = source.shape
+    flat = source.reshape(rows, cols * channels).astype(np.float32)
+    down = _weights(start[0], scale[0], shape[0], offset[0], rows) @ flat
+    turned = down.reshape(shape[0], cols, channels).transpose(1, 0, 2)
+    across = _weights(start[1], scale[1], shape[1], offset[1], cols) @ np.ascontiguousarray(
+        turned
+    ).reshape(cols, shape[0] * channels)
+    return np.asarray(across).reshape(shape[1], shape[0], channels).transpose(1, 0, 2)
+
+
+def halve(source: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return means of 2 x 2 pixels; an odd last row or column stands for itself.
+
+    Parameters
+    ----------
+    source
+        `(rows, cols, channels)`.
+
+    Returns
+    -------
+    NDArray
+        float32 `(ceil(rows / 2), ceil(cols / 2), channels)`.
+    """
+    rows, cols, channels = source.shape
+    padded = np.pad(source, ((0, rows % 2), (0, cols % 2), (0, 0)), mode="edge")
+    grouped = padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2, channels)
+    return np.asarray(grouped.mean(axis=(1, 3), dtype=np.float32))
+
+
+def as_dtype(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Round to a sample type.
+
+    Parameters
+    ----------
+    values
+        Any shape.
+    dtype
+        Integer types are rounded to nearest even and clipped to their range.
+
+    Returns
+    -------
+    NDArray
+        Contiguous, same shape.
+    """
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        values = np.clip(np.rint(values), info.min, info.max)
+    return np.ascontiguousarray(values, dtype=dtype)

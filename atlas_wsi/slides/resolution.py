@@ -1,0 +1,129 @@
+"""How large a pixel is: where files say so, what is believed, what the user may override."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PLAUSIBLE_UM = (0.02, 100.0)
+_EDITOR_DPI = (72.0, 96.0, 150.0, 200.0, 300.0, 600.0, 1200.0)
+_UM_A_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
+
+
+def check_mpp(mpp: float | tuple[float, float]) -> tuple[float, float]:
+    """Return a resolution given by a caller as `(y, x)`.
+
+    Parameters
+    ----------
+    mpp
+        Micrometres a pixel, one number or `(y, x)`.
+
+    Returns
+    -------
+    tuple
+        `(y, x)`.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite and positive.
+    """
+    y, x = (mpp, mpp) if isinstance(mpp, (int, float)) else mpp
+    if not all(math.isfinite(value) and value > 0 for value in (y, x)):
+        raise ValueError(f"mpp must be finite and positive, got {mpp!r}.")
+    return float(y), float(x)
+
+
+def from_openslide(properties: Mapping[str, str]) -> tuple[tuple[float, float] | None, str]:
+    """Return the resolution among OpenSlide's properties.
+
+    Parameters
+    ----------
+    properties
+        As OpenSlide gives them.
+
+    Returns
+    -------
+    tuple
+        Micrometres a pixel `(y, x)` or None, and the property it was read from.
+    """
+    y = _positive(properties.get("openslide.mpp-y"))
+    x = _positive(properties.get("openslide.mpp-x"))
+    if y is None or x is None:
+        y = x = y or x
+    if y is None or x is None:
+        return None, ""
+    if properties.get("openslide.vendor") == "generic-tiff":
+        unit = properties.get("tiff.ResolutionUnit", "")  # OpenSlide computes mpp from the tag
+        per_unit = _UM_A_UNIT.get(unit, 0.0)
+        return from_tiff(per_unit / y, per_unit / x, unit)
+    return (y, x), "openslide.mpp-x"
+
+
+def from_tiff(
+    per_unit_y: float, per_unit_x: float, unit: str
+) -> tuple[tuple[float, float] | None, str]:
+    """Return the resolution that TIFF's resolution tags mean, if they mean one.
+
+    Parameters
+    ----------
+    per_unit_y
+        YResolution.
+    per_unit_x
+        XResolution.
+    unit
+        ``"inch"``, ``"centimeter"`` or anything else.
+
+    Returns
+    -------
+    tuple
+        Micrometres a pixel `(y, x)` and where they were read. None for what image editors
+        write by habit (72, 96, 300 dpi) and for anything that no microscope has.
+    """
+    scale = _UM_A_UNIT.get(unit.lower())
+    if scale is None or not (per_unit_y > 0 and per_unit_x > 0):
+        return None, ""
+    dpi = per_unit_x * _UM_A_UNIT["inch"] / scale
+    mpp = scale / per_unit_y, scale / per_unit_x
+    low, high = PLAUSIBLE_UM
+    if any(abs(dpi - habit) < 0.5 for habit in _EDITOR_DPI):
+        return None, ""
+    if not all(low <= value <= high for value in mpp):
+        return None, ""
+    return mpp, "TIFF resolution"
+
+
+def explain_missing(name: str, magnification: float | None) -> tuple[str, str]:
+    """Return message and hint of the error for a slide whose pixel size nobody knows.
+
+    Parameters
+    ----------
+    name
+        The slide.
+    magnification
+        Objective power, if the file tells it.
+
+    Returns
+    -------
+    tuple
+        Message and hint.
+    """
+    told = ""
+    if magnification:
+        told = (
+            f" The file says {magnification:g}x, which on many scanners means about "
+            f"{10 / magnification:.3g} µm."
+        )
+    message = f"{name} does not say how large a pixel is.{told}"
+    return message, "Give micrometres a pixel: --mpp 0.25 (in Python: open_slide(path, mpp=0.25))."
+
+
+def _positive(text: str | None) -> float | None:
+    try:
+        value = float(text) if text else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None

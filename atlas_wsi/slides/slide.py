@@ -1,0 +1,437 @@
+"""A slide or scene: a lazy pyramid that reads any region at any resolution."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from atlas_wsi.errors import MissingResolutionError
+from atlas_wsi.grid import Box
+from atlas_wsi.slides import resolution
+from atlas_wsi.slides.pyramid import OVERVIEW_PX, level_for
+from atlas_wsi.slides.resample import as_dtype, resample, support_of
+from atlas_wsi.slides.tiles import TileReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.slides.backend import Backend, SlideMeta
+    from atlas_wsi.slides.tiles import UnreadableTile
+
+_BLOCK_PX = 1024
+_ALIGNED = 1e-6
+_SUFFIX = re.compile(r"(\.ome)?\.(zarr(\.zip)?|(?!\d)\w{2,5})$", re.IGNORECASE)
+
+
+class Slide:
+    """An open slide or scene. Safe to use from several threads; pickles by its path.
+
+    Parameters
+    ----------
+    backend
+        The reader of the file's format.
+    path
+        Absolute path or URL, as it can be opened again.
+    mpp
+        Micrometres a level-0 pixel, a number or `(y, x)`, instead of what the file says.
+    strict
+        Whether a block that cannot be decoded raises, rather than being filled with background
+        and listed in `unreadable`.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        path: str,
+        *,
+        mpp: float | tuple[float, float] | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.path = path
+        self.strict = strict
+        self._backend = backend
+        self._override = None if mpp is None else resolution.check_mpp(mpp)
+        self._reader = TileReader(backend, strict=strict)
+
+    # What the slide is ---------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """File name without its suffix, usable as a folder name."""
+        return slide_name(self.path)
+
+    @property
+    def meta(self) -> SlideMeta:
+        """What the file says of itself."""
+        return self._backend.meta
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Level-0 rows and columns."""
+        return self._reader.levels[0].shape
+
+    @property
+    def n_channels(self) -> int:
+        """Channels (bands) of a pixel."""
+        return self.meta.n_channels
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Sample type."""
+        return self._reader.dtype
+
+    @property
+    def level_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of every level, those made on demand included."""
+        return tuple(level.shape for level in self._reader.levels)
+
+    @property
+    def downsamples(self) -> tuple[tuple[float, float], ...]:
+        """Level-0 pixels a pixel of each level `(y, x)`."""
+        return tuple(level.downsample for level in self._reader.levels)
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """Micrometres a level-0 pixel `(y, x)`; None if neither caller nor file says."""
+        return self._override or self.meta.mpp
+
+    @property
+    def mpp_source(self) -> str:
+        """Where `mpp` comes from: ``"argument"`` or a place in the file."""
+        return "argument" if self._override else self.meta.mpp_source
+
+    @property
+    def magnification(self) -> float | None:
+        """Objective power of the scan, if told."""
+        return self.meta.magnification
+
+    @property
+    def vendor(self) -> str:
+        """Scanner's vendor; empty if unknown."""
+        return self.meta.vendor
+
+    @property
+    def bounds(self) -> Box:
+        """Non-empty region in level-0 pixels; the whole slide if the file does not tell."""
+        rows, cols = self.shape
+        return self.meta.bounds or Box(row=0, col=0, rows=rows, cols=cols)
+
+    @property
+    def background(self) -> tuple[float, ...]:
+        """Value of a pixel outside the slide, a number a channel."""
+        return self.meta.background
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """Embedded ICC profile."""
+        return self.meta.icc_profile
+
+    @property
+    def crs(self) -> str | None:
+        """Coordinate reference system as WKT; None for slides."""
+        return self.meta.crs
+
+    @property
+    def transform(self) -> tuple[float, float, float, float, float, float] | None:
+        """Affine (a, b, c, d, e, f) from level-0 (col, row) to CRS (x, y)."""
+        return self.meta.transform
+
+    @property
+    def is_georeferenced(self) -> bool:
+        """Whether the pixels have a place on earth."""
+        return self.meta.crs is not None and self.meta.transform is not None
+
+    @property
+    def associated(self) -> tuple[str, ...]:
+        """Names of associated images such as label and macro."""
+        return self.meta.associated
+
+    @property
+    def unreadable(self) -> list[UnreadableTile]:
+        """Blocks that could not be decoded so far."""
+        return self._reader.unreadable
+
+    def require_mpp(self) -> tuple[float, float]:
+        """Return the resolution, which must be known.
+
+        Returns
+        -------
+        tuple
+            Micrometres a level-0 pixel `(y, x)`.
+
+        Raises
+        ------
+        MissingResolutionError
+            If neither the caller nor the file says it.
+        """
+        if self.mpp is None:
+            message, hint = resolution.explain_missing(self.name, self.magnification)
+            raise MissingResolutionError(message, hint=hint)
+        return self.mpp
+
+    # Pixels --------------------------------------------------------------------------------
+
+    def read_region(
+        self,
+        y: float,
+        x: float,
+        height: int,
+        width: int,
+        *,
+        mpp: float | tuple[float, float] | None = None,
+    ) -> NDArray[Any]:
+        """Read a region at any resolution.
+
+        Parameters
+        ----------
+        y
+            Level-0 row of the top edge; may be fractional or outside the slide.
+        x
+            Level-0 column of the left edge.
+        height
+            Rows of the result.
+        width
+            Columns of the result.
+        mpp
+            Micrometres a pixel of the result, a number or `(y, x)`; None for level 0.
+
+        Returns
+        -------
+        NDArray
+            `(height, width, channels)` in the slide's sample type, background outside the slide.
+
+        Notes
+        -----
+        Read from the nearest finer level and resampled with a triangle filter as wide as the
+        reduction. A pixel depends on its own place only: an area read whole equals its parts
+        joined.
+        """
+        return self._read_scaled(y, x, height, width, self._ratio(mpp))
+
+    def read_valid(
+        self,
+        y: float,
+        x: float,
+        height: int,
+        width: int,
+        *,
+        mpp: float | tuple[float, float] | None = None,
+    ) -> NDArray[np.bool_]:
+        """Tell which pixels of a region hold an observation.
+
+        Parameters
+        ----------
+        y
+            As for `read_region`.
+        x
+            As for `read_region`.
+        height
+            As for `read_region`.
+        width
+            As for `read_region`.
+        mpp
+            As for `read_region`.
+
+        Returns
+        -------
+        NDArray
+            bool `(height, width)`; False outside the slide, for nodata and transparent pixels,
+            and for blocks that were found unreadable so far.
+        """
+        return self._valid_scaled(y, x, height, width, self._ratio(mpp))
+
+    def thumbnail(self, max_px: int = OVERVIEW_PX) -> NDArray[Any]:
+        """Read the whole slide, small.
+
+        Parameters
+        ----------
+        max_px
+            Longest side of the result; a smaller slide is not enlarged.
+
+        Returns
+        -------
+        NDArray
+            `(rows, cols, channels)` in the slide's sample type.
+        """
+        shrink = max(1.0, max(self.shape) / max_px)
+        rows, cols = (max(1, round(n / shrink)) for n in self.shape)
+        return self._read_scaled(0, 0, rows, cols, (self.shape[0] / rows, self.shape[1] / cols))
+
+    def read_associated(self, name: str) -> NDArray[Any]:
+        """Read an associated image.
+
+        Parameters
+        ----------
+        name
+            One of `associated`.
+
+        Returns
+        -------
+        NDArray
+            uint8 `(rows, cols, 3)`.
+
+        Raises
+        ------
+        ValueError
+            If the slide has no such image.
+        """
+        if name not in self.associated:
+            raise ValueError(f"{self.name} has no image {name!r}, only {self.associated}.")
+        return self._backend.read_associated(name)
+
+    def close(self) -> None:
+        """Give the file back to the system."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self._override, self.strict)
+
+    def __repr__(self) -> str:
+        rows, cols = self.shape
+        at = "unknown mpp" if self.mpp is None else f"{self.mpp[0]:.4g} um/px"
+        return f"<Slide {self.name}: {self.meta.format}, {rows} x {cols} px, {at}>"
+
+    def _ratio(self, mpp: float | tuple[float, float] | None) -> tuple[float, float]:
+        """Level-0 pixels an output pixel."""
+        if mpp is None:
+            return 1.0, 1.0
+        wanted, own = resolution.check_mpp(mpp), self.require_mpp()
+        return wanted[0] / own[0], wanted[1] / own[1]
+
+    def _read_scaled(
+        self, y: float, x: float, height: int, width: int, ratio: tuple[float, float]
+    ) -> NDArray[Any]:
+        reader = self._reader
+        view = _View.over(reader, y, x, (height, width), ratio)
+        if view.aligned_box is not None:
+            return reader.read(view.level, view.aligned_box)
+        result = np.empty((height, width, self.n_channels), reader.dtype)
+        for out in view.blocks():
+            source = view.source_of(out)
+            pixels = reader.read(view.level, source)
+            if reader.has_mask:
+                valid = reader.read_valid(view.level, source)[..., None]
+                total = view.reduce(np.where(valid, pixels, 0), source, out)
+                result[out.slices] = reader.blend(total, view.reduce(valid, source, out))
+            else:
+                result[out.slices] = as_dtype(view.reduce(pixels, source, out), reader.dtype)
+        return result
+
+    def _valid_scaled(
+        self, y: float, x: float, height: int, width: int, ratio: tuple[float, float]
+    ) -> NDArray[np.bool_]:
+        reader = self._reader
+        view = _View.over(reader, y, x, (height, width), ratio)
+        if view.aligned_box is not None:
+            return reader.read_valid(view.level, view.aligned_box)
+        result = np.empty((height, width), dtype=bool)
+        for out in view.blocks():
+            source = view.source_of(out)
+            share = view.reduce(reader.read_valid(view.level, source)[..., None], source, out)
+            result[out.slices] = share[..., 0] >= 0.5
+        return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _View:
+    """A region at a resolution, in terms of the level that serves it."""
+
+    level: int
+    """Level to read from."""
+    start: tuple[float, float]
+    """Top-left corner in the level's pixels `(y, x)`."""
+    scale: tuple[float, float]
+    """Level pixels an output pixel `(y, x)`."""
+    shape: tuple[int, int]
+    """Output rows and columns."""
+
+    @classmethod
+    def over(
+        cls,
+        reader: TileReader,
+        y: float,
+        x: float,
+        shape: tuple[int, int],
+        ratio: tuple[float, float],
+    ) -> _View:
+        """Choose the level for a region."""
+        if min(shape) < 0 or not (math.isfinite(y) and math.isfinite(x)):
+            raise ValueError(f"No region has its corner at {y, x} and {shape} rows and columns.")
+        level = level_for(reader.levels, ratio)
+        downsample = reader.levels[level].downsample
+        start = y / downsample[0], x / downsample[1]
+        scale = ratio[0] / downsample[0], ratio[1] / downsample[1]
+        return cls(level=level, start=start, scale=scale, shape=shape)
+
+    @property
+    def aligned_box(self) -> Box | None:
+        """The level's pixels that are the output's, or None if resampling is needed."""
+        row, col = round(self.start[0]), round(self.start[1])
+        off = abs(self.start[0] - row), abs(self.start[1] - col)
+        drift = tuple(abs(s - 1.0) * n for s, n in zip(self.scale, self.shape, strict=True))
+        if self.shape[0] and self.shape[1] and max(*off, *drift) > _ALIGNED:
+            return None
+        return Box(row=row, col=col, rows=self.shape[0], cols=self.shape[1])
+
+    def blocks(self) -> Iterator[Box]:
+        """Cut the output so that the pixels read for a block stay few."""
+        rows, cols = (max(32, int(_BLOCK_PX / max(s, 1.0))) for s in self.scale)
+        for row in range(0, self.shape[0], rows):
+            for col in range(0, self.shape[1], cols):
+                block = Box(row=row, col=col, rows=rows, cols=cols)
+                yield block.clip(self.shape)
+
+    def source_of(self, out: Box) -> Box:
+        """Return the level's pixels that a block of the output needs."""
+        row, row_end = support_of(self._corner(out)[0], self.scale[0], out.rows)
+        col, col_end = support_of(self._corner(out)[1], self.scale[1], out.cols)
+        return Box(row=row, col=col, rows=row_end - row, cols=col_end - col)
+
+    def reduce(self, pixels: NDArray[Any], source: Box, out: Box) -> NDArray[np.float32]:
+        """Resample what was read for a block."""
+        return resample(
+            pixels,
+            (source.row, source.col),
+            start=self._corner(out),
+            scale=self.scale,
+            shape=(out.rows, out.cols),
+        )
+
+    def _corner(self, out: Box) -> tuple[float, float]:
+        return self.start[0] + out.row * self.scale[0], self.start[1] + out.col * self.scale[1]
+
+
+def slide_name(path: str) -> str:
+    """Return a short name for a path or URL.
+
+    Parameters
+    ----------
+    path
+        Path or URL.
+
+    Returns
+    -------
+    str
+        Last part without the suffixes of slide formats, usable as a folder name.
+    """
+    last = PurePosixPath(path.split("?")[0].rstrip("/")).name
+    return _SUFFIX.sub("", last).strip() or "slide"
+
+
+def _reopen(path: str, mpp: tuple[float, float] | None, strict: bool) -> Slide:
+    from atlas_wsi.slides.open import open_slide
+
+    return open_slide(path, mpp=mpp, strict=strict)

@@ -1,0 +1,226 @@
+"""Pixels of one level, tile by tile: cached, and with holes where the file is damaged."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_wsi.errors import UnreadableSlideError
+from atlas_wsi.grid import Box
+from atlas_wsi.slides.cache import TileCache
+from atlas_wsi.slides.pyramid import with_overviews
+from atlas_wsi.slides.resample import as_dtype, halve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.slides.backend import Backend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadableTile:
+    """A stored block that could not be decoded; the background colour stands in for it."""
+
+    level: int
+    """Level of the file."""
+    box: Box
+    """Where, in that level's pixels."""
+    reason: str
+    """What the decoder said."""
+
+
+class TileReader:
+    """Reads boxes of any level of a back end, also of coarse levels that the file lacks.
+
+    Parameters
+    ----------
+    backend
+        The reader of the file's format.
+    strict
+        Whether a block that cannot be decoded raises.
+    cache
+        Where decoded tiles are kept; a new one by default.
+    """
+
+    def __init__(self, backend: Backend, *, strict: bool, cache: TileCache | None = None) -> None:
+        meta = backend.meta
+        self.levels = with_overviews(meta.levels)
+        self.dtype = np.dtype(meta.dtype)
+        self.background = np.array(meta.background).astype(self.dtype)
+        self.has_mask = meta.has_mask
+        self._backend = backend
+        self._n_stored = len(meta.levels)
+        self._strict = strict
+        self._cache = cache or TileCache()
+        self._unreadable: dict[tuple[int, int, int], UnreadableTile] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def unreadable(self) -> list[UnreadableTile]:
+        """Blocks that could not be decoded so far."""
+        with self._lock:
+            return list(self._unreadable.values())
+
+    def read(self, level: int, box: Box) -> NDArray[Any]:
+        """Read pixels of a level.
+
+        Parameters
+        ----------
+        level
+            Index into `levels`.
+        box
+            Rows and columns in the level's pixels; may reach over its border.
+
+        Returns
+        -------
+        NDArray
+            `(rows, cols, channels)`, background outside the level.
+        """
+        pixels = np.empty((box.rows, box.cols, len(self.background)), self.dtype)
+        if box.clip(self.levels[level].shape) != box:
+            pixels[...] = self.background
+        for row, col in self._tiles_in(level, box):
+            key = level, row, col
+            tile = self._cache.fetch(key, partial(self._decode, *key))
+            _paste(tile, self._tile_box(*key), pixels, box)
+        return pixels
+
+    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
+        """Tell which pixels of a level hold an observation.
+
+        Parameters
+        ----------
+        level
+            Index into `levels`.
+        box
+            Rows and columns in the level's pixels; may reach over its border.
+
+        Returns
+        -------
+        NDArray
+            bool `(rows, cols)`, False outside the level and in blocks found unreadable so far.
+        """
+        valid = np.zeros((box.rows, box.cols), dtype=bool)
+        if not self.has_mask:
+            inside = box.clip(self.levels[level].shape)
+            valid[_shift(inside, box).slices] = True
+        else:
+            for row, col in self._tiles_in(level, box):
+                key = level, row, col
+                tile = self._cache.fetch(("valid", *key), partial(self._decode_valid, *key))
+                _paste(tile, self._tile_box(*key), valid, box)
+        self._punch_unreadable(level, box, valid)
+        return valid
+
+    def close(self) -> None:
+        """Give the file and the memory back to the system."""
+        self._cache.clear()
+        self._backend.close()
+
+    def _tiles_in(self, level: int, box: Box) -> Iterator[tuple[int, int]]:
+        inside = box.clip(self.levels[level].shape)
+        if inside.is_empty:
+            return
+        rows, cols = self.levels[level].tile
+        for row in range(inside.row // rows, -(-inside.row_end // rows)):
+            for col in range(inside.col // cols, -(-inside.col_end // cols)):
+                yield row, col
+
+    def _tile_box(self, level: int, row: int, col: int) -> Box:
+        rows, cols = self.levels[level].tile
+        box = Box(row=row * rows, col=col * cols, rows=rows, cols=cols)
+        return box.clip(self.levels[level].shape)
+
+    def _decode(self, level: int, row: int, col: int) -> NDArray[Any]:
+        box = self._tile_box(level, row, col)
+        if level >= self._n_stored:
+            return self._make(level, box)
+        try:
+            return self._backend.read_block(level, box)
+        except UnreadableSlideError as error:
+            if self._strict:
+                raise
+            reason = str(error.__cause__ or error)
+            with self._lock:
+                self._unreadable[level, row, col] = UnreadableTile(
+                    level=level, box=box, reason=reason
+                )
+        blank = np.empty((box.rows, box.cols, len(self.background)), self.dtype)
+        blank[...] = self.background
+        return blank
+
+    def _decode_valid(self, level: int, row: int, col: int) -> NDArray[np.bool_]:
+        box = self._tile_box(level, row, col)
+        if level >= self._n_stored:
+            share = self.read_valid(level - 1, self._finer(level, box))
+            return halve(share[..., None].astype(np.float32))[..., 0] >= 0.5
+        try:
+            return self._backend.read_valid(level, box)
+        except UnreadableSlideError:
+            if self._strict:
+                raise
+        return np.zeros((box.rows, box.cols), dtype=bool)
+
+    def _make(self, level: int, box: Box) -> NDArray[Any]:
+        finer = self._finer(level, box)
+        pixels = self.read(level - 1, finer).astype(np.float32)
+        if not self.has_mask:
+            return as_dtype(halve(pixels), self.dtype)
+        valid = self.read_valid(level - 1, finer)[..., None].astype(np.float32)
+        return self.blend(halve(np.where(valid > 0, pixels, np.float32(0))), halve(valid))
+
+    def blend(self, total: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[Any]:
+        """Turn sums over valid pixels into their mean.
+
+        Parameters
+        ----------
+        total
+            `(rows, cols, channels)`, means in which invalid pixels count as zero.
+        share
+            `(rows, cols, 1)`, weight of the valid pixels, 0 to 1.
+
+        Returns
+        -------
+        NDArray
+            `(rows, cols, channels)` in the slide's sample type; background where less than half
+            of a pixel is valid.
+        """
+        mean = total / np.maximum(share, np.float32(0.5))
+        return np.asarray(
+            np.where(
+                share >= 0.5, as_dtype(np.asarray(mean, np.float32), self.dtype), self.background
+            )
+        )
+
+    def _finer(self, level: int, box: Box) -> Box:
+        doubled = Box(row=box.row * 2, col=box.col * 2, rows=box.rows * 2, cols=box.cols * 2)
+        return doubled.clip(self.levels[level - 1].shape)
+
+    def _punch_unreadable(self, level: int, box: Box, valid: NDArray[np.bool_]) -> None:
+        here = self.levels[level].downsample
+        for hole in self.unreadable:
+            there = self.levels[hole.level].downsample
+            row, row_end = (round(n * there[0] / here[0]) for n in (hole.box.row, hole.box.row_end))
+            col, col_end = (round(n * there[1] / here[1]) for n in (hole.box.col, hole.box.col_end))
+            scaled = Box(
+                row=row - box.row, col=col - box.col, rows=row_end - row, cols=col_end - col
+            )
+            valid[scaled.clip((box.rows, box.cols)).slices] = False
+
+
+def _shift(box: Box, origin: Box) -> Box:
+    return Box(row=box.row - origin.row, col=box.col - origin.col, rows=box.rows, cols=box.cols)
+
+
+def _paste(tile: NDArray[Any], tile_box: Box, target: NDArray[Any], box: Box) -> None:
+    row, col = max(tile_box.row, box.row), max(tile_box.col, box.col)
+    rows = min(tile_box.row_end, box.row_end) - row
+    cols = min(tile_box.col_end, box.col_end) - col
+    common = Box(row=row, col=col, rows=rows, cols=cols)
+    target[_shift(common, box).slices] = tile[_shift(common, tile_box).slices]
