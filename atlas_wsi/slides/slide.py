@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from atlas_wsi.slides.tiles import TileReader
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import dask.array as da
     from numpy.typing import NDArray
 
     from atlas_wsi.slides.backend import Backend, SlideMeta
@@ -96,6 +99,23 @@ class Slide:
     def downsamples(self) -> tuple[tuple[float, float], ...]:
         """Level-0 pixels a pixel of each level `(y, x)`."""
         return tuple(level.downsample for level in self._reader.levels)
+
+    @cached_property
+    def levels(self) -> tuple[da.Array, ...]:
+        """Levels as lazy arrays `(y, x, c)`, finest first, down to 1024 pixels a side."""
+        import dask.array as da
+        import zarr
+
+        from atlas_wsi.slides.store import SlideStore
+
+        group = zarr.open_group(SlideStore(self), mode="r", zarr_format=3)
+        # One name an opened slide: the graph holds the slide's path once and tile numbers.
+        names = (f"{self.name}-{index}-{uuid4().hex}" for index in range(len(self.downsamples)))
+        arrays = (
+            da.from_zarr(group[str(index)], name=name)  # type: ignore[no-untyped-call]
+            for index, name in enumerate(names)
+        )
+        return tuple(arrays)
 
     @property
     def mpp(self) -> tuple[float, float] | None:
@@ -263,6 +283,23 @@ class Slide:
         shrink = max(1.0, max(self.shape) / max_px)
         rows, cols = (max(1, round(n / shrink)) for n in self.shape)
         return self._read_scaled(0, 0, rows, cols, (self.shape[0] / rows, self.shape[1] / cols))
+
+    def read_level(self, level: int, box: Box) -> NDArray[Any]:
+        """Read pixels of one level as they are.
+
+        Parameters
+        ----------
+        level
+            Index into `downsamples`.
+        box
+            Rows and columns in the level's pixels; may reach over its border.
+
+        Returns
+        -------
+        NDArray
+            `(rows, cols, channels)`, background outside the level.
+        """
+        return self._reader.read(level, box)
 
     def read_associated(self, name: str) -> NDArray[Any]:
         """Read an associated image.

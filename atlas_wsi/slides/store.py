@@ -1,0 +1,266 @@
+"""A slide as a read-only zarr 3 store: one array a level, decoded when a chunk is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
+
+from atlas_wsi.grid import Box
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+    from atlas_wsi.slides.slide import Slide
+
+_CHUNK_PX = 512
+_CHUNK_KEY = re.compile(r"(\d+)/c/(\d+)/(\d+)/0")
+
+
+class SlideStore(Store):
+    """Levels of a slide as arrays ``"0"``, ``"1"``, ... with axes y, x, c; pickles by the slide.
+
+    Parameters
+    ----------
+    slide
+        The slide; stays open as long as the store is used.
+    """
+
+    supports_writes = False
+    supports_deletes = False
+    supports_listing = True
+
+    def __init__(self, slide: Slide) -> None:
+        super().__init__(read_only=True)
+        self._slide = slide
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._slide,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SlideStore) and other._slide.path == self._slide.path
+
+    def __hash__(self) -> int:
+        return hash(self._slide.path)
+
+    def __str__(self) -> str:
+        return f"slide://{self._slide.path}"
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return metadata or the pixels of a chunk.
+
+        Parameters
+        ----------
+        key
+            Such as ``"0/zarr.json"`` or ``"0/c/3/5/0"``.
+        prototype
+            Kind of buffer to return.
+        byte_range
+            Part of the value; all by default.
+
+        Returns
+        -------
+        Buffer or None
+            None if there is no such key.
+        """
+        value = await asyncio.to_thread(self._value, key)
+        if value is None:
+            return None
+        return prototype.buffer.from_array_like(value[_slice(byte_range, value.size)])
+
+    async def get_partial_values(
+        self,
+        prototype: BufferPrototype,
+        key_ranges: Iterable[tuple[str, ByteRequest | None]],
+    ) -> list[Buffer | None]:
+        """Return parts of several values.
+
+        Parameters
+        ----------
+        prototype
+            Kind of buffer to return.
+        key_ranges
+            Keys and the part of each.
+
+        Returns
+        -------
+        list
+            One buffer a key, None where there is no such key.
+        """
+        return list(await asyncio.gather(*(self.get(k, prototype, r) for k, r in key_ranges)))
+
+    async def exists(self, key: str) -> bool:
+        """Tell whether there is a value.
+
+        Parameters
+        ----------
+        key
+            As for `get`.
+
+        Returns
+        -------
+        bool
+            Nothing is decoded to find out.
+        """
+        return self._chunk_box(key) is not None or self._metadata(key) is not None
+
+    async def set(self, key: str, value: Buffer) -> None:  # noqa: ARG002
+        """Refuse: a slide is not written to.
+
+        Parameters
+        ----------
+        key
+            What would be written.
+        value
+            Ignored.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError(f"A slide is read-only: {self}/{key} cannot be written.")
+
+    async def delete(self, key: str) -> None:
+        """Refuse: a slide is not written to.
+
+        Parameters
+        ----------
+        key
+            What would be deleted.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError(f"A slide is read-only: {self}/{key} cannot be deleted.")
+
+    async def list(self) -> AsyncIterator[str]:
+        """List all keys.
+
+        Yields
+        ------
+        str
+            Metadata first, then chunks, level by level.
+        """
+        yield "zarr.json"
+        for level, shape in enumerate(self._slide.level_shapes):
+            yield f"{level}/zarr.json"
+            rows, cols = (-(-n // _CHUNK_PX) for n in shape)
+            for row in range(rows):
+                for col in range(cols):
+                    yield f"{level}/c/{row}/{col}/0"
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """List the keys that begin with a prefix.
+
+        Parameters
+        ----------
+        prefix
+            Beginning of the keys.
+
+        Yields
+        ------
+        str
+            Full keys.
+        """
+        async for key in self.list():
+            if key.startswith(prefix):
+                yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """List what lies directly under a prefix.
+
+        Parameters
+        ----------
+        prefix
+            A folder; empty for the root.
+
+        Yields
+        ------
+        str
+            Names without the prefix.
+        """
+        start = prefix.rstrip("/") + "/" if prefix else ""
+        seen: set[str] = set()
+        async for key in self.list_prefix(start):
+            name = key[len(start) :].split("/")[0]
+            if name not in seen:
+                seen.add(name)
+                yield name
+
+    def _value(self, key: str) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        chunk = self._chunk_box(key)
+        if chunk is not None:
+            pixels = self._slide.read_level(*chunk)
+            return np.frombuffer(pixels, dtype=np.uint8)
+        metadata = self._metadata(key)
+        if metadata is None:
+            return None
+        return np.frombuffer(json.dumps(metadata).encode(), dtype=np.uint8)
+
+    def _chunk_box(self, key: str) -> tuple[int, Box] | None:
+        match = _CHUNK_KEY.fullmatch(key)
+        if match is None:
+            return None
+        level, row, col = (int(text) for text in match.groups())
+        shapes = self._slide.level_shapes
+        box = Box(row=row * _CHUNK_PX, col=col * _CHUNK_PX, rows=_CHUNK_PX, cols=_CHUNK_PX)
+        if level >= len(shapes) or box.clip(shapes[level]).is_empty:
+            return None
+        return level, box
+
+    def _metadata(self, key: str) -> dict[str, Any] | None:
+        if key == "zarr.json":
+            return {"zarr_format": 3, "node_type": "group", "attributes": {}}
+        level, _, rest = key.partition("/")
+        shapes = self._slide.level_shapes
+        if rest != "zarr.json" or not level.isdecimal() or int(level) >= len(shapes):
+            return None
+        channels, dtype = self._slide.n_channels, self._slide.dtype
+        shape = [*shapes[int(level)], channels]
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": shape,
+            "data_type": dtype.name,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [_CHUNK_PX, _CHUNK_PX, channels]},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0,
+            "codecs": [{"name": "bytes", "configuration": {"endian": _endian(dtype)}}],
+            "dimension_names": ["y", "x", "c"],
+            "attributes": {},
+        }
+
+
+def _endian(dtype: np.dtype[Any]) -> str:
+    return "little" if dtype.newbyteorder("<") == dtype else "big"
+
+
+def _slice(byte_range: ByteRequest | None, size: int) -> slice:
+    match byte_range:
+        case RangeByteRequest(start=start, end=end):
+            return slice(start, end)
+        case OffsetByteRequest(offset=offset):
+            return slice(offset, None)
+        case SuffixByteRequest(suffix=suffix):
+            return slice(max(0, size - suffix), None)
+    return slice(None)
