@@ -1,3 +1,67 @@
-"""Gigapixel slides and scenes analysed with global context."""
+"""Gigapixel slides and scenes analysed with global context.
+
+Names are resolved when they are first used, so that importing the package stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atlas_wsi.heatmap.heatmap import Heatmap
+    from atlas_wsi.heatmap.write import open_result
+    from atlas_wsi.inference.predict import predict
+    from atlas_wsi.models.model import Model
+    from atlas_wsi.models.registry import load_model
+    from atlas_wsi.progress import CancelToken, Progress
+    from atlas_wsi.slides.open import open_slide
+    from atlas_wsi.slides.samples import fetch_sample
+    from atlas_wsi.slides.slide import Slide
+    from atlas_wsi.tissue.mask import TissueMask, tissue_mask
+    from atlas_wsi.tissue.windows import WindowGrid
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "CancelToken": "atlas_wsi.progress",
+    "Heatmap": "atlas_wsi.heatmap.heatmap",
+    "Model": "atlas_wsi.models.model",
+    "Progress": "atlas_wsi.progress",
+    "Slide": "atlas_wsi.slides.slide",
+    "TissueMask": "atlas_wsi.tissue.mask",
+    "WindowGrid": "atlas_wsi.tissue.windows",
+    "fetch_sample": "atlas_wsi.slides.samples",
+    "load_model": "atlas_wsi.models.registry",
+    "open_result": "atlas_wsi.heatmap.write",
+    "open_slide": "atlas_wsi.slides.open",
+    "predict": "atlas_wsi.inference.predict",
+    "tissue_mask": "atlas_wsi.tissue.mask",
+}
+
+__all__ = [
+    "CancelToken",
+    "Heatmap",
+    "Model",
+    "Progress",
+    "Slide",
+    "TissueMask",
+    "WindowGrid",
+    "__version__",
+    "fetch_sample",
+    "load_model",
+    "open_result",
+    "open_slide",
+    "predict",
+    "tissue_mask",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'atlas_wsi' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

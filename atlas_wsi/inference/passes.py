@@ -79,8 +79,7 @@ class StreamedPass:
         self.layout = layout.to(self.device)
         self.scales = self.layout.scales
         stages = [_blocks(stage) for stage in model.encoder.stages]
-        # blocks that still have the finest scale, and the stages without it
-        n_fine = len(stages) if len(self.scales) == 1 else 1
+        n_fine = _n_fine_stages(model, layout)
         self.fine_blocks = [block for stage in stages[:n_fine] for block in stage]
         self.later_stages = stages[n_fine:]
 
@@ -325,6 +324,29 @@ class _Readout:
     def mean(self) -> torch.Tensor:
         assert self._total is not None
         return self._total[None] / max(1, self._count)
+
+
+def n_fine_blocks(model: Model, layout: Layout) -> int:
+    """Return how many blocks update the finest scale.
+
+    Parameters
+    ----------
+    model
+        The model.
+    layout
+        Windows of every scale.
+
+    Returns
+    -------
+    int
+        Runs over the fine windows after pass 0.
+    """
+    return sum(model.config.depths[: _n_fine_stages(model, layout)])
+
+
+def _n_fine_stages(model: Model, layout: Layout) -> int:
+    """Count the stages that still have the finest scale; it is dropped unless it is the only one."""
+    return len(model.config.depths) if len(layout.scales) == 1 else 1
 
 
 def _blocks(stage: nn.Module) -> list[MsaBlock]:

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import struct
+from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 _MAX_METADATA_BYTES = 8 * 2**20
 _PREFIXES = ("module.", "_orig_mod.")
 
-
-class _EasyDict(dict[str, Any]):
-    """Stands in for ``easydict.EasyDict``, which published training checkpoints carry."""
+# published training checkpoints carry their arguments as this mapping
+_STAND_INS: list[Any] = [(OrderedDict, "easydict.EasyDict")]
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
@@ -58,7 +58,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     if is_safetensors(path):
         return read_safetensors(path)[0]
     try:
-        with torch.serialization.safe_globals([(_EasyDict, "easydict.EasyDict")]):
+        with torch.serialization.safe_globals(_STAND_INS):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UntrustedWeightsError(

@@ -1,0 +1,94 @@
+"""The command `atlas-wsi`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from atlas_wsi import __version__
+from atlas_wsi.cli import console, doctor, evaluate, info, models, predict, sample, tissue, train
+from atlas_wsi.errors import AtlasError, Cancelled
+
+
+class _Handled(TyperGroup):
+    """The one place where errors become messages and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AtlasError as error:
+            if ctx.params.get("debug"):
+                raise
+            console.fail(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            console.fail(Cancelled("Stopped; no half-written result was left."))
+            raise typer.Exit(Cancelled.exit_code) from error
+
+
+app = typer.Typer(
+    cls=_Handled,
+    name="atlas-wsi",
+    help="Gigapixel slides and scenes analysed with global context.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(*, value: bool) -> None:
+    if value:
+        console.say(f"atlas-wsi {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=lambda v: _version(value=v),
+            is_eager=True,
+            help="Print the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("predict")(predict.predict)
+app.command("info")(info.info)
+app.command("tissue")(tissue.tissue)
+app.command("sample")(sample.sample)
+app.command("doctor")(doctor.doctor)
+app.add_typer(models.app, name="models")
+app.add_typer(train.train_app, name="train")
+app.add_typer(evaluate.evaluate_app, name="evaluate")
+
+
+def main() -> None:
+    """Run the command line; ``--debug`` is taken anywhere in it."""
+    arguments = sys.argv[1:]
+    if "--debug" in arguments:
+        arguments = ["--debug", *(a for a in arguments if a != "--debug")]
+    try:
+        app(arguments)
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        console.fail(
+            AtlasError(
+                f"Unexpected {type(error).__name__}: {error}",
+                hint="This is a fault of atlas-wsi; run again with --debug and report it.",
+            )
+        )
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""`atlas-wsi predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from atlas_wsi.cli import console
+from atlas_wsi.errors import AtlasError, ResultExistsError
+
+if TYPE_CHECKING:
+    from atlas_wsi.heatmap.heatmap import Heatmap
+    from atlas_wsi.models.model import Model
+    from atlas_wsi.slides.slide import Slide
+
+
+def predict(
+    slides: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SLIDE...", help="Slides or scenes: files, folders of DICOM or OME-Zarr, URLs."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Folder for the results; each slide gets a folder in it."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of a shipped model or a .safetensors file. By default, what suits the file."
+        ),
+    ] = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            help="Micrometres a pixel of the slide, if the file does not say or is wrong.", min=0
+        ),
+    ] = None,
+    cell: Annotated[
+        int, typer.Option(help="Side of a heatmap cell in working pixels: 16, 32 or 64.")
+    ] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="auto computes in bfloat16 where the hardware multiplies it."),
+    ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory for the encoder, such as 4GB. By default half of what is free."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows that attend at once. By default what fits.", min=1)
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="Output to write; may be given several times. By default all that suit the file.",
+        ),
+    ] = None,
+    keep_fat: Annotated[bool, typer.Option("--keep-fat", help="Take pale fat as tissue.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail at the first tile that cannot be read.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew where there is a result.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON list of the results.")
+    ] = False,
+) -> None:
+    """Predict a heatmap of classes for slides and scenes.
+
+    Writes OUT/SLIDE/: heatmap.ome.zarr, heatmap.png, regions.geojson, summary.json, and
+    heatmap.tif for georeferenced scenes. A result that is there is left alone.
+    """
+    quiet = quiet or as_json
+    done: list[dict[str, Any]] = []
+    worst: AtlasError | None = None
+    for path in slides:
+        try:
+            done.append(
+                _one(
+                    path,
+                    out,
+                    model=model,
+                    mpp=mpp,
+                    cell_px=cell,
+                    device=device,
+                    precision=precision,
+                    memory=memory,
+                    batch_size=batch_size,
+                    formats=formats,
+                    keep_fat=keep_fat,
+                    strict=strict,
+                    overwrite=overwrite,
+                    quiet=quiet,
+                )
+            )
+        except AtlasError as error:
+            if len(slides) == 1 or error.exit_code > 100:
+                raise
+            # one bad slide does not stop the others; the exit code tells
+            console.fail(error)
+            done.append({"slide": path, "error": error.message})
+            worst = error
+    if as_json:
+        console.print_json(done)
+    if worst is not None:
+        raise typer.Exit(worst.exit_code)
+
+
+def _one(
+    path: str,
+    out: Path,
+    *,
+    model: str | None,
+    mpp: float | None,
+    quiet: bool,
+    strict: bool,
+    overwrite: bool,
+    keep_fat: bool,
+    formats: list[str] | None,
+    **options: Any,
+) -> dict[str, Any]:
+    from atlas_wsi.heatmap.write import check_writable
+    from atlas_wsi.inference.predict import choose_model
+    from atlas_wsi.inference.predict import predict as run
+    from atlas_wsi.slides.open import open_slide
+    from atlas_wsi.tissue.mask import tissue_mask
+
+    with open_slide(path, mpp=mpp, strict=strict) as slide:
+        slide.require_mpp()
+        chosen, reason = choose_model(slide, model)
+        try:
+            folder = check_writable(out, slide.name, overwrite=overwrite)
+        except ResultExistsError as error:
+            return _already_done(
+                error, out / slide.name, slide, chosen, options["cell_px"], quiet=quiet
+            )
+        console.say(f"{slide.name}: model {chosen.card.name}, {reason}", quiet=quiet)
+        with console.progress_of(slide.name, quiet=quiet) as report:
+            report("find tissue", 0, 1)
+            mask = tissue_mask(slide, keep_fat=keep_fat)
+            report("find tissue", 1, 1)
+            try:
+                result = run(slide, chosen, tissue=mask, progress=report, **options)
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from error
+            files = result.write(
+                out,
+                formats=tuple(formats) if formats else None,
+                thumbnail=slide.thumbnail(),
+                overwrite=overwrite,
+                progress=report,
+            )
+    for warning in result.run.warnings:
+        console.warn(f"{slide.name}: {warning}", quiet=quiet)
+    return _tell(result, folder, files, reason=reason, quiet=quiet)
+
+
+def _already_done(
+    error: ResultExistsError, folder: Path, slide: Slide, model: Model, cell_px: int, *, quiet: bool
+) -> dict[str, Any]:
+    """Say that a result is there, if it is the one that would be made."""
+    from atlas_wsi.heatmap.write import open_result
+
+    result = open_result(folder)
+    same = (
+        result.run.model.sha256 == model.sha256
+        and result.slide.path == slide.path
+        and result.slide.mpp == slide.require_mpp()
+        and result.run.parameters.get("cell_px") == cell_px
+    )
+    if not same:
+        raise error
+    console.say(f"{slide.name}: done already, in {folder} (--overwrite starts anew)", quiet=quiet)
+    return {
+        "slide": slide.path,
+        "folder": str(folder),
+        "already_done": True,
+        "areas": result.areas(),
+        "scores": dict(result.scores),
+    }
+
+
+def _tell(
+    result: Heatmap, folder: Path, files: dict[str, Path], *, reason: str, quiet: bool
+) -> dict[str, Any]:
+    areas = result.areas()
+    total = sum(areas.values())
+    unit = {"mm2": "mm²", "m2": "m²"}[result.area_unit]
+    for name, area in sorted(areas.items(), key=lambda item: -item[1]):
+        share = area / total if total else 0
+        console.say(f"  {name:<28} {area:12.4g} {unit}  {share:6.1%}", quiet=quiet)
+    for file in files.values():
+        console.say(f"  {file}", quiet=quiet)
+    return {
+        "slide": result.slide.path,
+        "folder": str(folder),
+        "model": result.run.model.name,
+        "model_reason": reason,
+        "areas": areas,
+        "area_unit": result.area_unit,
+        "scores": dict(result.scores),
+        "files": {kind: str(file) for kind, file in files.items()},
+        "warnings": list(result.run.warnings),
+        "wall_s": result.run.wall_s,
+    }

@@ -1,0 +1,366 @@
+"""From an open slide to a heatmap."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+import sys
+import time
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+import torch
+
+from atlas_wsi.grid import Grid
+from atlas_wsi.heatmap.heatmap import MAX_LISTED, Heatmap, ModelUsed, Run, SlideInfo, Unreadable
+from atlas_wsi.inference.engine import Precision, choose_device, choose_dtype, prepare
+from atlas_wsi.inference.passes import SlideLogits, StreamedPass, n_fine_blocks
+from atlas_wsi.inference.pixels import WorkingImage, open_working_image
+from atlas_wsi.inference.plan import MemoryPlan, parse_bytes, plan_macro_tiles, plan_memory
+from atlas_wsi.inference.prefetch import prefetch
+from atlas_wsi.inference.tokens import TokenStore
+from atlas_wsi.models.model import Model
+from atlas_wsi.models.registry import DEFAULTS, load_model
+from atlas_wsi.models.stem import HALO_PX, STRIDE_PX
+from atlas_wsi.progress import CancelToken, Progress, silent
+from atlas_wsi.slides.open import open_slide
+from atlas_wsi.slides.slide import Slide
+from atlas_wsi.tissue.mask import TissueMask, tissue_mask
+from atlas_wsi.tissue.windows import WindowGrid, plan_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from atlas_wsi.models.layout import Layout
+
+MIN_CELL_TISSUE = 0.2
+"""Least share of tissue of a cell that is shown; cells with less are left empty."""
+
+_READ_THREADS = 4
+_VERSIONS = ("atlas-wsi", "torch", "numpy", "openslide-python", "tifffile", "rasterio", "zarr")
+
+
+def choose_model(slide: Slide, model: Model | str | os.PathLike[str] | None) -> tuple[Model, str]:
+    """Load the model asked for, or the default for the kind of slide.
+
+    Parameters
+    ----------
+    slide
+        What will be predicted.
+    model
+        A model, its name or file; None takes the default.
+
+    Returns
+    -------
+    tuple
+        The model, and why it was taken.
+    """
+    if isinstance(model, Model):
+        return model, "given by the caller"
+    if model is not None:
+        return load_model(model), "asked for"
+    if slide.is_georeferenced:
+        return load_model(DEFAULTS["scene"]), "the default for georeferenced scenes"
+    return load_model(DEFAULTS["slide"]), "the default for slides without georeference"
+
+
+def predict(
+    slide: Slide | str | os.PathLike[str],
+    model: Model | str | os.PathLike[str] | None = None,
+    *,
+    tissue: TissueMask | None = None,
+    cell_px: int = 64,
+    memory: int | str | None = None,
+    precision: Precision = "auto",
+    device: str = "auto",
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Heatmap:
+    """Predict a heatmap of class probabilities for a whole slide or scene.
+
+    Parameters
+    ----------
+    slide
+        An open slide or a path.
+    model
+        A model, a shipped name or a file; None takes the default for the kind of slide.
+    tissue
+        Where to predict; by default `atlas_wsi.tissue_mask` of the slide.
+    cell_px
+        Side of a heatmap cell in working pixels: 16, 32 or 64.
+    memory
+        Memory that the encoder may take, such as ``"4GB"`` or bytes; by default half of what is
+        free. Fine tokens that do not fit lie in a temporary file.
+    precision
+        ``"auto"`` computes in bfloat16 where the hardware multiplies it, else in float32.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    batch_size
+        Windows that attend at once; by default what fits.
+    progress
+        Told how far the work is.
+    cancel
+        Stops the work between two pieces.
+
+    Returns
+    -------
+    Heatmap
+        Probabilities, NaN where there is no tissue.
+
+    Raises
+    ------
+    ValueError
+        If `cell_px`, `memory` or `batch_size` is not possible.
+    """
+    if cell_px not in (16, 32, 64):
+        raise ValueError(f"cell_px is {cell_px}, expected 16, 32 or 64")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    budget = parse_bytes(memory) if memory is not None else psutil.virtual_memory().available // 2
+    opened = slide if isinstance(slide, Slide) else open_slide(slide)
+    try:
+        return _predict(
+            opened,
+            model,
+            tissue=tissue,
+            cell_px=cell_px,
+            budget=budget,
+            precision=precision,
+            device=choose_device(device),
+            batch_size=batch_size,
+            report=progress or silent,
+            cancel=cancel or CancelToken(),
+        )
+    finally:
+        if opened is not slide:
+            opened.close()
+
+
+def _predict(
+    slide: Slide,
+    chosen: Model | str | os.PathLike[str] | None,
+    *,
+    tissue: TissueMask | None,
+    cell_px: int,
+    budget: int,
+    precision: Precision,
+    device: torch.device,
+    batch_size: int | None,
+    report: Progress,
+    cancel: CancelToken,
+) -> Heatmap:
+    clock = _Clock()
+    slide.require_mpp()
+    model, reason = choose_model(slide, chosen)
+    image = open_working_image(slide, mpp=model.card.mpp)
+    warnings = [*slide.meta.warnings, *image.warnings, *_domain_warning(slide, model)]
+    clock.lap("open")
+    report("find tissue", 0, 1)
+    mask = tissue if tissue is not None else tissue_mask(slide)
+    report("find tissue", 1, 1)
+    windows = plan_windows(
+        slide.shape,
+        slide.require_mpp(),
+        mask,
+        mpp=image.mpp,
+        window_px=model.config.window_px,
+    )
+    clock.lap("tissue")
+    dtype = choose_dtype(device, precision)
+    n_classes = len(model.card.classes)
+    cells = Grid(
+        shape=(-(-image.shape[0] // cell_px), -(-image.shape[1] // cell_px)),
+        step_px=(image.grid.step_px[0] * cell_px, image.grid.step_px[1] * cell_px),
+    )
+    probabilities = np.full((n_classes, *cells.shape), np.nan, dtype=np.float32)
+    scores: dict[str, float] = {}
+    parameters: dict[str, object] = {
+        "cell_px": cell_px,
+        "device": str(device),
+        "precision": str(dtype).removeprefix("torch."),
+        "memory_bytes": budget,
+        "windows": windows.n_active,
+        "tissue_method": mask.method,
+        "tissue_fraction": round(mask.fraction, 6),
+    }
+    if windows.n_active:
+        layout = _layout(model, image, windows)
+        plan = plan_memory(
+            budget,
+            n_windows=layout.scales[0].n_windows,
+            tokens=layout.scales[0].side ** 2,
+            dim=model.config.dim,
+            n_scales=len(layout.scales),
+            window_px=model.config.window_px,
+            itemsize=dtype.itemsize,
+            batch=batch_size,
+        )
+        parameters |= {
+            "batch": plan.batch,
+            "macro_side": plan.macro_side,
+            "tokens_in_ram": plan.tokens_in_ram,
+            "scales": len(layout.scales),
+        }
+        ready = prepare(model, device=device, dtype=dtype)
+        logits = _encode(ready, layout, image, plan, cell_px=cell_px, report=report, cancel=cancel)
+        shown = logits.valid.numpy() & (mask.coverage(cells) >= MIN_CELL_TISSUE)
+        probabilities[:, shown] = torch.softmax(logits.cells, dim=0).numpy()[:, shown]
+        slide_scores = torch.softmax(logits.slide, dim=0).tolist()
+        scores = dict(zip(model.card.class_names, slide_scores, strict=True))
+    else:
+        warnings.append("No tissue was found; the result is empty.")
+    clock.lap("encode")
+    if slide.unreadable:
+        warnings.append(
+            f"{len(slide.unreadable)} tiles could not be read and were taken as background."
+        )
+    return Heatmap(
+        probabilities=probabilities,
+        grid=cells,
+        classes=model.card.class_names,
+        colors=model.card.colors,
+        scores=scores,
+        tissue=mask,
+        slide=SlideInfo.of(slide),
+        run=Run.model_validate(
+            {
+                "model": ModelUsed(
+                    name=model.card.name,
+                    version=model.card.version,
+                    sha256=model.sha256,
+                    reason=reason,
+                ),
+                "mpp_asked": (model.card.mpp, model.card.mpp),
+                "mpp_used": image.mpp,
+                "parameters": parameters,
+                "versions": _versions(),
+                "started": clock.started,
+                "wall_s": clock.total(),
+                "stages_s": clock.stages,
+                "peak_memory_bytes": peak_memory_bytes(),
+                "warnings": tuple(warnings),
+                "n_unreadable": len(slide.unreadable),
+                "unreadable": _unreadable(slide),
+            }
+        ),
+    )
+
+
+def _domain_warning(slide: Slide, model: Model) -> list[str]:
+    domain = "scene" if slide.is_georeferenced else "slide"
+    if model.card.domain == domain:
+        return []
+    return [f"The model {model.card.name} was made for {model.card.domain}s, this is a {domain}."]
+
+
+def _layout(model: Model, image: WorkingImage, windows: WindowGrid) -> Layout:
+    active = windows.active
+    if max(image.shape) <= model.config.window_px:
+        active = np.ones((1, 1), dtype=bool)
+    return model.encoder.plan(image.shape, active_windows=active)
+
+
+def _encode(
+    model: Model,
+    layout: Layout,
+    image: WorkingImage,
+    plan: MemoryPlan,
+    *,
+    cell_px: int,
+    report: Progress,
+    cancel: CancelToken,
+) -> SlideLogits:
+    at = layout.scales[0]
+    tiles = plan_macro_tiles(
+        at.where[:, 1:],
+        image_shape=image.shape,
+        window_px=at.side * STRIDE_PX,
+        halo_px=HALO_PX,
+        side=plan.macro_side,
+    )
+    shape = (at.n_windows, at.side**2, model.config.dim)
+    threads = min(_READ_THREADS, os.cpu_count() or 1)
+    dtype = model.encoder.fc.weight.dtype
+    with TokenStore(shape, dtype=dtype, in_ram=plan.tokens_in_ram) as store:
+        totals = {"encode": at.n_windows, "attend": at.n_windows * n_fine_blocks(model, layout)}
+        stream = StreamedPass(
+            model, layout, store, batch=plan.batch, step=_reporter(report, cancel, totals)
+        )
+        pixels = prefetch(
+            lambda tile: image.read(tile.read), tiles, threads=threads, ahead=threads + 1
+        )
+        return stream.run(pixels, cell_tokens=cell_px // STRIDE_PX)
+
+
+def _reporter(
+    report: Progress, cancel: CancelToken, totals: dict[str, int]
+) -> Callable[[str, int], None]:
+    done = dict.fromkeys(totals, 0)
+
+    def step(what: str, n: int) -> None:
+        cancel.raise_if_cancelled()
+        done[what] += n
+        report(what, done[what], totals[what])
+
+    return step
+
+
+def _unreadable(slide: Slide) -> tuple[Unreadable, ...]:
+    return tuple(
+        Unreadable(
+            level=tile.level,
+            row=tile.box.row,
+            col=tile.box.col,
+            rows=tile.box.rows,
+            cols=tile.box.cols,
+            reason=tile.reason,
+        )
+        for tile in slide.unreadable[:MAX_LISTED]
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident memory of this process so far.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    if sys.platform == "win32":  # pragma: no cover
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+class _Clock:
+    """Seconds a stage."""
+
+    def __init__(self) -> None:
+        self.started = dt.datetime.now().astimezone().isoformat(timespec="seconds")
+        self.stages: dict[str, float] = {}
+        self._first = self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages[stage] = round(now - self._last, 3)
+        self._last = now
+
+    def total(self) -> float:
+        return round(time.perf_counter() - self._first, 3)
