@@ -1,0 +1,43 @@
+# make demo   an environment, a real slide, a heatmap: prints where the pictures are
+# make test   the same environment, all tests
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: install demo test lint format dist clean
+.DEFAULT_GOAL := demo
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable . --group dev
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/atlas-wsi predict "$$($(BIN)/atlas-wsi sample --quiet cmu-1-small-region)" --out demo
+	@echo "Look at demo/CMU-1-Small-Region/heatmap.png"
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	git ls-files 'atlas_wsi/*.py' | grep -v '^atlas_wsi/cli/' | xargs $(BIN)/python -m numpydoc.hooks.validate_docstrings
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+dist: $(READY)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) dist demo
