@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     from atlas_wsi.slides.slide import Slide
     from atlas_wsi.tissue.mask import TissueMask
 
-Positive = Annotated[float, Field(gt=0, le=1e18)]
 MAX_CLASSES = 1000
+MAX_LISTED = 1000
+Positive = Annotated[float, Field(gt=0, le=1e18)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Something a result writes as JSON and reads back from an untrusted file."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class SlideInfo(_Record):
+class SlideInfo(Record):
     """What a result remembers of its slide."""
 
     name: Annotated[str, Field(min_length=1, max_length=1000)]
@@ -86,7 +89,7 @@ class SlideInfo(_Record):
         return self.crs is not None and self.transform is not None
 
 
-class ModelUsed(_Record):
+class ModelUsed(Record):
     """Which model made a result."""
 
     name: str
@@ -99,7 +102,7 @@ class ModelUsed(_Record):
     """Why this model was taken, in words."""
 
 
-class Unreadable(_Record):
+class Unreadable(Record):
     """A block of the slide that could not be decoded and was filled with background."""
 
     level: Count
@@ -116,7 +119,7 @@ class Unreadable(_Record):
     """What the decoder said."""
 
 
-class Run(_Record):
+class Run(Record):
     """How a result came about."""
 
     model: ModelUsed
@@ -139,8 +142,10 @@ class Run(_Record):
     """Largest resident memory of the process."""
     warnings: tuple[str, ...] = ()
     """What the user may want to act on."""
-    unreadable: tuple[Unreadable, ...] = ()
-    """Blocks that could not be decoded."""
+    n_unreadable: Count = 0
+    """How many blocks could not be decoded."""
+    unreadable: Annotated[tuple[Unreadable, ...], Field(max_length=MAX_LISTED)] = ()
+    """The first of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -183,7 +188,7 @@ class Heatmap:
         )
 
     @property
-    def area_unit(self) -> str:
+    def area_unit(self) -> Literal["mm2", "m2"]:
         """Unit of `areas`: ``"mm2"`` for slides, ``"m2"`` for georeferenced scenes."""
         return "m2" if self.slide.is_georeferenced else "mm2"
 
@@ -198,7 +203,7 @@ class Heatmap:
         # Compared as float16, the stored precision: a result read back gives the same classes.
         stored = self.probabilities.astype(np.float16, copy=False)
         known = ~np.isnan(stored).any(axis=0)
-        winner = np.where(known, stored, 0).argmax(axis=0).astype(np.int16)
+        winner: NDArray[np.int16] = np.where(known, stored, 0).argmax(axis=0).astype(np.int16)
         winner[~known] = -1
         return winner
 
@@ -237,7 +242,7 @@ class Heatmap:
         self,
         out_dir: str | os.PathLike[str],
         *,
-        formats: tuple[str, ...] | None = None,
+        formats: Sequence[str] | None = None,
         thumbnail: NDArray[Any] | None = None,
         overwrite: bool = False,
         progress: Progress | None = None,

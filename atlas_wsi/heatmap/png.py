@@ -1,0 +1,296 @@
+"""The overview that a person looks at."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from atlas_wsi.heatmap.heatmap import Heatmap
+
+DPI = 150
+MAX_LEGEND = 24
+_INK, _FAINT, _LINE = "#1c1c1e", "#6b6b70", "#d0d0d5"
+# Inches: margins, panels, the column of text.
+_MARGIN, _GAP, _HEAD, _LEGEND, _ROW = 0.3, 0.25, 0.75, 3.1, 0.44
+_LONGEST, _SHORTEST = 6.6, 0.9
+
+
+def write_png(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> tuple[str, ...]:
+    """Draw the slide, the classes laid over it, a legend with areas, and a scale bar.
+
+    Parameters
+    ----------
+    heatmap
+        The result.
+    path
+        The file to write.
+    thumbnail
+        The whole slide in small, `(rows, cols, channels)` in its own dtype; None draws the tissue
+        mask in its place.
+
+    Returns
+    -------
+    tuple[str, ...]
+        Nothing to warn of.
+
+    Notes
+    -----
+    A cell has the colour of its most probable class. Its opacity is that class's probability on
+    a fixed scale from chance (faint) to certainty, so pictures of several slides compare.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = _panels(heatmap.slide.shape)
+    n_rows = min(len(heatmap.classes), MAX_LEGEND) + (len(heatmap.classes) > MAX_LEGEND)
+    legend_height = 0.9 + _ROW * n_rows
+    body_width = max(left + w for left, _, w, _ in panels)
+    body_height = max(legend_height, max(top + h for _, top, _, h in panels))
+    width = 2 * _MARGIN + body_width + 2 * _GAP + _LEGEND
+    height = 2 * _MARGIN + _HEAD + body_height
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+
+    def place(left: float, top: float, w: float, h: float) -> Axes:
+        bottom = height - _MARGIN - _HEAD - top - h
+        return figure.add_axes(((_MARGIN + left) / width, bottom / height, w / width, h / height))
+
+    _write_title(heatmap, figure, width, height)
+    backdrop = _backdrop(heatmap, thumbnail)
+    for number, panel in enumerate(panels):
+        axes = place(*panel)
+        _draw_panel(axes, heatmap, _grey(backdrop) if number else backdrop)
+        if number:
+            _draw_classes(axes, heatmap)
+        _draw_scale_bar(axes, heatmap, panel[2:])
+    _draw_legend(place(body_width + 2 * _GAP, 0, _LEGEND, legend_height), heatmap, legend_height)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        figure.savefig(path, format="png", dpi=DPI)
+    return ()
+
+
+def _panels(slide_shape: tuple[int, int]) -> list[tuple[float, float, float, float]]:
+    """Place slide and overlay: left, top, width, height in inches below the title."""
+    aspect = slide_shape[1] / slide_shape[0]
+    if aspect > 1.9:  # a wide slide: one above the other
+        width, height = 1.5 * _LONGEST, max(_SHORTEST, 1.5 * _LONGEST / aspect)
+        return [(0, 0, width, height), (0, height + _GAP, width, height)]
+    width = min(_LONGEST * 0.85, _LONGEST * aspect)
+    height = width / aspect
+    width = max(_SHORTEST, width)
+    return [(0, 0, width, height), (width + _GAP, 0, width, height)]
+
+
+def _write_title(heatmap: Heatmap, figure: Figure, width: float, height: float) -> None:
+    name = _shorten(heatmap.slide.name, int((width - 2 * _MARGIN) / 0.135))
+    left, top = _MARGIN / width, height - _MARGIN
+    style: dict[str, Any] = {"va": "top", "ha": "left", "parse_math": False}
+    figure.text(left, top / height, name, size=15, weight="bold", color=_INK, **style)
+    facts = [heatmap.run.model.name, _extent(heatmap)]
+    if heatmap.run.mpp_used is not None:
+        facts.insert(1, f"{_length(heatmap.run.mpp_used[1])}/px")
+    figure.text(left, (top - 0.33) / height, "  ·  ".join(facts), size=9.5, color=_FAINT, **style)
+
+
+def _extent(heatmap: Heatmap) -> str:
+    height, width = (n * m for n, m in zip(heatmap.slide.shape, heatmap.slide.mpp, strict=True))
+    return f"{_length(width)} × {_length(height)}"
+
+
+def _backdrop(heatmap: Heatmap, thumbnail: NDArray[Any] | None) -> NDArray[np.uint8]:
+    if thumbnail is None:
+        grey = np.where(heatmap.tissue.mask, 222, 250).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    shown = thumbnail[..., None] if thumbnail.ndim == 2 else thumbnail
+    shown = shown[..., :3] if shown.shape[-1] >= 3 else shown[..., :1].repeat(3, axis=2)
+    if shown.dtype == np.uint8 and not heatmap.slide.is_georeferenced:
+        return shown
+    return _stretch(shown)
+
+
+def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Bring the middle 96% of each channel to 0-255; nodata (NaN, and black in all) stays out."""
+    values = values.astype(np.float32)
+    known = np.isfinite(values).all(axis=-1) & (values != 0).any(axis=-1)
+    shown = np.full(values.shape, 255, np.uint8)
+    if known.any():
+        low, high = np.percentile(values[known], (2, 98), axis=0)
+        scaled = (values[known] - low) / np.maximum(high - low, 1e-9)
+        shown[known] = np.clip(scaled * 255, 0, 255)
+    return shown
+
+
+def _grey(backdrop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Take the colour out, so that what is coloured on top of it is a class."""
+    luminance = backdrop @ np.array([0.299, 0.587, 0.114])
+    return np.repeat(luminance[..., None].astype(np.uint8), 3, axis=2)
+
+
+def _draw_panel(axes: Axes, heatmap: Heatmap, backdrop: NDArray[np.uint8]) -> None:
+    rows, cols = heatmap.slide.shape
+    axes.imshow(backdrop, extent=(0, cols, rows, 0), interpolation="antialiased")
+    axes.set(xlim=(0, cols), ylim=(rows, 0), xticks=[], yticks=[], aspect="equal")
+    for spine in axes.spines.values():
+        spine.set(color=_LINE, linewidth=0.8)
+
+
+def _draw_classes(axes: Axes, heatmap: Heatmap) -> None:
+    winner = heatmap.argmax()
+    if not (winner >= 0).any():
+        axes.text(
+            0.5,
+            0.5,
+            "no tissue found" if heatmap.tissue.fraction == 0 else "nothing predicted",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            size=12,
+            color=_INK,
+            bbox={"facecolor": "white", "edgecolor": _LINE, "boxstyle": "round,pad=0.5"},
+        )
+        return
+    probability = np.nan_to_num(heatmap.probabilities.astype(np.float32)).max(axis=0)
+    chance = 1 / len(heatmap.classes)
+    certainty = np.clip((probability - chance) / max(1 - chance, 1e-6), 0, 1)
+    rgba = np.zeros((*winner.shape, 4), np.float32)
+    for k, color in enumerate(heatmap.colors):
+        rgba[winner == k, :3] = np.frombuffer(bytes.fromhex(color[1:]), np.uint8) / 255
+    rgba[..., 3] = np.where(winner >= 0, 0.22 + 0.5 * certainty, 0)
+    (top, left), (step_y, step_x) = heatmap.grid.origin_px, heatmap.grid.step_px
+    bottom, right = top + step_y * winner.shape[0], left + step_x * winner.shape[1]
+    axes.imshow(rgba, extent=(left, right, bottom, top), interpolation="nearest")
+    axes.set(xlim=(0, heatmap.slide.shape[1]), ylim=(heatmap.slide.shape[0], 0))
+
+
+def _draw_scale_bar(axes: Axes, heatmap: Heatmap, inches: tuple[float, float]) -> None:
+    from matplotlib.patches import Rectangle
+
+    rows, cols = heatmap.slide.shape
+    inch = max(cols / inches[0], rows / inches[1])
+    pad, thick, box_height = 0.1 * inch, 0.045 * inch, 0.34 * inch
+    fits = rows >= box_height + 2 * pad and cols >= 1.1 * inch
+    length_um = _round_down((min(1.3 * inch, 0.4 * cols) if fits else inch) * heatmap.slide.mpp[1])
+    length = length_um / heatmap.slide.mpp[1]
+    box_width = max(length, 0.62 * inch) + 2 * pad
+    left, bottom = (pad, rows - pad) if fits else (0, rows + box_height)
+    axes.add_patch(
+        Rectangle(
+            (left, bottom - box_height),
+            box_width,
+            box_height,
+            color="white",
+            alpha=0.82,
+            lw=0,
+            clip_on=False,
+        )
+    )
+    middle = left + box_width / 2
+    axes.add_patch(
+        Rectangle(
+            (middle - length / 2, bottom - pad * 0.7 - thick),
+            length,
+            thick,
+            color=_INK,
+            lw=0,
+            clip_on=False,
+        )
+    )
+    axes.text(
+        middle,
+        bottom - pad * 0.7 - thick - 0.03 * inch,
+        _length(length_um),
+        ha="center",
+        va="bottom",
+        size=8,
+        color=_INK,
+    )
+
+
+def _round_down(length: float) -> float:
+    power = 10.0 ** math.floor(math.log10(length))
+    return max(step * power for step in (1, 2, 5) if step * power <= length)
+
+
+def _length(micrometres: float) -> str:
+    for unit, size in (("km", 1e9), ("m", 1e6), ("mm", 1e3)):
+        if micrometres >= size:
+            return f"{_number(micrometres / size)} {unit}"
+    return f"{_number(micrometres)} µm"
+
+
+def _shorten(text: str, room: int) -> str:
+    if len(text) <= room:
+        return text
+    return f"{text[: room - room // 2 - 1]}…{text[-(room // 2) :]}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _draw_legend(axes: Axes, heatmap: Heatmap, height: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.set(xlim=(0, _LEGEND), ylim=(height, 0))
+    axes.axis("off")
+    areas = heatmap.areas()
+    total = sum(areas.values())
+    unit, per_unit = ("mm²", 1.0) if heatmap.area_unit == "mm2" else ("m²", 1.0)
+    if unit == "m²" and total >= 1e5:
+        unit, per_unit = "km²", 1e6
+    style: dict[str, Any] = {"va": "center", "parse_math": False}
+    axes.text(0, 0.1, "Area by class", size=9.5, weight="bold", color=_INK, **style)
+    axes.text(
+        _LEGEND,
+        0.1,
+        f"{_number(total / per_unit)} {unit}",
+        ha="right",
+        size=9,
+        color=_FAINT,
+        **style,
+    )
+    shown = sorted(
+        sorted(range(len(heatmap.classes)), key=lambda k: -areas[heatmap.classes[k]])[:MAX_LEGEND]
+    )
+    y = 0.42
+    for k in shown:
+        name = heatmap.classes[k]
+        share = areas[name] / total if total else 0.0
+        axes.text(0, y, _shorten(name, 24), size=9, color=_INK, **style)
+        amount = f"{_number(areas[name] / per_unit)} {unit}" if share else ""
+        axes.text(_LEGEND - 0.6, y, amount, ha="right", size=7.5, color=_FAINT, **style)
+        axes.text(_LEGEND, y, _percent(share), ha="right", size=9, color=_INK, **style)
+        axes.add_patch(Rectangle((0, y + 0.11), _LEGEND, 0.085, color="#ededf0", lw=0))
+        axes.add_patch(
+            Rectangle(
+                (0, y + 0.11), max(_LEGEND * share, 0.06), 0.085, color=heatmap.colors[k], lw=0
+            )
+        )
+        y += _ROW
+    if len(shown) < len(heatmap.classes):
+        rest = len(heatmap.classes) - len(shown)
+        axes.text(0, y, f"and {rest} classes with less", size=9, color=_FAINT, **style)
+        y += _ROW
+    note = "Opacity: probability of the class,\nfaint at chance, strong at certainty."
+    if heatmap.scores:
+        best = max(heatmap.scores, key=lambda name: heatmap.scores[name])
+        whole = "Whole scene" if heatmap.slide.is_georeferenced else "Whole slide"
+        note = f"{whole}: {_shorten(best, 24)} ({_percent(heatmap.scores[best])})\n{note}"
+    axes.text(0, y + 0.2, note, size=8, color=_FAINT, linespacing=1.6, **style)
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.001:
+        return "<0.1%"
+    return f"{100 * share:.1f}%"

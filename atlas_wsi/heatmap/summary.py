@@ -1,0 +1,251 @@
+"""What a result says in words and numbers: ``summary.json`` and the record inside the OME-Zarr."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from atlas_wsi.grid import Grid
+from atlas_wsi.heatmap.heatmap import MAX_CLASSES, Count, Positive, Record, Run, SlideInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from atlas_wsi.heatmap.heatmap import Heatmap
+
+Color = Annotated[str, StringConstraints(pattern=r"^#[0-9a-fA-F]{6}$")]
+Side = Annotated[int, Field(gt=0, le=1_000_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _inside_folder(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\\" in path or ":" in path:
+        raise ValueError("is not a path inside the folder")
+    return path
+
+
+class GridRecord(Record):
+    """A grid of cells over level-0 pixels."""
+
+    shape: tuple[Side, Side]
+    """Rows and columns."""
+    step_px: tuple[Positive, Positive]
+    """Level-0 pixels a cell `(y, x)`."""
+    origin_px: tuple[float, float]
+    """Level-0 position `(y, x)` of the first cell's corner."""
+
+    @classmethod
+    def of(cls, grid: Grid) -> Self:
+        """Take down a grid.
+
+        Parameters
+        ----------
+        grid
+            The grid.
+
+        Returns
+        -------
+        GridRecord
+            The record.
+        """
+        return cls(shape=grid.shape, step_px=grid.step_px, origin_px=grid.origin_px)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that was taken down."""
+        return Grid(shape=self.shape, step_px=self.step_px, origin_px=self.origin_px)
+
+
+class ClassRecord(Record):
+    """A class of the model."""
+
+    name: Annotated[str, Field(max_length=1000)]
+    """As the model's card names it."""
+    color: Color
+    """``#rrggbb``."""
+
+
+class HeatmapRecord(Record):
+    """All that a heatmap is besides its arrays; ``attributes.atlas`` of the OME-Zarr."""
+
+    schema_version: Literal[1] = 1
+    """Raised when a reader of the old version would misread the new one."""
+    classes: Annotated[tuple[ClassRecord, ...], Field(min_length=1, max_length=MAX_CLASSES)]
+    """In the order of the channels."""
+    scores: dict[str, Share]
+    """Probability of each class for the slide as a whole."""
+    cells: GridRecord
+    """Where the heatmap's cells lie."""
+    tissue_method: str
+    """How the tissue mask was found."""
+    tissue_cells: GridRecord
+    """Where the tissue mask's cells lie."""
+    slide: SlideInfo
+    """The slide."""
+    run: Run
+    """How the result came about."""
+
+    @model_validator(mode="after")
+    def _scores_name_classes(self) -> Self:
+        unknown = set(self.scores) - {c.name for c in self.classes}
+        if unknown:
+            raise ValueError(f"scores of unknown classes: {sorted(unknown)}")
+        return self
+
+    @classmethod
+    def of(cls, heatmap: Heatmap) -> Self:
+        """Take down a heatmap.
+
+        Parameters
+        ----------
+        heatmap
+            The result.
+
+        Returns
+        -------
+        HeatmapRecord
+            The record.
+        """
+        return cls(
+            classes=tuple(
+                ClassRecord(name=n, color=c)
+                for n, c in zip(heatmap.classes, heatmap.colors, strict=True)
+            ),
+            scores=dict(heatmap.scores),
+            cells=GridRecord.of(heatmap.grid),
+            tissue_method=heatmap.tissue.method,
+            tissue_cells=GridRecord.of(heatmap.tissue.grid),
+            slide=heatmap.slide,
+            run=heatmap.run,
+        )
+
+
+class ClassSummary(ClassRecord):
+    """What was found of a class."""
+
+    area: Annotated[float, Field(ge=0)]
+    """Area where the class is the most probable one."""
+    share: Share
+    """Part of the predicted area."""
+    score: Share | None
+    """Probability for the slide as a whole; null if nothing was predicted."""
+
+
+class FileRecord(Record):
+    """A file as it was written."""
+
+    bytes: Count
+    """Its size."""
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    """Its hash."""
+
+
+class Summary(Record):
+    """``summary.json``: made last, so a folder that has one is whole."""
+
+    kind: Literal["atlas-wsi result"] = "atlas-wsi result"
+    """Tells this JSON from others."""
+    schema_version: Literal[1] = 1
+    """Raised when a reader of the old version would misread the new one."""
+    slide: SlideInfo
+    """The slide."""
+    classes: tuple[ClassSummary, ...]
+    """What was found of each class."""
+    area_unit: Literal["mm2", "m2"]
+    """Unit of all areas."""
+    predicted_area: Annotated[float, Field(ge=0)]
+    """Area of the cells for which there is a prediction."""
+    tissue_fraction: Share
+    """Part of the slide that is tissue (of a scene: that was observed)."""
+    cell_mpp: tuple[Positive, Positive]
+    """Micrometres a heatmap cell `(y, x)`."""
+    cells: GridRecord
+    """Where the heatmap's cells lie."""
+    run: Run
+    """How the result came about."""
+    warnings: tuple[str, ...]
+    """Those of the run and of writing its files."""
+    files: dict[Annotated[str, AfterValidator(_inside_folder)], FileRecord]
+    """Every other file of the result by its path in the folder."""
+
+    @classmethod
+    def of(cls, heatmap: Heatmap, *, warnings: Iterable[str], files: dict[str, FileRecord]) -> Self:
+        """Sum up a heatmap.
+
+        Parameters
+        ----------
+        heatmap
+            The result.
+        warnings
+            What writing its files had to say.
+        files
+            The files of the result.
+
+        Returns
+        -------
+        Summary
+            The summary.
+        """
+        areas = heatmap.areas()
+        total = sum(areas.values())
+        return cls(
+            slide=heatmap.slide,
+            classes=tuple(
+                ClassSummary(
+                    name=name,
+                    color=color,
+                    area=areas[name],
+                    share=min(1.0, areas[name] / total) if total else 0.0,
+                    score=heatmap.scores.get(name),
+                )
+                for name, color in zip(heatmap.classes, heatmap.colors, strict=True)
+            ),
+            area_unit=heatmap.area_unit,
+            predicted_area=total,
+            tissue_fraction=heatmap.tissue.fraction,
+            cell_mpp=heatmap.mpp,
+            cells=GridRecord.of(heatmap.grid),
+            run=heatmap.run,
+            warnings=tuple(dict.fromkeys((*heatmap.run.warnings, *warnings))),
+            files=files,
+        )
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Hash every file below a folder.
+
+    Parameters
+    ----------
+    folder
+        The folder of a result.
+
+    Returns
+    -------
+    dict[str, FileRecord]
+        Size and SHA-256 by the path in the folder, with ``/``, sorted.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {path.relative_to(folder).as_posix(): record_file(path) for path in paths}
+
+
+def record_file(path: Path) -> FileRecord:
+    """Hash a file.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    FileRecord
+        Its size and SHA-256.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileRecord(bytes=file.tell(), sha256=digest)

@@ -1,0 +1,387 @@
+"""Results as folders: written whole or not at all, checked when they are read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from pydantic import ValidationError
+
+from atlas_wsi.errors import (
+    AtlasError,
+    CorruptResultError,
+    DiskFullError,
+    OutputNotWritableError,
+    ResultExistsError,
+)
+from atlas_wsi.heatmap.geojson import write_geojson
+from atlas_wsi.heatmap.geotiff import write_geotiff
+from atlas_wsi.heatmap.omezarr import read_omezarr, write_omezarr
+from atlas_wsi.heatmap.png import write_png
+from atlas_wsi.heatmap.summary import Summary, record_file, record_files
+from atlas_wsi.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.heatmap.heatmap import Heatmap
+    from atlas_wsi.progress import Progress
+
+    Writer = Callable[[Heatmap, Path, NDArray[Any] | None], tuple[str, ...]]
+
+SUMMARY = "summary.json"
+FORMATS: dict[str, tuple[str, Writer]] = {
+    "ome-zarr": ("heatmap.ome.zarr", lambda heatmap, path, _: write_omezarr(heatmap, path)),
+    "geotiff": ("heatmap.tif", lambda heatmap, path, _: write_geotiff(heatmap, path)),
+    "png": ("heatmap.png", write_png),
+    "geojson": ("regions.geojson", lambda heatmap, path, _: write_geojson(heatmap, path)),
+}
+"""Name of a format: its file in the result's folder and what writes it. ``"json"``, the summary,
+is always written, and last: it lists the others."""
+MAX_SUMMARY_BYTES = 1 << 26
+_STALE_S = 24 * 3600
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write(
+    heatmap: Heatmap,
+    out_dir: str | os.PathLike[str],
+    *,
+    formats: Sequence[str] | None = None,
+    thumbnail: NDArray[Any] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Path]:
+    """Write a result to a folder named after its slide.
+
+    Parameters
+    ----------
+    heatmap
+        The result.
+    out_dir
+        Where the slide's folder is made.
+    formats
+        Names in `FORMATS`; None writes all for georeferenced scenes and all but the GeoTIFF for
+        slides. The summary is always written.
+    thumbnail
+        The whole slide in small, `(rows, cols, channels)` in its own dtype, for the overview.
+    overwrite
+        Whether a result that is there is replaced.
+    progress
+        Told how many files are written.
+
+    Returns
+    -------
+    dict[str, Path]
+        The file or folder of each format, and of ``"json"``.
+
+    Raises
+    ------
+    ValueError
+        If a format has no writer.
+
+    Notes
+    -----
+    Everything is written to a hidden neighbour of the folder, which is renamed when it is whole.
+    An interrupted run therefore leaves nothing under the result's name; what it leaves under the
+    hidden name is removed by the next run.
+    """
+    if formats is None:
+        formats = [f for f in FORMATS if f != "geotiff" or heatmap.slide.is_georeferenced]
+    unknown = set(formats) - {*FORMATS, "json"}
+    if unknown:
+        raise ValueError(f"Unknown formats {sorted(unknown)}, there are {[*FORMATS, 'json']}.")
+    chosen = [f for f in FORMATS if f in formats]
+    report = progress or silent
+    final = check_writable(out_dir, heatmap.slide.name, overwrite=overwrite)
+    partial = _hidden(final, "partial")
+    with _disk_errors(final):
+        try:
+            partial.mkdir()
+            warnings: list[str] = []
+            for done, name in enumerate(chosen):
+                report("write", done, len(chosen) + 1)
+                file, writer = FORMATS[name]
+                warnings += writer(heatmap, partial / file, thumbnail)
+            report("write", len(chosen), len(chosen) + 1)
+            summary = Summary.of(heatmap, warnings=warnings, files=record_files(partial))
+            text = summary.model_dump_json(indent=2)
+            (partial / SUMMARY).write_text(text + "\n", encoding="utf-8")
+            _put_in_place(partial, final, overwrite=overwrite)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    report("write", len(chosen) + 1, len(chosen) + 1)
+    return {name: final / FORMATS[name][0] for name in chosen} | {"json": final / SUMMARY}
+
+
+def check_writable(out_dir: str | os.PathLike[str], name: str, *, overwrite: bool = False) -> Path:
+    """Make sure, before long work, that its result can be written.
+
+    Parameters
+    ----------
+    out_dir
+        Where the slide's folder will be made; made if it is missing.
+    name
+        The slide's name.
+    overwrite
+        Whether a result that is there may be replaced.
+
+    Returns
+    -------
+    Path
+        The folder of the result, which does not exist, is empty, or may be replaced.
+
+    Raises
+    ------
+    OutputNotWritableError
+        If no folder can be made there.
+    ResultExistsError
+        If there is a result that may not be replaced, or something that is no result.
+    """
+    folder = Path(out_dir)
+    final = folder / folder_name(name)
+    if folder.exists() and not folder.is_dir():
+        raise OutputNotWritableError(
+            f"{folder} is a file, expected a folder for results.",
+            hint="Choose another output folder.",
+        )
+    with _disk_errors(final):
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        probe = _hidden(final, "partial")
+        probe.mkdir()
+        probe.rmdir()
+        if final.is_dir() and not any(final.iterdir()):
+            return final
+    if not os.path.lexists(final):
+        return final
+    if not (final / SUMMARY).is_file():
+        raise ResultExistsError(
+            f"{final} exists and is not a result (it has no {SUMMARY}); it is left alone.",
+            hint="Move it away or choose another output folder.",
+        )
+    if not overwrite:
+        raise ResultExistsError(
+            f"There is a result in {final}.", hint="Replace it with --overwrite."
+        )
+    return final
+
+
+def folder_name(name: str) -> str:
+    """Make a slide's name safe as the name of a folder on any system.
+
+    Parameters
+    ----------
+    name
+        The slide's name; may come from anybody.
+
+    Returns
+    -------
+    str
+        Not empty, not hidden, at most 150 bytes, without separators and reserved characters.
+    """
+    safe = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", name).strip(" ").rstrip(".").lstrip(".")
+    if len(safe.encode()) > 150:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        safe = safe.encode()[:140].decode(errors="ignore").rstrip(" .") + "~" + digest
+    if re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", safe) or not safe.strip(" "):
+        safe = f"slide_{safe}"
+    return safe
+
+
+def open_result(path: str | os.PathLike[str]) -> Heatmap:
+    """Read a result back.
+
+    Parameters
+    ----------
+    path
+        The result's folder, or a folder that holds one result.
+
+    Returns
+    -------
+    Heatmap
+        The result, probabilities in float16.
+
+    Raises
+    ------
+    CorruptResultError
+        If there is no result, or a file of its OME-Zarr is missing or changed.
+    """
+    folder = _find_folder(Path(path))
+    summary = read_summary(folder)
+    file = FORMATS["ome-zarr"][0]
+    if not any(name.startswith(f"{file}/") for name in summary.files):
+        raise CorruptResultError(
+            f"{folder} was written without {file}, so there is nothing to open.",
+            hint="Predict again with the format ome-zarr.",
+        )
+    damage = find_damage(folder, summary, below=f"{file}/")
+    if damage:
+        more = f" and {len(damage) - 1} more" if len(damage) > 1 else ""
+        raise CorruptResultError(
+            f"{folder}: {damage[0]}{more}.", hint="Predict again with --overwrite."
+        )
+    return read_omezarr(folder / file)
+
+
+def read_summary(folder: Path) -> Summary:
+    """Read the summary of a result.
+
+    Parameters
+    ----------
+    folder
+        The result's folder; it may come from anybody.
+
+    Returns
+    -------
+    Summary
+        What was written.
+
+    Raises
+    ------
+    CorruptResultError
+        If it is missing, too large, or not what we write.
+    """
+    path = folder / SUMMARY
+    try:
+        size = path.stat().st_size
+        if size > MAX_SUMMARY_BYTES:
+            raise CorruptResultError(
+                f"{path} is {size} bytes long, at most {MAX_SUMMARY_BYTES} are read."
+            )
+        return Summary.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CorruptResultError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise CorruptResultError(f"{path}: {where}: {first['msg']}.") from error
+
+
+def find_damage(folder: Path, summary: Summary, *, below: str = "") -> tuple[str, ...]:
+    """Compare the files of a result with what its summary says of them.
+
+    Parameters
+    ----------
+    folder
+        The result's folder.
+    summary
+        Its summary.
+    below
+        Only files whose path in the folder begins so.
+
+    Returns
+    -------
+    tuple[str, ...]
+        A line for each file that is missing or changed.
+    """
+    damage = []
+    for name, expected in summary.files.items():
+        path = folder / name
+        if not name.startswith(below):
+            continue
+        if not path.is_file():
+            damage.append(f"{name} is missing")
+        elif path.stat().st_size != expected.bytes:
+            damage.append(f"{name} has {path.stat().st_size} bytes, expected {expected.bytes}")
+        elif record_file(path) != expected:
+            damage.append(f"{name} was changed: its SHA-256 is not {expected.sha256}")
+    return tuple(damage)
+
+
+def _find_folder(path: Path) -> Path:
+    if (path / SUMMARY).is_file():
+        return path
+    if not path.is_dir():
+        raise CorruptResultError(f"{path} is not a folder with a result.")
+    found = sorted(p.parent for p in path.glob(f"*/{SUMMARY}") if not p.parent.name.startswith("."))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise CorruptResultError(f"{path} holds no result: it has no {SUMMARY}.")
+    names = ", ".join(p.name for p in found[:5])
+    raise CorruptResultError(
+        f"{path} holds {len(found)} results ({names}{', ...' if len(found) > 5 else ''}).",
+        hint="Open one of them.",
+    )
+
+
+def _put_in_place(partial: Path, final: Path, *, overwrite: bool) -> None:
+    if not (overwrite and (final / SUMMARY).is_file()):
+        partial.rename(final)
+        return
+    old = _hidden(final, "replaced")
+    final.rename(old)
+    try:
+        partial.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _machine() -> str:
+    """Name the space in which a process id is unique: host and, in containers, pid namespace."""
+    space = Path("/proc/self/ns/pid")
+    inside = space.readlink() if space.is_symlink() else ""
+    return hashlib.sha256(f"{platform.node()} {inside}".encode()).hexdigest()[:8]
+
+
+def _hidden(final: Path, kind: str) -> Path:
+    token = secrets.token_hex(4)
+    return final.with_name(f".{final.name}.{kind}-{_machine()}-{os.getpid()}-{token}")
+
+
+def _remove_leftovers(out_dir: Path) -> None:
+    """Remove what runs that died have left; bring back a result they were about to replace."""
+    pattern = re.compile(r"\.(.+)\.(partial|replaced)-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
+    for path in out_dir.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match is None:
+            continue
+        name, kind, machine, pid = match.groups()
+        try:
+            is_old = time.time() - path.stat().st_mtime > _STALE_S
+        except FileNotFoundError:  # its owner was quicker
+            continue
+        if not is_old and (machine != _machine() or psutil.pid_exists(int(pid))):
+            continue
+        if kind == "replaced" and not (out_dir / name).exists():
+            path.rename(out_dir / name)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors(final: Path) -> Iterator[None]:
+    try:
+        yield
+    except AtlasError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFullError(
+                f"The disk is full: {final} could not be written, nothing was kept of it.",
+                hint="Free some space or choose another output folder.",
+            ) from error
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and final.is_dir():
+            raise ResultExistsError(
+                f"{final} was written by somebody else in the meantime.",
+                hint="Replace it with --overwrite.",
+            ) from error
+        raise OutputNotWritableError(
+            f"{final} cannot be written: {error.strerror or error}.",
+            hint="Choose another output folder.",
+        ) from error
