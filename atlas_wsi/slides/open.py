@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atlas_wsi.errors import UnreadableSlideError
+import openslide
+import tifffile
+
+from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides.slide import Slide
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from atlas_wsi.slides.backend import Backend
+
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
+_GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
+_HEAD_BYTES = 132
 
 
 def open_slide(
@@ -35,16 +46,154 @@ def open_slide(
     -------
     Slide
         The lazy pyramid; also a context manager.
+
+    Raises
+    ------
+    UnreadableSlideError
+        If it is missing, protected, empty, truncated or damaged.
     """
     text = os.fspath(path)
+    if "://" in text:
+        from atlas_wsi.slides.omezarr import open_omezarr
+
+        return Slide(open_omezarr(text), text, mpp=mpp, strict=strict)
     local = Path(text).expanduser().absolute()
-    return Slide(_open_path(local), str(local), mpp=mpp, strict=strict)
+    try:
+        backend = _open_folder(local) if local.is_dir() else _open_file(local)
+    except FileNotFoundError as error:
+        raise UnreadableSlideError(f"{local} does not exist.", hint="Check the path.") from error
+    except PermissionError as error:
+        raise UnreadableSlideError(f"{local} may not be read: {error.strerror}.") from error
+    return Slide(backend, str(local), mpp=mpp, strict=strict)
 
 
-def _open_path(path: Path) -> Backend:
-    """Pick the reader of a local path."""
+def _open_folder(path: Path) -> Backend:
+    """Open a folder: an OME-Zarr or a DICOM series."""
+    if any((path / name).exists() for name in _ZARR_FILES):
+        from atlas_wsi.slides.omezarr import open_omezarr
+
+        return open_omezarr(path)
     from atlas_wsi.slides.openslide import open_openslide
 
-    if not path.exists():
-        raise UnreadableSlideError(f"{path} does not exist.")
-    return open_openslide(path)
+    for file in _dicom_files(path):
+        # Any instance of a series opens all of it, but a folder may hold other things too.
+        if openslide.OpenSlide.detect_format(file):
+            return open_openslide(file)
+    hint = "Give the slide file itself."
+    index_file = path.with_suffix(".mrxs")
+    if index_file.exists():
+        hint = f"Give the file beside it: {index_file}."
+    raise UnsupportedFormatError(
+        f"{path} is a folder that holds neither a DICOM slide nor an OME-Zarr.", hint=hint
+    )
+
+
+def _dicom_files(folder: Path) -> Iterator[Path]:
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and _is_dicom(_head(file)):
+            yield file
+
+
+def _open_file(path: Path) -> Backend:
+    """Open a file by its first bytes."""
+    head = _head(path)
+    if not head:
+        raise UnreadableSlideError(f"{path} is empty.", hint="Copy or download it again.")
+    if head.startswith(_TIFF_MAGIC):
+        return _open_tiff_family(path)
+    if head.startswith(b"PK\x03\x04"):
+        from atlas_wsi.slides.omezarr import open_omezarr
+
+        return open_omezarr(path)
+    from atlas_wsi.slides.openslide import open_openslide
+
+    if _is_dicom(head) or _vendor(path):
+        return open_openslide(path)
+    return _open_other(path, head)
+
+
+def _open_tiff_family(path: Path) -> Backend:
+    """Tell scenes, scanner formats and other TIFF files apart by their tags."""
+    from atlas_wsi.slides.openslide import open_openslide
+    from atlas_wsi.slides.tiff import open_tiff
+
+    vendor = _vendor(path)
+    if vendor and vendor != "generic-tiff":
+        return open_openslide(path)
+    if _is_scene(path):
+        from atlas_wsi.slides.raster import open_raster
+
+        return open_raster(path)
+    return open_tiff(path)
+
+
+def _is_scene(path: Path) -> bool:
+    """Check that the file's directories are whole and look for GeoTIFF's tags."""
+    hint = "Copy or download it again and compare the sizes."
+    try:
+        with tifffile.TiffFile(path) as tif:
+            end = _directory_beyond(tif)
+            if end is not None:
+                raise UnreadableSlideError(
+                    f"{path} is truncated: a directory begins at byte {end}, but the file has "
+                    f"{tif.filehandle.size} bytes.",
+                    hint=hint,
+                )
+            return any(tag in tif.pages.first.tags for tag in _GEO_TAGS)
+    except tifffile.TiffFileError as error:
+        raise UnreadableSlideError(
+            f"{path} begins like a TIFF file, but its directory cannot be read: {error}.",
+            hint=hint,
+        ) from error
+
+
+def _directory_beyond(tif: tifffile.TiffFile) -> int | None:
+    """Return where the directory begins that lies behind the end of the file, if one does."""
+    file, layout = tif.filehandle, tif.tiff
+    where = layout.offsetsize  # in the header, 4 in classic TIFF and 8 in BigTIFF
+    if len(tif.pages):
+        where = tif.pages[len(tif.pages) - 1].offset
+        file.seek(where)
+        (n_tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+        where += layout.tagnosize + n_tags * layout.tagsize
+    file.seek(where)
+    (following,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
+    return int(following) if following >= file.size else None
+
+
+def _open_other(path: Path, head: bytes) -> Backend:
+    """Try the readers of everything else: what GDAL can place on earth, then plain images."""
+    from atlas_wsi.slides.image import open_image
+    from atlas_wsi.slides.raster import open_raster
+
+    for open_as in (open_raster, open_image):
+        try:
+            return open_as(path)
+        except UnsupportedFormatError:
+            continue
+    found = "a text file" if _is_text(head) else f"a file that begins with {head[:8]!r}"
+    raise UnsupportedFormatError(
+        f"{path} is {found}: no slide, scene or image that can be read.",
+        hint="`atlas-wsi doctor` lists the formats.",
+    )
+
+
+def _vendor(path: Path) -> str | None:
+    """Ask OpenSlide who made a file; None if it does not know or cannot tell."""
+    try:
+        return openslide.OpenSlide.detect_format(path)
+    except openslide.OpenSlideError:
+        return None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
+def _is_dicom(head: bytes) -> bool:
+    return head[128:132] == b"DICM"
+
+
+def _is_text(head: bytes) -> bool:
+    return all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)

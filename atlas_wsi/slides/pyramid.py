@@ -29,13 +29,14 @@ def true_downsample(full_px: int, level_px: int) -> float:
     -------
     float
         The whole number that the scanner divided by if the sizes fit one after rounding either
-        way (the quotient of the sizes drifts by up to a level pixel over the slide), else the
-        quotient.
+        way (the quotient of the sizes would drift by up to a level pixel over the slide), a
+        power of two before others; else the quotient.
     """
-    whole = round(full_px / level_px)
-    if math.floor(full_px / whole) <= level_px <= math.ceil(full_px / whole):
-        return float(whole)
-    return full_px / level_px
+    quotient = full_px / level_px
+    for whole in (2 ** round(math.log2(quotient)), round(quotient)):
+        if math.floor(full_px / whole) <= level_px <= math.ceil(full_px / whole):
+            return float(whole)
+    return quotient
 
 
 def with_overviews(stored: Sequence[Level]) -> tuple[Level, ...]:

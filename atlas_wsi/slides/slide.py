@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
@@ -15,21 +13,18 @@ import numpy as np
 from atlas_wsi.errors import MissingResolutionError
 from atlas_wsi.grid import Box
 from atlas_wsi.slides import resolution
-from atlas_wsi.slides.pyramid import OVERVIEW_PX, level_for
-from atlas_wsi.slides.resample import as_dtype, resample, support_of
+from atlas_wsi.slides.pyramid import OVERVIEW_PX
+from atlas_wsi.slides.resample import as_dtype
 from atlas_wsi.slides.tiles import TileReader
+from atlas_wsi.slides.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import dask.array as da
     from numpy.typing import NDArray
 
     from atlas_wsi.slides.backend import Backend, SlideMeta
     from atlas_wsi.slides.tiles import UnreadableTile
 
-_BLOCK_PX = 1024
-_ALIGNED = 1e-6
 _SUFFIX = re.compile(r"(\.ome)?\.(zarr(\.zip)?|(?!\d)\w{2,5})$", re.IGNORECASE)
 
 
@@ -352,7 +347,7 @@ class Slide:
         self, y: float, x: float, height: int, width: int, ratio: tuple[float, float]
     ) -> NDArray[Any]:
         reader = self._reader
-        view = _View.over(reader, y, x, (height, width), ratio)
+        view = View.over(reader.levels, y, x, (height, width), ratio)
         if view.aligned_box is not None:
             return reader.read(view.level, view.aligned_box)
         result = np.empty((height, width, self.n_channels), reader.dtype)
@@ -371,7 +366,7 @@ class Slide:
         self, y: float, x: float, height: int, width: int, ratio: tuple[float, float]
     ) -> NDArray[np.bool_]:
         reader = self._reader
-        view = _View.over(reader, y, x, (height, width), ratio)
+        view = View.over(reader.levels, y, x, (height, width), ratio)
         if view.aligned_box is not None:
             return reader.read_valid(view.level, view.aligned_box)
         result = np.empty((height, width), dtype=bool)
@@ -380,75 +375,6 @@ class Slide:
             share = view.reduce(reader.read_valid(view.level, source)[..., None], source, out)
             result[out.slices] = share[..., 0] >= 0.5
         return result
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _View:
-    """A region at a resolution, in terms of the level that serves it."""
-
-    level: int
-    """Level to read from."""
-    start: tuple[float, float]
-    """Top-left corner in the level's pixels `(y, x)`."""
-    scale: tuple[float, float]
-    """Level pixels an output pixel `(y, x)`."""
-    shape: tuple[int, int]
-    """Output rows and columns."""
-
-    @classmethod
-    def over(
-        cls,
-        reader: TileReader,
-        y: float,
-        x: float,
-        shape: tuple[int, int],
-        ratio: tuple[float, float],
-    ) -> _View:
-        """Choose the level for a region."""
-        if min(shape) < 0 or not (math.isfinite(y) and math.isfinite(x)):
-            raise ValueError(f"No region has its corner at {y, x} and {shape} rows and columns.")
-        level = level_for(reader.levels, ratio)
-        downsample = reader.levels[level].downsample
-        start = y / downsample[0], x / downsample[1]
-        scale = ratio[0] / downsample[0], ratio[1] / downsample[1]
-        return cls(level=level, start=start, scale=scale, shape=shape)
-
-    @property
-    def aligned_box(self) -> Box | None:
-        """The level's pixels that are the output's, or None if resampling is needed."""
-        row, col = round(self.start[0]), round(self.start[1])
-        off = abs(self.start[0] - row), abs(self.start[1] - col)
-        drift = tuple(abs(s - 1.0) * n for s, n in zip(self.scale, self.shape, strict=True))
-        if self.shape[0] and self.shape[1] and max(*off, *drift) > _ALIGNED:
-            return None
-        return Box(row=row, col=col, rows=self.shape[0], cols=self.shape[1])
-
-    def blocks(self) -> Iterator[Box]:
-        """Cut the output so that the pixels read for a block stay few."""
-        rows, cols = (max(32, int(_BLOCK_PX / max(s, 1.0))) for s in self.scale)
-        for row in range(0, self.shape[0], rows):
-            for col in range(0, self.shape[1], cols):
-                block = Box(row=row, col=col, rows=rows, cols=cols)
-                yield block.clip(self.shape)
-
-    def source_of(self, out: Box) -> Box:
-        """Return the level's pixels that a block of the output needs."""
-        row, row_end = support_of(self._corner(out)[0], self.scale[0], out.rows)
-        col, col_end = support_of(self._corner(out)[1], self.scale[1], out.cols)
-        return Box(row=row, col=col, rows=row_end - row, cols=col_end - col)
-
-    def reduce(self, pixels: NDArray[Any], source: Box, out: Box) -> NDArray[np.float32]:
-        """Resample what was read for a block."""
-        return resample(
-            pixels,
-            (source.row, source.col),
-            start=self._corner(out),
-            scale=self.scale,
-            shape=(out.rows, out.cols),
-        )
-
-    def _corner(self, out: Box) -> tuple[float, float]:
-        return self.start[0] + out.row * self.scale[0], self.start[1] + out.col * self.scale[1]
 
 
 def slide_name(path: str) -> str:

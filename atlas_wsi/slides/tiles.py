@@ -12,6 +12,7 @@ import numpy as np
 from atlas_wsi.errors import UnreadableSlideError
 from atlas_wsi.grid import Box
 from atlas_wsi.slides.cache import TileCache
+from atlas_wsi.slides.paste import paste, relative
 from atlas_wsi.slides.pyramid import with_overviews
 from atlas_wsi.slides.resample import as_dtype, halve
 
@@ -88,7 +89,7 @@ class TileReader:
         for row, col in self._tiles_in(level, box):
             key = level, row, col
             tile = self._cache.fetch(key, partial(self._decode, *key))
-            _paste(tile, self._tile_box(*key), pixels, box)
+            paste(tile, self._tile_box(*key), pixels, box)
         return pixels
 
     def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
@@ -109,12 +110,12 @@ class TileReader:
         valid = np.zeros((box.rows, box.cols), dtype=bool)
         if not self.has_mask:
             inside = box.clip(self.levels[level].shape)
-            valid[_shift(inside, box).slices] = True
+            valid[relative(inside, box).slices] = True
         else:
             for row, col in self._tiles_in(level, box):
                 key = level, row, col
                 tile = self._cache.fetch(("valid", *key), partial(self._decode_valid, *key))
-                _paste(tile, self._tile_box(*key), valid, box)
+                paste(tile, self._tile_box(*key), valid, box)
         self._punch_unreadable(level, box, valid)
         return valid
 
@@ -212,15 +213,3 @@ class TileReader:
                 row=row - box.row, col=col - box.col, rows=row_end - row, cols=col_end - col
             )
             valid[scaled.clip((box.rows, box.cols)).slices] = False
-
-
-def _shift(box: Box, origin: Box) -> Box:
-    return Box(row=box.row - origin.row, col=box.col - origin.col, rows=box.rows, cols=box.cols)
-
-
-def _paste(tile: NDArray[Any], tile_box: Box, target: NDArray[Any], box: Box) -> None:
-    row, col = max(tile_box.row, box.row), max(tile_box.col, box.col)
-    rows = min(tile_box.row_end, box.row_end) - row
-    cols = min(tile_box.col_end, box.col_end) - col
-    common = Box(row=row, col=col, rows=rows, cols=cols)
-    target[_shift(common, box).slices] = tile[_shift(common, tile_box).slices]

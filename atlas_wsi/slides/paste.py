@@ -1,0 +1,50 @@
+"""Copying the common part of two boxes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from atlas_wsi.grid import Box
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def paste(source: NDArray[Any], source_box: Box, target: NDArray[Any], target_box: Box) -> None:
+    """Copy the pixels that two arrays have in common.
+
+    Parameters
+    ----------
+    source
+        `(rows, cols, ...)`.
+    source_box
+        Where `source` lies.
+    target
+        `(rows, cols, ...)`, written to.
+    target_box
+        Where `target` lies, in the same pixels.
+    """
+    row, col = max(source_box.row, target_box.row), max(source_box.col, target_box.col)
+    rows = min(source_box.row_end, target_box.row_end) - row
+    cols = min(source_box.col_end, target_box.col_end) - col
+    if rows > 0 and cols > 0:
+        common = Box(row=row, col=col, rows=rows, cols=cols)
+        target[relative(common, target_box).slices] = source[relative(common, source_box).slices]
+
+
+def relative(box: Box, origin: Box) -> Box:
+    """Return a box in the pixels of another one.
+
+    Parameters
+    ----------
+    box
+        Any box.
+    origin
+        Its corner becomes (0, 0).
+
+    Returns
+    -------
+    Box
+        Same size.
+    """
+    return Box(row=box.row - origin.row, col=box.col - origin.col, rows=box.rows, cols=box.cols)

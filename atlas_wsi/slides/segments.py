@@ -1,0 +1,224 @@
+"""Tiles and strips of one TIFF page, decoded on their own and from any thread."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.grid import Box
+from atlas_wsi.slides.paste import paste, relative
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from tifffile import TiffFrame, TiffPage
+
+_BAND_BYTES = 16 * 2**20
+_LARGEST_SEGMENT_BYTES = 2 * 2**30
+
+
+class FileBytes:
+    """Random reads of a file without a position that threads would share.
+
+    Parameters
+    ----------
+    path
+        The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Read bytes.
+
+        Parameters
+        ----------
+        offset
+            First byte.
+        n_bytes
+            How many.
+
+        Returns
+        -------
+        bytes
+            All of them.
+
+        Raises
+        ------
+        UnreadableSlideError
+            If the file ends before.
+        """
+        if hasattr(os, "pread"):
+            found = os.pread(self._file.fileno(), n_bytes, offset)
+        else:
+            with self._lock:
+                self._file.seek(offset)
+                found = self._file.read(n_bytes)
+        if len(found) < n_bytes:
+            raise UnreadableSlideError(
+                f"{self.path} ends {n_bytes - len(found)} bytes before a block at byte {offset} "
+                f"does: the file is truncated."
+            )
+        return found
+
+    def close(self) -> None:
+        """Give the file back to the system."""
+        self._file.close()
+
+
+class PageReader:
+    """Reads boxes of one page of a TIFF file.
+
+    Parameters
+    ----------
+    page
+        The page; its tables must be readable now, they are not read later.
+    file
+        Where its bytes are.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        If nobody decodes what is stored.
+    """
+
+    def __init__(self, page: TiffPage | TiffFrame, file: FileBytes) -> None:
+        key = page.keyframe
+        assert key is not None
+        if key.dtype is None or key.dtype.kind not in "uifb" or key.imagedepth > 1:
+            raise UnsupportedFormatError(
+                f"{file.path}: samples of type {key.dtype} in {key.imagedepth} layers are not read."
+            )
+        self._file = file
+        self._decode = key.decode
+        self._tables = page.jpegtables
+        self._header = key.jpegheader
+        self._offsets = page.dataoffsets
+        self._counts = page.databytecounts
+        self.dtype = np.dtype(key.dtype)
+        self.shape = (key.imagelength, key.imagewidth)
+        self._planes, _, _, _, self._contig = key.shaped
+        self.n_samples = self._planes * self._contig
+        self._nodata = key.nodata
+        self._is_tiled = key.is_tiled
+        self._raw_dtype: np.dtype[Any] | None = None
+        if key.is_final and not key.is_tiled:
+            self._raw_dtype = self.dtype.newbyteorder(key.parent.byteorder)
+        self._segment = self._segment_shape(key)
+        try:
+            self._decode(None, 0)
+        except ValueError as error:
+            raise UnsupportedFormatError(f"{file.path} cannot be decoded: {error}.") from error
+
+    def _segment_shape(self, key: TiffPage) -> tuple[int, int]:
+        if key.is_tiled:
+            return key.tilelength, key.tilewidth
+        rows = min(key.rowsperstrip, key.imagelength)
+        n_bytes = rows * key.imagewidth * self._contig * self.dtype.itemsize
+        if self._raw_dtype is None and n_bytes > _LARGEST_SEGMENT_BYTES:
+            raise UnsupportedFormatError(
+                f"{self._file.path} stores {rows} x {key.imagewidth} pixels as one compressed "
+                f"strip, which must be decoded whole.",
+                hint="Convert it once: vips tiffsave IN OUT --tile --pyramid --compression jpeg.",
+            )
+        return rows, key.imagewidth
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Rows and columns worth reading at once: a tile, or a band of strips of some 16 MB."""
+        rows, cols = self._segment
+        if self._is_tiled or (self._raw_dtype is None and rows >= 128):
+            return rows, cols
+        row_bytes = self.shape[1] * self.n_samples * self.dtype.itemsize
+        wanted = min(512, max(1, _BAND_BYTES // row_bytes))
+        if self._raw_dtype is not None:
+            return min(wanted, self.shape[0]), cols
+        return rows * max(1, wanted // rows), cols
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """Read a part of the page.
+
+        Parameters
+        ----------
+        box
+            Rows and columns inside the page.
+
+        Returns
+        -------
+        NDArray
+            `(rows, cols, samples)` in native byte order.
+        """
+        if self._raw_dtype is not None:
+            return self._read_raw(box)
+        segments = list(self._segments_in(box))
+        if len(segments) == 1 and self._planes == 1:
+            pixels, place = self._read_segment(segments[0])
+            return np.ascontiguousarray(pixels[relative(box, place).slices])
+        result = np.empty((box.rows, box.cols, self.n_samples), self.dtype)
+        per_plane = self._grid[0] * self._grid[1]
+        for plane in range(self._planes):
+            target = result[..., plane * self._contig : (plane + 1) * self._contig]
+            for index in segments:
+                pixels, place = self._read_segment(plane * per_plane + index)
+                paste(pixels, place, target, box)
+        return result
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return (
+            math.ceil(self.shape[0] / self._segment[0]),
+            math.ceil(self.shape[1] / self._segment[1]),
+        )
+
+    def _segments_in(self, box: Box) -> Iterator[int]:
+        rows, cols = self._segment
+        for row in range(box.row // rows, -(-box.row_end // rows)):
+            for col in range(box.col // cols, -(-box.col_end // cols)):
+                yield row * self._grid[1] + col
+
+    def _read_segment(self, index: int) -> tuple[NDArray[Any], Box]:
+        """Return the pixels of a tile or strip and where they lie on the page."""
+        row, col = divmod(index % (self._grid[0] * self._grid[1]), self._grid[1])
+        rows, cols = self._segment
+        place = Box(row=row * rows, col=col * cols, rows=rows, cols=cols)
+        n_bytes = self._counts[index]
+        if n_bytes == 0:
+            inside = place.clip(self.shape)
+            blank = np.full((inside.rows, inside.cols, self._contig), self._nodata, self.dtype)
+            return blank, inside
+        encoded = self._file.read(self._offsets[index], n_bytes)
+        try:
+            decoded, _, _ = self._decode(
+                encoded, index, jpegtables=self._tables, jpegheader=self._header
+            )
+        except Exception as error:
+            raise UnreadableSlideError(
+                f"{self._file.path}: the block at row {place.row}, column {place.col} cannot be "
+                f"decoded: {error}."
+            ) from error
+        assert decoded is not None
+        pixels = decoded[0]
+        return pixels, Box(row=place.row, col=place.col, rows=pixels.shape[0], cols=pixels.shape[1])
+
+    def _read_raw(self, box: Box) -> NDArray[Any]:
+        """Read rows of a page that is stored as one uncompressed array."""
+        assert self._raw_dtype is not None
+        row_samples = self.shape[1] * self._contig
+        row_bytes = row_samples * self._raw_dtype.itemsize
+        planes = []
+        for plane in range(self._planes):
+            offset = self._offsets[0] + (plane * self.shape[0] + box.row) * row_bytes
+            stored = self._file.read(offset, box.rows * row_bytes)
+            rows = np.frombuffer(stored, self._raw_dtype).reshape(box.rows, -1, self._contig)
+            planes.append(rows[:, box.col : box.col_end])
+        return np.concatenate(planes, axis=2, dtype=self.dtype)
