@@ -114,10 +114,13 @@ def _open_file(path: Path) -> Backend:
 
 def _open_tiff_family(path: Path) -> Backend:
     """Tell scenes, scanner formats and other TIFF files apart by their tags."""
+    from atlas_wsi.slides.jpegtiles import open_aperio
     from atlas_wsi.slides.openslide import open_openslide
     from atlas_wsi.slides.tiff import open_tiff
 
     vendor = _vendor(path)
+    if vendor == "aperio":
+        return open_aperio(path)
     if vendor and vendor != "generic-tiff":
         return open_openslide(path)
     if _is_scene(path):

@@ -218,7 +218,7 @@ def _tile(properties: Mapping[str, str], level: int, shape: tuple[int, int]) -> 
     """Return the stored tile, or a square if what is stored is very small or very large."""
     rows = int(properties.get(f"openslide.level[{level}].tile-height", 0))
     cols = int(properties.get(f"openslide.level[{level}].tile-width", 0))
-    if 128 <= rows <= 2048 and 128 <= cols <= 2048:
+    if 32 <= rows <= 2048 and 32 <= cols <= 2048:
         return rows, cols
     return min(_TILE_PX, shape[0]), min(_TILE_PX, shape[1])
 

@@ -173,6 +173,21 @@ class PageReader:
                 paste(pixels, place, target, box)
         return result
 
+    def is_stored(self, box: Box) -> bool:
+        """Tell whether the file holds every tile of a part.
+
+        Parameters
+        ----------
+        box
+            Rows and columns inside the page.
+
+        Returns
+        -------
+        bool
+            False if a tile has no bytes.
+        """
+        return all(self._counts[index] for index in self._segments_in(box))
+
     @property
     def _grid(self) -> tuple[int, int]:
         return (

@@ -1,0 +1,155 @@
+"""Aperio slides of JPEG and JPEG 2000 tiles, decoded straight into RGB.
+
+Everything unusual (other compressions, missing tiles, a tile that fails to decode) is left to
+OpenSlide, whose pixels these are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tifffile
+
+from atlas_wsi.errors import UnreadableSlideError
+from atlas_wsi.slides.openslide import OpenSlideBackend, open_openslide
+from atlas_wsi.slides.segments import FileBytes, PageReader
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.grid import Box
+    from atlas_wsi.slides.backend import Backend, SlideMeta
+
+_JPEG, _JPEG_2000_RGB = 7, 33005  # 33003 is YCbCr that the codec does not turn into RGB
+_RGB, _YCBCR = 2, 6
+
+
+class JpegTileBackend:
+    """An Aperio slide whose tiles are decoded without OpenSlide.
+
+    Parameters
+    ----------
+    slow
+        The same slide behind OpenSlide.
+    pages
+        For each level the page that stores it, or None where only OpenSlide will do.
+    file
+        The slide's bytes.
+    """
+
+    def __init__(
+        self, slow: OpenSlideBackend, pages: list[PageReader | None], file: FileBytes
+    ) -> None:
+        self._slow = slow
+        self._pages = pages
+        self._file = file
+
+    @property
+    def meta(self) -> SlideMeta:
+        """What the file says of itself."""
+        return self._slow.meta
+
+    def read_block(self, level: int, box: Box) -> NDArray[Any]:
+        """Read pixels of a stored level.
+
+        Parameters
+        ----------
+        level
+            Index into ``meta.levels``.
+        box
+            Rows and columns in the level's pixels.
+
+        Returns
+        -------
+        NDArray
+            uint8 `(rows, cols, 3)`.
+        """
+        page = self._pages[level]
+        if page is not None and page.is_stored(box):
+            try:
+                return page.read(box)
+            except UnreadableSlideError:
+                pass  # OpenSlide tells whether the tile is damaged or only unusual
+        return self._slow.read_block(level, box)
+
+    def read_valid(self, level: int, box: Box) -> NDArray[Any]:
+        """Tell which pixels were scanned.
+
+        Parameters
+        ----------
+        level
+            Index into ``meta.levels``.
+        box
+            Rows and columns in the level's pixels.
+
+        Returns
+        -------
+        NDArray
+            bool `(rows, cols)`.
+        """
+        return self._slow.read_valid(level, box)
+
+    def read_associated(self, name: str) -> NDArray[Any]:
+        """Read an associated image.
+
+        Parameters
+        ----------
+        name
+            One of ``meta.associated``.
+
+        Returns
+        -------
+        NDArray
+            uint8 `(rows, cols, 3)`.
+        """
+        return self._slow.read_associated(name)
+
+    def close(self) -> None:
+        """Give the file back to the system."""
+        self._file.close()
+        self._slow.close()
+
+
+def open_aperio(path: Path) -> Backend:
+    """Open an Aperio slide, by its tiles where they are plain.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    Backend
+        Lazy: no pixel is read.
+    """
+    slow = open_openslide(path)
+    levels = slow.meta.levels
+    file = FileBytes(path)
+    with tifffile.TiffFile(path) as tif:
+        found = {
+            (page.imagelength, page.imagewidth, page.tilelength, page.tilewidth): page
+            for page in tif.pages
+            if isinstance(page, tifffile.TiffPage) and _is_plain(page)
+        }
+        pages = [found.get((*level.shape, *level.tile)) for level in levels]
+        readers = [None if page is None else PageReader(page, file) for page in pages]
+    if not any(readers):
+        file.close()
+        return slow
+    return JpegTileBackend(slow, readers, file)
+
+
+def _is_plain(page: tifffile.TiffPage) -> bool:
+    """Whether a page's tiles mean to our decoder what they mean to OpenSlide's."""
+    if not page.is_tiled or page.dtype != np.uint8 or page.planarconfig != 1:
+        return False
+    if page.samplesperpixel != 3 or page.extrasamples:
+        return False
+    if page.compression == _JPEG:
+        # OpenSlide trusts the tag, but RGB in a JFIF stream is YCbCr to everybody else
+        return page.photometric == _YCBCR or (page.photometric == _RGB and not page.is_jfif)
+    return page.compression == _JPEG_2000_RGB and page.photometric == _RGB
