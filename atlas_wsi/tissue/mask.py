@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from atlas_wsi.grid import Grid
+from atlas_wsi.tissue.segment import find_tissue
+
 if TYPE_CHECKING:
     import os
 
     from numpy.typing import NDArray
 
-    from atlas_wsi.grid import Grid
     from atlas_wsi.slides.slide import Slide
+
+MAX_CELLS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,13 +103,24 @@ def tissue_mask(slide: Slide, *, mpp: float = 8.0, keep_fat: bool = False) -> Ti
     slide
         The slide; its resolution must be known.
     mpp
-        Micrometres a cell of the mask; made coarser where the mask would be longer than 4096 cells.
+        Micrometres a cell of the mask; coarser if the slide's pixels are, or if the mask would be
+        longer than 4096 cells. Georeferenced scenes: as fine as that length allows.
     keep_fat
-        Whether pale fat counts as tissue.
+        Whether the empty-looking inside of fat cells counts as tissue.
 
     Returns
     -------
     TissueMask
         The mask; without a True cell if the slide is all glass.
     """
-    raise NotImplementedError
+    slide_mpp = slide.require_mpp()
+    finest = max(m * max(1.0, n / MAX_CELLS) for m, n in zip(slide_mpp, slide.shape, strict=True))
+    cell_um = finest if slide.is_georeferenced else max(mpp, finest)
+    step = (cell_um / slide_mpp[0], cell_um / slide_mpp[1])
+    grid = Grid.over(slide.shape, step)
+    valid = slide.read_valid(0, 0, *grid.shape, mpp=cell_um)
+    if slide.is_georeferenced:
+        return TissueMask(mask=valid, grid=grid, method="valid")
+    pixels = slide.read_region(0, 0, *grid.shape, mpp=cell_um)
+    mask, method = find_tissue(pixels, cell_um=cell_um, valid=valid, keep_fat=keep_fat)
+    return TissueMask(mask=mask, grid=grid, method=method)

@@ -1,0 +1,216 @@
+"""Tissue against glass in a small picture of a slide, by optical density and colour."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Mask = NDArray[np.bool_]
+    Picture = NDArray[np.float32]
+
+# Optical densities are natural logarithms of glass over pixel, taken on 8-bit pictures.
+# Glass never differs by more than the floor: shading, dust, compression (measured on empty
+# tiles: at most 0.03). The palest tissue (debris, mucus, pale stroma) lies above the ceiling.
+_STAIN_FLOOR, _STAIN_CEILING = 0.045, 0.08
+_NEUTRAL_DENSITY = 0.5
+_GREY_WHITENESS, _TINTED_WHITENESS, _FLAT = 158.0, 150.0, 0.7
+_DEFAULT_GLASS = 243.0
+_MIN_TISSUE_UM2, _MAX_HOLE_UM2 = 5_000.0, 5_000.0
+_INK_WIDTH_UM = 100.0
+_JOIN_UM, _MAX_FAT_UM2 = 20.0, 40_000.0
+
+
+def find_tissue(
+    pixels: NDArray[Any], *, cell_um: float, valid: Mask, keep_fat: bool = False
+) -> tuple[Mask, str]:
+    """Tell tissue from glass, pen marks and black borders.
+
+    Parameters
+    ----------
+    pixels
+        `(rows, cols, channels)` of any real type: bright field in red, green, blue, or
+        fluorescence in any number of channels.
+    cell_um
+        Micrometres a pixel.
+    valid
+        bool `(rows, cols)`: where there is a picture at all.
+    keep_fat
+        Whether the empty-looking inside of fat cells counts as tissue.
+
+    Returns
+    -------
+    tuple
+        The mask, bool `(rows, cols)`, and how it was found: ``"brightfield"`` or
+        ``"fluorescence"``.
+
+    Notes
+    -----
+    Bright field: the glass is the brightest colourless mode. Stain is what absorbs one colour
+    more than another; glass, shadows and most dust are grey. Otsu's threshold on it is held
+    between two bounds, so that a picture that is all tissue is not split and one that is all
+    glass stays empty. Ink is a broad area whose colour no common stain has (pure green, blue or
+    red, or black); green counterstains are therefore taken for ink. Fluorescence: brighter than
+    the dark mode by more than its noise, in any channel.
+    """
+    picture = _as_8_bit(np.moveaxis(pixels, -1, 0))
+    if not valid.any():
+        return np.zeros(valid.shape, bool), "brightfield"
+    if _is_dark(picture, valid):
+        lit = _close(_find_lit(picture, valid, cell_um), cell_um)
+        return _clean(lit, valid, cell_um), "fluorescence"
+    rgb = picture[:3] if len(picture) >= 3 else picture[:1].repeat(3, axis=0)
+    return _find_stained(rgb, valid, cell_um, keep_fat=keep_fat), "brightfield"
+
+
+# Below, pictures are (channels, rows, cols): reducing over channels is then quick.
+
+
+def _as_8_bit(pixels: NDArray[Any]) -> Picture:
+    picture = np.ascontiguousarray(pixels, np.float32)
+    if pixels.dtype == np.uint8:
+        return picture
+    picture = np.nan_to_num(picture)
+    top = float(np.percentile(picture, 99.9))
+    return np.clip(picture * (255 / top), 0, 255) if top > 0 else np.zeros_like(picture)
+
+
+def _whiteness(rgb: Picture, weight: float) -> Picture:
+    """Brightness less colour: what glass has much of and tissue has not."""
+    spread = rgb.max(axis=0) - rgb.min(axis=0)
+    white: Picture = rgb.mean(axis=0) - weight * spread
+    return white
+
+
+def _is_dark(picture: Picture, valid: Mask) -> bool:
+    lit = picture[:, valid & picture.any(axis=0)]  # a border of pure black tells nothing
+    if lit.size == 0:
+        return True
+    low, middle = np.percentile(lit.mean(axis=0) if len(lit) == 3 else lit.max(axis=0), (5, 50))
+    return bool(low < 20 and middle < 60 and np.mean(_whiteness(lit, 2) > 150) < 0.02)
+
+
+def _find_lit(picture: Picture, valid: Mask, cell_um: float) -> Mask:
+    from scipy.ndimage import gaussian_filter
+    from skimage.filters import threshold_otsu
+
+    found = np.zeros(valid.shape, bool)
+    for channel in picture:
+        smooth = gaussian_filter(channel, _JOIN_UM / 2 / cell_um)
+        values = smooth[valid]
+        if values.max() <= values.min():
+            continue
+        # Signal spans orders of magnitude, so the split is sought in its logarithm.
+        split = threshold_otsu(np.log1p(values))  # type: ignore[no-untyped-call]
+        threshold = float(np.expm1(split))
+        lit = values > threshold
+        if values[lit].mean() > 4 + 1.5 * values[~lit].mean():
+            found |= smooth > threshold
+    return found
+
+
+def _find_stained(rgb: Picture, valid: Mask, cell_um: float, *, keep_fat: bool) -> Mask:
+    from scipy.ndimage import gaussian_filter
+    from skimage.filters import threshold_otsu
+
+    density = _optical_density(gaussian_filter(rgb, (0, 0.7, 0.7)), _glass_color(rgb, valid))
+    # Glass and dust may be greenish, which no common stain is: green as the palest is no colour.
+    stain = density.max(axis=0) - np.minimum(density[0], density[2])
+    ink = _find_ink(rgb, density, cell_um)
+    judged = stain[valid & ~ink]
+    if judged.size == 0:
+        return np.zeros(valid.shape, bool)
+    threshold = _STAIN_FLOOR
+    if judged.max() > judged.min():
+        split = threshold_otsu(judged)  # type: ignore[no-untyped-call]
+        threshold = float(np.clip(split, _STAIN_FLOOR, _STAIN_CEILING))
+    tissue = (stain > threshold) | (density.min(axis=0) > _NEUTRAL_DENSITY)
+    tissue = _close(tissue & ~ink & valid, cell_um)
+    if keep_fat:
+        tissue = _fill_holes(tissue, _MAX_FAT_UM2, cell_um)
+    return _clean(tissue, valid & ~ink, cell_um)
+
+
+def _glass_color(rgb: Picture, valid: Mask) -> Picture:
+    from scipy.ndimage import gaussian_gradient_magnitude
+
+    # Without colour, or tinted (as some scanners show it) but without texture.
+    slope = gaussian_gradient_magnitude(rgb.mean(axis=0), 1.0)
+    is_glass = _whiteness(rgb, 4) >= _GREY_WHITENESS
+    is_glass |= (_whiteness(rgb, 2) >= _TINTED_WHITENESS) & (slope < _FLAT)
+    white = rgb[:, is_glass & valid]
+    if white.shape[1] < max(4, 0.002 * np.count_nonzero(valid)):
+        return np.full(3, _DEFAULT_GLASS, np.float32)
+    brightness = white.mean(axis=0)
+    top = float(np.percentile(brightness, 99))
+    counts, edges = np.histogram(brightness, bins=13, range=(top - 24, top + 2))
+    near = np.abs(brightness - (edges[counts.argmax()] + 1)) <= 3
+    color: Picture = np.median(white[:, near], axis=1).astype(np.float32)
+    return color
+
+
+def _optical_density(rgb: Picture, glass: Picture) -> Picture:
+    density: Picture = np.log((glass[:, None, None] + 1) / (rgb + 1))
+    return np.maximum(density, 0, out=density)
+
+
+def _find_ink(rgb: Picture, density: Picture, cell_um: float) -> Mask:
+    from scipy.ndimage import binary_opening
+    from skimage.filters import apply_hysteresis_threshold
+    from skimage.morphology import disk
+
+    red, green, blue = density
+    is_green = (green < 0.5 * red) & (green <= blue) & (red > 0.25)
+    is_blue = (red > 0.6) & (blue < 0.25 * red) & (green > 0.4 * red) & (green < 0.85 * red)
+    # Blood is red too, but absorbs blue no less than green.
+    is_red = (green > 1.2) & (blue > 0.72 * green) & (red < 0.35 * green)
+    is_red &= (blue < 0.95 * green) | (red < 0.12 * green)
+    is_grey = density.max(axis=0) - density.min(axis=0) < 0.45
+    is_grey |= rgb.max(axis=0) - rgb.min(axis=0) < 12
+    colored: Mask = is_green | is_blue | is_red | (rgb.max(axis=0) < 70) & is_grey
+    radius = max(1, round(_INK_WIDTH_UM / 2 / cell_um))
+    if not colored.any():
+        return colored
+    core = binary_opening(colored, disk(radius))  # type: ignore[no-untyped-call]
+    # The faded edge of a stroke has its hue, more weakly. (Pale red is the hue of eosin.)
+    edge = colored | ((red > 0.08) & (green < 0.6 * red) & (green <= 1.1 * blue))
+    edge |= (red > 0.1) & (blue < 0.2 * red) & (green > 0.4 * red) & (green < 0.85 * red)
+    ink: Mask = apply_hysteresis_threshold(edge.astype(np.uint8) + core, 0, 1)  # type: ignore[no-untyped-call]
+    return ink
+
+
+def _close(mask: Mask, cell_um: float) -> Mask:
+    """Join what is a cell or two apart: between nuclei there is tissue too."""
+    from scipy.ndimage import binary_closing
+    from skimage.morphology import disk
+
+    radius = round(_JOIN_UM / cell_um)
+    if radius == 0:
+        return mask
+    padded = np.pad(mask, radius, mode="edge")
+    closed: Mask = binary_closing(padded, disk(radius))  # type: ignore[no-untyped-call]
+    return closed[radius:-radius, radius:-radius]
+
+
+def _fill_holes(mask: Mask, max_um2: float, cell_um: float) -> Mask:
+    from scipy.ndimage import binary_fill_holes
+    from skimage.morphology import remove_small_objects
+
+    holes = binary_fill_holes(mask) & ~mask
+    large = remove_small_objects(holes, max_size=_cells(max_um2, cell_um))
+    return np.asarray(mask | (holes & ~large), bool)
+
+
+def _clean(mask: Mask, allowed: Mask, cell_um: float) -> Mask:
+    from skimage.morphology import remove_small_objects
+
+    smallest = min(_cells(_MIN_TISSUE_UM2, cell_um), int(0.02 * mask.size))
+    mask = remove_small_objects(mask, max_size=smallest, connectivity=2)
+    return _fill_holes(mask, _MAX_HOLE_UM2, cell_um) & allowed
+
+
+def _cells(area_um2: float, cell_um: float) -> int:
+    return int(area_um2 / cell_um**2)
