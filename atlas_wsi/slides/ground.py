@@ -1,0 +1,108 @@
+"""How much ground a pixel of a georeferenced raster covers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rasterio.crs import CRS
+from rasterio.errors import CRSError, RasterioError
+from rasterio.warp import transform as project
+
+if TYPE_CHECKING:
+    from affine import Affine
+
+_UM_A_METRE = 1e6
+_STRETCH_LIMIT = 0.01
+_SPREAD_LIMIT = 0.05
+
+
+def ground_mpp(
+    crs: CRS, transform: Affine, shape: tuple[int, int]
+) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """Return how many micrometres of ground a pixel spans, along rows and along columns.
+
+    Parameters
+    ----------
+    crs
+        Coordinate reference system of the raster.
+    transform
+        From (col, row) to the CRS; may be rotated or sheared.
+    shape
+        Rows and columns of the raster.
+
+    Returns
+    -------
+    tuple
+        Micrometres a pixel `(y, x)`, or None if it cannot be told; and what the user should know.
+
+    Notes
+    -----
+    For a projected CRS this is the nominal size (10 m for a 10 m grid in UTM) as long as it is
+    within 1% of the distance on the WGS 84 ellipsoid at the raster's centre. Where the projection
+    stretches more (Web Mercator away from the equator), and for degrees, it is that distance.
+    """
+    nominal = _nominal(crs, transform)
+    ground = _on_ellipsoid(crs, transform, (shape[0] / 2, shape[1] / 2))
+    if ground is None:
+        if nominal is None:
+            return None, ("The size of a pixel on the ground cannot be told from the CRS.",)
+        return nominal, ()
+    if nominal is not None:
+        stretch = max(abs(n / g - 1.0) for n, g in zip(nominal, ground, strict=True))
+        if stretch <= _STRETCH_LIMIT:
+            return nominal, ()
+    notes = []
+    if nominal is not None:
+        notes.append(
+            f"The CRS stretches distances here: a pixel is nominally {nominal[1] / _UM_A_METRE:.6g} "
+            f"m wide, on the ground {ground[1] / _UM_A_METRE:.6g} m. The latter is used."
+        )
+    edges = [_on_ellipsoid(crs, transform, (row, shape[1] / 2)) for row in (0.5, shape[0] - 0.5)]
+    spread = max((abs(e[1] / ground[1] - 1.0) for e in edges if e is not None), default=0.0)
+    if spread > _SPREAD_LIMIT:
+        notes.append(
+            f"The width of a pixel on the ground differs by up to {spread:.0%} from that at the "
+            "centre, which is used for the whole scene. Reproject it to UTM for exact areas."
+        )
+    return ground, tuple(notes)
+
+
+def _nominal(crs: CRS, transform: Affine) -> tuple[float, float] | None:
+    """Pixel size in the CRS's own unit of length, in micrometres; None for degrees."""
+    if crs.is_geographic:
+        return None
+    try:
+        metres = float(crs.linear_units_factor[1])
+    except CRSError:
+        return None
+    y = math.hypot(transform.b, transform.e) * metres * _UM_A_METRE
+    x = math.hypot(transform.a, transform.d) * metres * _UM_A_METRE
+    return _checked(y, x)
+
+
+def _on_ellipsoid(
+    crs: CRS, transform: Affine, centre: tuple[float, float]
+) -> tuple[float, float] | None:
+    """Distances between neighbouring pixels at (row, col), in micrometres."""
+    row, col = centre
+    places = [(col, row), (col, row - 0.5), (col, row + 0.5), (col - 0.5, row), (col + 0.5, row)]
+    xs, ys = (list(values) for values in zip(*(transform * place for place in places), strict=True))
+    try:
+        (lon,), (lat,) = project(crs, CRS.from_epsg(4326), xs[:1], ys[:1])
+        if not (math.isfinite(lon) and math.isfinite(lat)):
+            return None
+        # Distances from its centre are true in this projection.
+        local = CRS.from_proj4(
+            f"+proj=aeqd +lat_0={lat:.9f} +lon_0={lon:.9f} +datum=WGS84 +units=m"
+        )
+        xs, ys = project(crs, local, xs[1:], ys[1:])
+    except RasterioError:  # no earth under it: an engineering CRS, another planet
+        return None
+    y = math.hypot(xs[1] - xs[0], ys[1] - ys[0]) * _UM_A_METRE
+    x = math.hypot(xs[3] - xs[2], ys[3] - ys[2]) * _UM_A_METRE
+    return _checked(y, x)
+
+
+def _checked(y: float, x: float) -> tuple[float, float] | None:
+    return (y, x) if all(math.isfinite(value) and value > 0 for value in (y, x)) else None

@@ -1,0 +1,429 @@
+"""Scenes: every raster that GDAL reads, with its place on earth."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.transform import from_gcps
+from rasterio.windows import Window
+
+from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.slides.backend import Level, SlideMeta
+from atlas_wsi.slides.ground import ground_mpp
+from atlas_wsi.slides.pyramid import true_downsample
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from affine import Affine
+    from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
+
+    from atlas_wsi.grid import Box
+
+_GDAL_ERRORS = (RasterioError, CPLE_BaseError)
+_SCHEMES = {
+    "http": "/vsicurl/http://",
+    "https": "/vsicurl/https://",
+    "s3": "/vsis3/",
+    "gs": "/vsigs/",
+    "az": "/vsiaz/",
+}
+_PLAIN_IMAGES = frozenset({"BMP", "GIF", "JPEG", "PNG", "WEBP"})
+_TILE_PX = 256
+_MAX_TILE_PX = 4096
+_MAX_CHANNELS = 4096
+_open_lock = threading.Lock()
+
+
+class RasterBackend:
+    """One raster behind GDAL.
+
+    Parameters
+    ----------
+    source
+        What GDAL opens: a path, also a ``/vsi...`` one.
+    """
+
+    def __init__(self, source: str) -> None:
+        with _opened(source, None) as dataset:
+            _refuse(dataset, source)
+            self._indexes = [
+                index
+                for index, kind in zip(dataset.indexes, dataset.colorinterp, strict=True)
+                if kind is not ColorInterp.alpha
+            ] or list(dataset.indexes)
+            base = Level(
+                shape=dataset.shape,
+                downsample=(1.0, 1.0),
+                tile=_tile(dataset.block_shapes[0], dataset.shape),
+            )
+            factors = [dataset.overviews(index) for index in self._indexes]
+            n_overviews = min(len(of_band) for of_band in factors)
+            stored = [(None, base), *_overviews(source, n_overviews, base.shape)]
+            self._meta = _read_meta(dataset, self._indexes, tuple(level for _, level in stored))
+        self._handles = [_Handles(source, overview) for overview, _ in stored]
+
+    @property
+    def meta(self) -> SlideMeta:
+        """What the file says of itself."""
+        return self._meta
+
+    def read_block(self, level: int, box: Box) -> NDArray[Any]:
+        """Read pixels of a stored level.
+
+        Parameters
+        ----------
+        level
+            Index into ``meta.levels``.
+        box
+            Rows and columns in the level's pixels.
+
+        Returns
+        -------
+        NDArray
+            `(rows, cols, bands)` as stored; an alpha band is not among them.
+        """
+        with self._reading(level, box) as (dataset, window):
+            bands = dataset.read(self._indexes, window=window, out_dtype=self._meta.dtype)
+        return np.ascontiguousarray(np.moveaxis(bands, 0, -1))
+
+    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
+        """Tell which pixels hold an observation.
+
+        Parameters
+        ----------
+        level
+            Index into ``meta.levels``.
+        box
+            Rows and columns in the level's pixels.
+
+        Returns
+        -------
+        NDArray
+            bool `(rows, cols)`.
+
+        Notes
+        -----
+        As ``rasterio.DatasetReader.dataset_mask``: the file's mask or alpha band where there is
+        one, else a pixel is valid if any of its bands differs from nodata (black water in a scene
+        whose nodata is 0 stays valid). Beyond that a pixel with a NaN or an infinity in any band
+        is never valid: no model can compute with it.
+        """
+        with self._reading(level, box) as (dataset, window):
+            valid = np.asarray(dataset.dataset_mask(window=window) > 0)
+        if np.dtype(self._meta.dtype).kind == "f":
+            valid &= np.isfinite(self.read_block(level, box)).all(axis=-1)
+        return valid
+
+    def read_associated(self, name: str) -> NDArray[Any]:
+        """Read an associated image; a raster has none.
+
+        Parameters
+        ----------
+        name
+            Any.
+
+        Returns
+        -------
+        NDArray
+            Never.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError(f"A raster has no associated image {name!r}.")
+
+    def close(self) -> None:
+        """Give the file back to the system."""
+        for handles in self._handles:
+            handles.close()
+
+    @contextmanager
+    def _reading(self, level: int, box: Box) -> Iterator[tuple[DatasetReader, Window]]:
+        handles = self._handles[level]
+        try:
+            with handles.borrow() as dataset:
+                yield dataset, Window(box.col, box.row, box.cols, box.rows)
+        except _GDAL_ERRORS as error:
+            raise UnreadableSlideError(
+                f"{handles.source}: level {level}, rows {box.row} to {box.row_end}, columns "
+                f"{box.col} to {box.col_end} cannot be decoded: {_reason(error)}."
+            ) from error
+
+
+class _Handles:
+    """Open datasets of one level: GDAL's must not be used by two threads at once."""
+
+    def __init__(self, source: str, overview: int | None) -> None:
+        self.source = source
+        self._overview = overview
+        self._idle: list[DatasetReader] = []
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    @contextmanager
+    def borrow(self) -> Iterator[DatasetReader]:
+        """Lend a dataset that nobody else uses; after an error it is not lent again."""
+        with self._lock:
+            dataset = self._idle.pop() if self._idle else None
+        if dataset is None:
+            dataset = _open(self.source, self._overview)
+        try:
+            yield dataset
+        except BaseException:
+            dataset.close()
+            raise
+        with self._lock:
+            if not self._is_closed:
+                self._idle.append(dataset)
+                return
+        dataset.close()
+
+    def close(self) -> None:
+        """Close all datasets, those that are lent when they come back."""
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+        for dataset in idle:
+            dataset.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where a raster lies on earth."""
+
+    crs: str | None = None
+    transform: tuple[float, float, float, float, float, float] | None = None
+    mpp: tuple[float, float] | None = None
+    mpp_source: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def open_raster(path: str | Path) -> RasterBackend:
+    """Open a raster through GDAL.
+
+    Parameters
+    ----------
+    path
+        A file, or a URL (http, https, s3, gs, az); GDAL's own ``/vsi...`` paths are taken as
+        they are.
+
+    Returns
+    -------
+    RasterBackend
+        Lazy: no pixel is read.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        If GDAL does not know the format, or it is a plain image without a place on earth.
+    UnreadableSlideError
+        If GDAL knows the format but cannot open the file.
+    """
+    source = _source(str(path))
+    try:
+        return RasterBackend(source)
+    except _GDAL_ERRORS as error:
+        reason = _reason(error)
+        if "not recognized as being in a supported file format" in reason:
+            raise UnsupportedFormatError(f"{path} is no format that GDAL reads.") from error
+        raise UnreadableSlideError(f"{path} cannot be opened by GDAL: {reason}.") from error
+
+
+def _source(path: str) -> str:
+    scheme, separator, rest = path.partition("://")
+    if separator and scheme.lower() in _SCHEMES:
+        return _SCHEMES[scheme.lower()] + rest
+    return path
+
+
+def _open(source: str, overview: int | None) -> DatasetReader:
+    options = {} if overview is None else {"overview_level": overview}
+    # That a raster has no place on earth is told by meta; filters are shared by all threads.
+    with _open_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(source, **options)
+
+
+@contextmanager
+def _opened(source: str, overview: int | None) -> Iterator[DatasetReader]:
+    with _open(source, overview) as dataset:
+        yield dataset
+
+
+def _refuse(dataset: DatasetReader, source: str) -> None:
+    """Raise for what GDAL opens but is no image that could be analysed."""
+    if not dataset.count:
+        inside = ", ".join(dataset.subdatasets[:3])
+        raise UnsupportedFormatError(
+            f"{source} holds {len(dataset.subdatasets)} rasters and none of its own: {inside}.",
+            hint="Make a file of one of them: gdal_translate -of COG SUBDATASET scene.tif.",
+        )
+    if dataset.driver in _PLAIN_IMAGES and dataset.crs is None:
+        raise UnsupportedFormatError(f"{source} is a plain image without a place on earth.")
+    if dataset.count > _MAX_CHANNELS:
+        raise UnsupportedFormatError(
+            f"{source} has {dataset.count} bands, at most {_MAX_CHANNELS} are read.",
+            hint="Select bands: gdal_translate -b 4 -b 3 -b 2 -of COG in.tif out.tif.",
+        )
+    kinds = {
+        np.dtype(name).kind if not name.startswith("complex") else "c" for name in dataset.dtypes
+    }
+    if not kinds <= {"u", "i", "f"}:
+        raise UnsupportedFormatError(
+            f"{source} has samples of type {', '.join(sorted(set(dataset.dtypes)))}; integers and "
+            "real numbers are read.",
+            hint="For radar, write the amplitude: gdal_calc or `gdal_translate` of a derived band.",
+        )
+
+
+def _overviews(
+    source: str, n_overviews: int, full: tuple[int, int]
+) -> list[tuple[int | None, Level]]:
+    """Overviews that are coarser than all before them, finest first."""
+    found: list[tuple[int | None, Level]] = []
+    for overview in range(n_overviews):
+        with _opened(source, overview) as dataset:
+            shape = dataset.shape
+            tile = _tile(dataset.block_shapes[0], shape)
+        downsample = tuple(true_downsample(n, m) for n, m in zip(full, shape, strict=True))
+        level = Level(shape=shape, downsample=(downsample[0], downsample[1]), tile=tile)
+        found.append((overview, level))
+    found.sort(key=lambda pair: -pair[1].shape[0] * pair[1].shape[1])
+    return [pair for pair in found if max(pair[1].downsample) > 1.0]
+
+
+def _tile(block: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
+    """Return whole blocks of a good size: strips and small tiles joined, huge ones cut."""
+    sides = []
+    for side, full in zip(block, shape, strict=True):
+        joined = side * -(-_TILE_PX // side)
+        sides.append(min(full, joined if joined <= _MAX_TILE_PX else _TILE_PX * 4))
+    return sides[0], sides[1]
+
+
+def _read_meta(dataset: DatasetReader, indexes: list[int], levels: tuple[Level, ...]) -> SlideMeta:
+    place = _read_place(dataset)
+    picked = [index - 1 for index in indexes]
+    colors = tuple(dataset.colorinterp[i].name for i in picked)
+    dtype = np.result_type(*(dataset.dtypes[i] for i in picked))
+    flags = [flag for i in picked for flag in dataset.mask_flag_enums[i]]
+    notes = [*place.warnings]
+    if "palette" in colors:
+        notes.append("Samples are numbers of a colour table, not colours; they are read as stored.")
+    nodata = dataset.nodatavals[picked[0]]
+    return SlideMeta(
+        format=_format(dataset),
+        backend="raster",
+        levels=levels,
+        n_channels=len(indexes),
+        dtype=dtype.name,
+        channel_names=_channel_names([dataset.descriptions[i] for i in picked], colors, indexes),
+        background=tuple(_background(dataset.nodatavals[i], dtype) for i in picked),
+        mpp=place.mpp,
+        mpp_source=place.mpp_source,
+        crs=place.crs,
+        transform=place.transform,
+        nodata=nodata,
+        has_mask=any(flag is not MaskFlags.all_valid for flag in flags) or dtype.kind == "f",
+        properties=_properties(dataset, colors),
+        warnings=tuple(notes),
+    )
+
+
+def _read_place(dataset: DatasetReader) -> _Place:
+    crs, transform, source, notes = dataset.crs, dataset.transform, "geotransform", []
+    points, points_crs = dataset.gcps
+    if crs is None and points_crs is not None and len(points) >= 3:
+        crs, transform, source = points_crs, from_gcps(points), "ground control points"
+        notes.append(_explain_points(points, transform))
+    elif crs is None and not transform.is_identity:
+        notes.append("The file has a geotransform but no CRS: it is read as a plain image.")
+    elif transform.is_identity and dataset.rpcs is not None:
+        notes.append(
+            "The file is placed by rational polynomials (RPC) only: it is read as a plain image. "
+            "Orthorectify it first: gdalwarp -rpc in.tif out.tif."
+        )
+    if crs is None or transform.is_identity or not transform.determinant:
+        return _Place(warnings=tuple(notes))
+    mpp, more = ground_mpp(crs, transform, dataset.shape)
+    return _Place(
+        crs=crs.to_wkt(),
+        transform=(transform.a, transform.b, transform.c, transform.d, transform.e, transform.f),
+        mpp=mpp,
+        mpp_source=source if mpp else "",
+        warnings=(*notes, *more),
+    )
+
+
+def _explain_points(points: list[Any], transform: Affine) -> str:
+    back = ~transform
+    off_px = []
+    for point in points:
+        col, row = back * (point.x, point.y)
+        off_px.append(float(np.hypot(col - point.col, row - point.row)))
+    return (
+        f"Placed by an affine fit to {len(points)} ground control points, which lie up to "
+        f"{max(off_px):.1f} px off it. For an exact place: gdalwarp -tps in.tif out.tif."
+    )
+
+
+def _format(dataset: DatasetReader) -> str:
+    if dataset.driver != "GTiff":
+        return str(dataset.driver).lower()
+    if dataset.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG":
+        return "cog"
+    return "geotiff"
+
+
+def _channel_names(
+    descriptions: list[str | None], colors: tuple[str, ...], indexes: list[int]
+) -> tuple[str, ...]:
+    """Return the bands' descriptions, else their colours, else their numbers."""
+    names = []
+    for description, color, index in zip(descriptions, colors, indexes, strict=True):
+        is_told = color != "undefined" and colors.count(color) == 1
+        is_told &= color != "gray" or len(colors) == 1
+        names.append(description or (color if is_told else f"band {index}"))
+    return tuple(names)
+
+
+def _background(nodata: float | None, dtype: np.dtype[Any]) -> float:
+    if nodata is None:
+        return 0.0
+    if dtype.kind == "f":
+        return float(nodata)
+    info = np.iinfo(dtype)
+    return float(nodata) if info.min <= nodata <= info.max else 0.0
+
+
+def _properties(dataset: DatasetReader, colors: tuple[str, ...]) -> dict[str, str]:
+    facts = {str(key): str(value) for key, value in dataset.tags().items()}
+    facts |= {key.lower(): value for key, value in dataset.tags(ns="IMAGE_STRUCTURE").items()}
+    facts["driver"] = str(dataset.driver)
+    facts["colorinterp"] = ",".join(colors)
+    if any(scale != 1.0 for scale in dataset.scales) or any(dataset.offsets):
+        facts["scales"] = ",".join(f"{scale:g}" for scale in dataset.scales)
+        facts["offsets"] = ",".join(f"{offset:g}" for offset in dataset.offsets)
+    return facts
+
+
+def _reason(error: Exception) -> str:
+    """Return what GDAL said first: rasterio's own text is often 'Read failed'."""
+    causes: BaseException = error
+    while causes.__cause__ is not None:
+        causes = causes.__cause__
+    return str(causes).rstrip(".")
