@@ -91,7 +91,7 @@ class Backend(Protocol):
         Returns
         -------
         NDArray
-            `(rows, cols, channels)` of ``meta.dtype``.
+            `(rows, cols, channels)` of ``meta.dtype``; a new array that belongs to the caller.
 
         Raises
         ------

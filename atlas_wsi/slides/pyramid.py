@@ -82,8 +82,9 @@ def level_for(levels: Sequence[Level], ratio: tuple[float, float]) -> int:
     int
         Index of the level. One that is coarser by at most 1% counts as fine enough.
     """
+    y, x = ratio[0] * _FINER_SLACK, ratio[1] * _FINER_SLACK
     best = 0
     for index, level in enumerate(levels):
-        if all(d <= r * _FINER_SLACK for d, r in zip(level.downsample, ratio, strict=True)):
+        if level.downsample[0] <= y and level.downsample[1] <= x:
             best = index
     return best

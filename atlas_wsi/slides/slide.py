@@ -348,8 +348,9 @@ class Slide:
     ) -> NDArray[Any]:
         reader = self._reader
         view = View.over(reader.levels, y, x, (height, width), ratio)
-        if view.aligned_box is not None:
-            return reader.read(view.level, view.aligned_box)
+        aligned = view.aligned_box
+        if aligned is not None:
+            return reader.read(view.level, aligned)
         result = np.empty((height, width, self.n_channels), reader.dtype)
         for out in view.blocks():
             source = view.source_of(out)
@@ -367,8 +368,9 @@ class Slide:
     ) -> NDArray[np.bool_]:
         reader = self._reader
         view = View.over(reader.levels, y, x, (height, width), ratio)
-        if view.aligned_box is not None:
-            return reader.read_valid(view.level, view.aligned_box)
+        aligned = view.aligned_box
+        if aligned is not None:
+            return reader.read_valid(view.level, aligned)
         result = np.empty((height, width), dtype=bool)
         for out in view.blocks():
             source = view.source_of(out)

@@ -81,11 +81,12 @@ class View:
     def aligned_box(self) -> Box | None:
         """The level's pixels that are the output's, or None if resampling is needed."""
         row, col = round(self.start[0]), round(self.start[1])
-        off = abs(self.start[0] - row), abs(self.start[1] - col)
-        drift = tuple(abs(s - 1.0) * n for s, n in zip(self.scale, self.shape, strict=True))
-        if self.shape[0] and self.shape[1] and max(*off, *drift) > _ALIGNED_PX:
+        rows, cols = self.shape
+        off = max(abs(self.start[0] - row), abs(self.start[1] - col))
+        drift = max(abs(self.scale[0] - 1.0) * rows, abs(self.scale[1] - 1.0) * cols)
+        if rows and cols and (off > _ALIGNED_PX or drift > _ALIGNED_PX):
             return None
-        return Box(row=row, col=col, rows=self.shape[0], cols=self.shape[1])
+        return Box(row=row, col=col, rows=rows, cols=cols)
 
     def blocks(self) -> Iterator[Box]:
         """Cut the output so that the pixels read for a block stay few.
