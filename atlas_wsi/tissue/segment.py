@@ -89,8 +89,11 @@ def _is_dark(picture: Picture, valid: Mask) -> bool:
     lit = picture[:, valid & picture.any(axis=0)]  # a border of pure black tells nothing
     if lit.size == 0:
         return True
-    low, middle = np.percentile(lit.mean(axis=0) if len(lit) == 3 else lit.max(axis=0), (5, 50))
-    return bool(low < 20 and middle < 60 and np.mean(_whiteness(lit, 2) > 150) < 0.02)
+    is_color = len(lit) == 3
+    low, middle = np.percentile(lit.mean(axis=0) if is_color else lit.max(axis=0), (5, 50))
+    # Nothing that glows in one colour is white; glass is, even beside a wide dark border.
+    has_glass = is_color and np.mean(_whiteness(lit, 2) > 150) >= 0.02
+    return bool(low < 20 and middle < 60 and not has_glass)
 
 
 def _find_lit(picture: Picture, valid: Mask, cell_um: float) -> Mask:
