@@ -1,20 +1,77 @@
-"""How much ground a pixel of a georeferenced raster covers."""
+"""Where a raster lies on earth, and how much ground one of its pixels covers."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
+from rasterio.transform import from_gcps
 from rasterio.warp import transform as project
 
 if TYPE_CHECKING:
     from affine import Affine
+    from rasterio.io import DatasetReader
 
 _UM_A_METRE = 1e6
 _STRETCH_LIMIT = 0.01
 _SPREAD_LIMIT = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a raster lies on earth; empty if it does not say."""
+
+    crs: str | None = None
+    """Coordinate reference system as WKT."""
+    transform: tuple[float, float, float, float, float, float] | None = None
+    """Affine (a, b, c, d, e, f) from (col, row) to the CRS."""
+    mpp: tuple[float, float] | None = None
+    """Micrometres of ground a pixel `(y, x)`."""
+    mpp_source: str = ""
+    """What `mpp` was computed from."""
+    warnings: tuple[str, ...] = ()
+    """What the user may want to act on."""
+
+
+def read_place(dataset: DatasetReader) -> Place:
+    """Read the georeference of a raster: a geotransform, else ground control points.
+
+    Parameters
+    ----------
+    dataset
+        The open raster.
+
+    Returns
+    -------
+    Place
+        Empty if there is no CRS, or nothing that ties the pixels to it.
+    """
+    crs, transform, source, notes = dataset.crs, dataset.transform, "geotransform", []
+    points, points_crs = dataset.gcps
+    if crs is None and points_crs is not None and len(points) >= 3:
+        crs, transform, source = points_crs, from_gcps(points), "ground control points"
+        notes.append(_explain_points(points, transform))
+    elif crs is None and not transform.is_identity:
+        notes.append("The file has a geotransform but no CRS: it is read as a plain image.")
+    elif transform.is_identity and dataset.rpcs is not None:
+        notes.append(
+            "The file is placed by rational polynomials (RPC) only: it is read as a plain image. "
+            "Orthorectify it first: gdalwarp -rpc in.tif out.tif."
+        )
+    if crs is None or transform.is_identity or not transform.determinant:
+        return Place(warnings=tuple(notes))
+    mpp, more = ground_mpp(crs, transform, dataset.shape)
+    return Place(
+        crs=crs.to_wkt(),
+        transform=(transform.a, transform.b, transform.c, transform.d, transform.e, transform.f),
+        mpp=mpp,
+        mpp_source=source if mpp else "",
+        warnings=(*notes, *more),
+    )
 
 
 def ground_mpp(
@@ -106,3 +163,15 @@ def _on_ellipsoid(
 
 def _checked(y: float, x: float) -> tuple[float, float] | None:
     return (y, x) if all(math.isfinite(value) and value > 0 for value in (y, x)) else None
+
+
+def _explain_points(points: list[Any], transform: Affine) -> str:
+    back = ~transform
+    off_px = []
+    for point in points:
+        col, row = back * (point.x, point.y)
+        off_px.append(float(np.hypot(col - point.col, row - point.row)))
+    return (
+        f"Placed by an affine fit to {len(points)} ground control points, which lie up to "
+        f"{max(off_px):.1f} px off it. For an exact place: gdalwarp -tps in.tif out.tif."
+    )

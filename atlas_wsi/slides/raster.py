@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,19 +12,18 @@ import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.transform import from_gcps
 from rasterio.windows import Window
 
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides.backend import Level, SlideMeta
-from atlas_wsi.slides.ground import ground_mpp
+from atlas_wsi.slides.blocks import whole_blocks
+from atlas_wsi.slides.ground import read_place
 from atlas_wsi.slides.pyramid import true_downsample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from affine import Affine
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
 
@@ -40,8 +38,6 @@ _SCHEMES = {
     "az": "/vsiaz/",
 }
 _PLAIN_IMAGES = frozenset({"BMP", "GIF", "JPEG", "PNG", "WEBP"})
-_TILE_PX = 256
-_MAX_TILE_PX = 4096
 _MAX_CHANNELS = 4096
 _open_lock = threading.Lock()
 
@@ -66,7 +62,7 @@ class RasterBackend:
             base = Level(
                 shape=dataset.shape,
                 downsample=(1.0, 1.0),
-                tile=_tile(dataset.block_shapes[0], dataset.shape),
+                tile=whole_blocks(dataset.block_shapes[0], dataset.shape),
             )
             factors = [dataset.overviews(index) for index in self._indexes]
             n_overviews = min(len(of_band) for of_band in factors)
@@ -201,17 +197,6 @@ class _Handles:
             dataset.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """Where a raster lies on earth."""
-
-    crs: str | None = None
-    transform: tuple[float, float, float, float, float, float] | None = None
-    mpp: tuple[float, float] | None = None
-    mpp_source: str = ""
-    warnings: tuple[str, ...] = ()
-
-
 def open_raster(path: str | Path) -> RasterBackend:
     """Open a raster through GDAL.
 
@@ -298,7 +283,7 @@ def _overviews(
     for overview in range(n_overviews):
         with _opened(source, overview) as dataset:
             shape = dataset.shape
-            tile = _tile(dataset.block_shapes[0], shape)
+            tile = whole_blocks(dataset.block_shapes[0], shape)
         downsample = tuple(true_downsample(n, m) for n, m in zip(full, shape, strict=True))
         level = Level(shape=shape, downsample=(downsample[0], downsample[1]), tile=tile)
         found.append((overview, level))
@@ -306,17 +291,8 @@ def _overviews(
     return [pair for pair in found if max(pair[1].downsample) > 1.0]
 
 
-def _tile(block: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
-    """Return whole blocks of a good size: strips and small tiles joined, huge ones cut."""
-    sides = []
-    for side, full in zip(block, shape, strict=True):
-        joined = side * -(-_TILE_PX // side)
-        sides.append(min(full, joined if joined <= _MAX_TILE_PX else _TILE_PX * 4))
-    return sides[0], sides[1]
-
-
 def _read_meta(dataset: DatasetReader, indexes: list[int], levels: tuple[Level, ...]) -> SlideMeta:
-    place = _read_place(dataset)
+    place = read_place(dataset)
     picked = [index - 1 for index in indexes]
     colors = tuple(dataset.colorinterp[i].name for i in picked)
     dtype = np.result_type(*(dataset.dtypes[i] for i in picked))
@@ -341,43 +317,6 @@ def _read_meta(dataset: DatasetReader, indexes: list[int], levels: tuple[Level, 
         has_mask=any(flag is not MaskFlags.all_valid for flag in flags) or dtype.kind == "f",
         properties=_properties(dataset, colors),
         warnings=tuple(notes),
-    )
-
-
-def _read_place(dataset: DatasetReader) -> _Place:
-    crs, transform, source, notes = dataset.crs, dataset.transform, "geotransform", []
-    points, points_crs = dataset.gcps
-    if crs is None and points_crs is not None and len(points) >= 3:
-        crs, transform, source = points_crs, from_gcps(points), "ground control points"
-        notes.append(_explain_points(points, transform))
-    elif crs is None and not transform.is_identity:
-        notes.append("The file has a geotransform but no CRS: it is read as a plain image.")
-    elif transform.is_identity and dataset.rpcs is not None:
-        notes.append(
-            "The file is placed by rational polynomials (RPC) only: it is read as a plain image. "
-            "Orthorectify it first: gdalwarp -rpc in.tif out.tif."
-        )
-    if crs is None or transform.is_identity or not transform.determinant:
-        return _Place(warnings=tuple(notes))
-    mpp, more = ground_mpp(crs, transform, dataset.shape)
-    return _Place(
-        crs=crs.to_wkt(),
-        transform=(transform.a, transform.b, transform.c, transform.d, transform.e, transform.f),
-        mpp=mpp,
-        mpp_source=source if mpp else "",
-        warnings=(*notes, *more),
-    )
-
-
-def _explain_points(points: list[Any], transform: Affine) -> str:
-    back = ~transform
-    off_px = []
-    for point in points:
-        col, row = back * (point.x, point.y)
-        off_px.append(float(np.hypot(col - point.col, row - point.row)))
-    return (
-        f"Placed by an affine fit to {len(points)} ground control points, which lie up to "
-        f"{max(off_px):.1f} px off it. For an exact place: gdalwarp -tps in.tif out.tif."
     )
 
 

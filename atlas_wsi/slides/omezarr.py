@@ -1,0 +1,321 @@
+"""OME-Zarr 0.4 and 0.5: folders, zip files and URLs."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from zarr.storage import FsspecStore, LocalStore, StorePath, ZipStore
+
+from atlas_wsi.errors import SlideError, UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.slides.backend import Level, SlideMeta
+from atlas_wsi.slides.blocks import whole_blocks
+from atlas_wsi.slides.ngff import NgffImage, ome_attributes, parse_image
+from atlas_wsi.slides.pyramid import true_downsample
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from zarr.abc.store import Store
+
+    from atlas_wsi.grid import Box
+
+_ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup")
+_MAX_CHUNK_BYTES = 1 << 30
+_MAX_CHANNELS = 4096
+_CONNECT_S, _READ_S = 10, 60
+
+
+class OmeZarrBackend:
+    """One multiscale image of a zarr store.
+
+    Parameters
+    ----------
+    where
+        Path or URL for messages.
+    group
+        The image's group.
+    """
+
+    def __init__(self, where: str, group: zarr.Group) -> None:
+        self._where = where
+        self._store = group.store
+        image = parse_image(group.attrs.asdict(), where)
+        notes = list(image.warnings)
+        self._arrays = _open_levels(group, image, where, notes)
+        self._axes = image.axes
+        self._meta = _read_meta(self._arrays, image, notes)
+
+    @property
+    def meta(self) -> SlideMeta:
+        """What the file says of itself."""
+        return self._meta
+
+    def read_block(self, level: int, box: Box) -> NDArray[Any]:
+        """Read pixels of a stored level.
+
+        Parameters
+        ----------
+        level
+            Index into ``meta.levels``.
+        box
+            Rows and columns in the level's pixels.
+
+        Returns
+        -------
+        NDArray
+            `(rows, cols, channels)`.
+
+        Raises
+        ------
+        UnreadableSlideError
+            If a chunk cannot be fetched or decoded.
+        """
+        rows, cols = box.slices
+        wanted = {"y": rows, "x": cols, "c": slice(None)}
+        index = tuple(wanted.get(role, 0) for role in self._axes)
+        try:
+            stored = np.asarray(self._arrays[level][index])
+        except Exception as error:  # whatever the codec or the network raises
+            raise UnreadableSlideError(
+                f"{self._where}: level {level}, rows {box.row} to {box.row_end}, columns "
+                f"{box.col} to {box.col_end} cannot be read: {error}."
+            ) from error
+        kept = [role for role in self._axes if role in wanted]
+        if "c" not in kept:
+            kept.append("c")
+            stored = stored[..., None]
+        pixels = stored.transpose([kept.index(role) for role in "yxc"])
+        return np.array(pixels, dtype=self._meta.dtype, order="C")
+
+    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
+        """Tell which pixels hold a number in every channel.
+
+        Parameters
+        ----------
+        level
+            Index into ``meta.levels``.
+        box
+            Rows and columns in the level's pixels.
+
+        Returns
+        -------
+        NDArray
+            bool `(rows, cols)`.
+        """
+        if not self._meta.has_mask:
+            return np.ones((box.rows, box.cols), dtype=bool)
+        return np.asarray(np.isfinite(self.read_block(level, box)).all(axis=-1))
+
+    def read_associated(self, name: str) -> NDArray[Any]:
+        """Read an associated image; OME-Zarr has none.
+
+        Parameters
+        ----------
+        name
+            Any.
+
+        Returns
+        -------
+        NDArray
+            Never.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError(f"{self._where} has no associated image {name!r}.")
+
+    def close(self) -> None:
+        """Give the file back to the system."""
+        self._store.close()
+
+
+def open_omezarr(path: str | Path) -> OmeZarrBackend:
+    """Open an image of an OME-Zarr.
+
+    Parameters
+    ----------
+    path
+        A folder, a zip file of one, or a URL that fsspec knows (http, https, s3, gs, ...). Of a
+        ``bioformats2raw`` collection the first image is taken.
+
+    Returns
+    -------
+    OmeZarrBackend
+        Lazy: no pixel is read.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        If there is no OME-Zarr image of version 0.4 or 0.5.
+    UnreadableSlideError
+        If there is one, but its metadata or arrays are damaged.
+    """
+    where = str(path)
+    store: Store | None = None
+    try:
+        store, prefix = _open_store(where)
+        return OmeZarrBackend(where, _image_group(store, prefix, where))
+    except BaseException as error:
+        if store is not None:
+            store.close()
+        if isinstance(error, SlideError) or not isinstance(error, Exception):
+            raise
+        if isinstance(error, FileNotFoundError):
+            raise UnsupportedFormatError(
+                f"{where} holds no OME-Zarr image.",
+                hint="A file on a server has to be downloaded first." if "://" in where else "",
+            ) from error
+        raise UnreadableSlideError(f"{where} cannot be opened as OME-Zarr: {error}.") from error
+
+
+def _open_store(where: str) -> tuple[Store, str]:
+    """Return the store and the path of the root group in it."""
+    if "://" in where:
+        return _open_remote(where), ""
+    path = Path(where)
+    if path.is_dir():
+        return LocalStore(path, read_only=True), ""
+    if not zipfile.is_zipfile(path):
+        raise UnsupportedFormatError(f"{where} is neither a zarr folder nor a zip file.")
+    return ZipStore(path, mode="r", read_only=True), _root_in_zip(path)
+
+
+def _open_remote(url: str) -> Store:
+    options: dict[str, Any] = {}
+    try:
+        if url.lower().startswith("http"):
+            from aiohttp import ClientTimeout
+
+            timeout = ClientTimeout(sock_connect=_CONNECT_S, sock_read=_READ_S)
+            options["client_kwargs"] = {"timeout": timeout}
+        return FsspecStore.from_url(url, storage_options=options, read_only=True)
+    except ImportError as error:
+        scheme = url.split("://", 1)[0]
+        raise UnsupportedFormatError(
+            f"{url}: {scheme} needs a package that is not installed: {error}.",
+            hint=f"pip install 'fsspec[{scheme.lower()}]'",
+        ) from error
+
+
+def _root_in_zip(path: Path) -> str:
+    """Return the folder of a zip file's topmost zarr group."""
+    with zipfile.ZipFile(path) as archive:
+        names = [info.filename for info in archive.infolist()]
+        largest = max((info.file_size for info in archive.infolist()), default=0)
+    if largest > 4 * _MAX_CHUNK_BYTES:
+        raise UnsupportedFormatError(f"{path} has a member of {largest} bytes, which is refused.")
+    roots = [name for name in names if name.rpartition("/")[2] in _ROOT_FILES]
+    if not roots:
+        raise UnsupportedFormatError(f"{path} is a zip file without a zarr group.")
+    return min(roots, key=lambda name: name.count("/")).rpartition("/")[0]
+
+
+def _image_group(store: Store, prefix: str, where: str) -> zarr.Group:
+    """Open the root group, or the first image of a collection."""
+    group = zarr.open_group(StorePath(store, prefix), mode="r", use_consolidated=False)
+    ome = ome_attributes(group.attrs.asdict())
+    if "bioformats2raw.layout" not in ome or "multiscales" in ome:
+        return group
+    first = group.get("0")
+    if not isinstance(first, zarr.Group):
+        raise UnreadableSlideError(f"{where} is a bioformats2raw collection without an image 0.")
+    return first
+
+
+def _open_levels(
+    group: zarr.Group, image: NgffImage, where: str, notes: list[str]
+) -> list[zarr.Array[Any]]:
+    arrays: list[zarr.Array[Any]] = []
+    for path in image.paths:
+        array = group.get(path)
+        if not isinstance(array, zarr.Array):
+            if not arrays:
+                raise UnreadableSlideError(
+                    f"{where}: the array {path!r} of the finest level is missing.",
+                    hint="The copy may be incomplete: compare it with the original.",
+                )
+            notes.append(f"The level {path!r} is missing; the others are read.")
+            continue
+        _check_array(array, image, f"{where}/{path}")
+        if arrays and not _is_coarser(array, arrays, image.axes):
+            notes.append(f"The level {path!r} is no reduced copy of the first; it is ignored.")
+            continue
+        arrays.append(array)
+    for role, size in zip(image.axes, arrays[0].shape, strict=True):
+        if role not in {"y", "x", "c"} and size > 1:
+            notes.append(f"Of {size} positions along {role} the first is read.")
+    return arrays
+
+
+def _check_array(array: zarr.Array[Any], image: NgffImage, where: str) -> None:
+    if array.ndim != len(image.axes):
+        raise UnreadableSlideError(
+            f"{where} has {array.ndim} dimensions, its axes are {image.axes}."
+        )
+    if not all(array.shape):
+        raise UnreadableSlideError(f"{where} has the shape {array.shape}: there is no pixel.")
+    if array.dtype.kind not in "uif":
+        raise UnsupportedFormatError(
+            f"{where} has samples of type {array.dtype}; integers and real numbers are read."
+        )
+    n_bytes = int(np.prod([float(n) for n in array.chunks])) * array.dtype.itemsize
+    if n_bytes > _MAX_CHUNK_BYTES:
+        raise UnsupportedFormatError(
+            f"{where} is stored in chunks of {array.chunks} ({n_bytes / 2**30:.1f} GiB), each of "
+            "which must be decoded whole.",
+            hint="Write it anew in chunks of about 512 pixels a side.",
+        )
+    if "c" in image.axes and array.shape[image.axes.index("c")] > _MAX_CHANNELS:
+        raise UnsupportedFormatError(f"{where} has more than {_MAX_CHANNELS} channels.")
+
+
+def _is_coarser(
+    array: zarr.Array[Any], finer: list[zarr.Array[Any]], axes: tuple[str, ...]
+) -> bool:
+    pairs = dict(zip(axes, zip(array.shape, finer[-1].shape, strict=True), strict=True))
+    channels = pairs.get("c", (1, 1))
+    return (
+        array.dtype == finer[0].dtype
+        and channels[0] == channels[1]
+        and all(pairs[role][0] <= pairs[role][1] for role in "yx")
+        and any(pairs[role][0] < pairs[role][1] for role in "yx")
+    )
+
+
+def _read_meta(arrays: list[zarr.Array[Any]], image: NgffImage, notes: list[str]) -> SlideMeta:
+    y, x = image.axes.index("y"), image.axes.index("x")
+    full = arrays[0].shape[y], arrays[0].shape[x]
+    levels = []
+    for array in arrays:
+        shape = array.shape[y], array.shape[x]
+        chunk = array.chunks[y], array.chunks[x]
+        downsample = true_downsample(full[0], shape[0]), true_downsample(full[1], shape[1])
+        levels.append(Level(shape=shape, downsample=downsample, tile=whole_blocks(chunk, shape)))
+    n_channels = arrays[0].shape[image.axes.index("c")] if "c" in image.axes else 1
+    dtype = arrays[0].dtype.newbyteorder("=")
+    is_rgb = image.is_rgb(n_channels, dtype.name)
+    white = float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
+    properties = {"ome.version": image.version, "axes": ",".join(image.axes)}
+    if is_rgb:
+        properties["colorinterp"] = "red,green,blue"
+    if image.colors:
+        properties["channel_colors"] = ",".join(image.colors)
+    return SlideMeta(
+        format=f"ome-zarr {image.version}",
+        backend="omezarr",
+        levels=tuple(levels),
+        n_channels=n_channels,
+        dtype=dtype.name,
+        channel_names=image.channel_names(n_channels, dtype.name),
+        background=(white if is_rgb else 0.0,) * n_channels,
+        mpp=image.mpp,
+        mpp_source="OME-Zarr scale" if image.mpp else "",
+        has_mask=dtype.kind == "f",
+        properties=properties,
+        warnings=tuple(notes),
+    )
