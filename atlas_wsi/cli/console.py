@@ -14,7 +14,7 @@ from rich.markup import escape
 from atlas_wsi.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from atlas_wsi.errors import AtlasError
     from atlas_wsi.progress import Progress
@@ -47,6 +47,16 @@ def fail(error: AtlasError) -> None:
 def print_json(value: Any) -> None:
     """Print JSON, and nothing else, to the standard output."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def print_confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+    """Print a confusion matrix, true class by row."""
+    from rich.table import Table
+
+    table = Table("true, predicted", *classes, box=None, pad_edge=False)
+    for name, row in zip(classes, counts, strict=True):
+        table.add_row(name, *(str(n) for n in row))
+    out.print(table)
 
 
 @contextmanager

@@ -71,13 +71,8 @@ def show(
             )
         console.say(f"{key:>10}  {value}")
     if model.card.confusion:
-        console.out.print("\nheld-out tiles by true class (row) and predicted class (column)")
-        from rich.table import Table
-
-        table = Table("", *model.card.class_names, box=None, pad_edge=False)
-        for label, row in zip(model.card.class_names, model.card.confusion, strict=True):
-            table.add_row(label, *(str(n) for n in row))
-        console.out.print(table)
+        console.say("held-out tiles:")
+        console.print_confusion(model.card.class_names, model.card.confusion)
 
 
 def _percent(card: ModelCard, metric: str) -> str:

@@ -1,0 +1,56 @@
+"""`atlas-wsi evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from atlas_wsi.cli import console
+
+evaluate_app = typer.Typer(help="Measure a model on labelled data.", no_args_is_help=True)
+
+
+@evaluate_app.callback()
+def _evaluate() -> None:
+    pass
+
+
+@evaluate_app.command()
+def tiles(
+    folder: Annotated[Path, typer.Argument(help="Folder of class folders of tiles.")],
+    model: Annotated[str, typer.Option(help="Name of a shipped model, or a file.")],
+    split: Annotated[
+        Literal["held-out", "all"],
+        typer.Option(help="held-out: the tiles that the model's card says it did not see."),
+    ] = "held-out",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a model on class folders of tiles.
+
+    A tile's prediction is the mean of the class probabilities of its heatmap cells.
+    """
+    from atlas_wsi.models.registry import load_model
+    from atlas_wsi.training.run import evaluate, held_out_tiles
+    from atlas_wsi.training.tiles import read_tiles
+
+    loaded = load_model(model)
+    with console.progress_of(loaded.card.name, quiet=quiet or as_json) as report:
+        chosen = read_tiles(folder, progress=report)
+        if split == "held-out":
+            chosen = held_out_tiles(loaded, chosen)
+        found = evaluate(loaded, chosen, progress=report)
+    if as_json:
+        console.print_json({"model": loaded.card.name, "split": split, **found.as_dict()})
+        return
+    console.say(f"{loaded.card.name} on {len(chosen)} tiles ({split})")
+    for key, value in found.metrics.items():
+        card = loaded.card.metrics.get(key)
+        note = f"   card {card:.1%}" if card is not None and split == "held-out" else ""
+        console.say(f"  {key:<32}{value:7.1%}{note}")
+    baseline = loaded.card.metrics.get("colour_baseline_balanced_accuracy")
+    if baseline is not None:
+        console.say(f"  {'colour alone, balanced accuracy':<32}{baseline:7.1%}   (card)")
+    console.print_confusion(found.classes, found.confusion.tolist())

@@ -1,0 +1,88 @@
+"""`atlas-wsi train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from atlas_wsi.cli import console
+
+train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
+
+
+@train_app.callback()
+def _train() -> None:
+    pass
+
+
+@train_app.command()
+def tiles(
+    folder: Annotated[Path, typer.Argument(help="Folder of class folders of tiles of one size.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model file to write (.safetensors).")],
+    mpp: Annotated[
+        float, typer.Option(help="Micrometres a pixel of the tiles (10 m is 1e7).", min=1e-3)
+    ],
+    domain: Annotated[
+        Literal["slide", "scene"], typer.Option(help="Stained tissue, or land.")
+    ] = "slide",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model; the file's by default.")
+    ] = None,
+    held_out: Annotated[
+        float, typer.Option(help="Share kept for measuring, by whole groups.", min=0.01, max=0.9)
+    ] = 0.2,
+    epochs: Annotated[float, typer.Option(help="How often the tiles are seen.", min=0.01)] = 30,
+    dim: Annotated[int, typer.Option(help="Channels of a token; a multiple of 32.", min=32)] = 128,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.", min=1e-6)] = 1.5e-3,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same model.", min=0)] = 0,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights as float16.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Train an Atlas on labelled tiles and measure it on tiles held out by group.
+
+    FOLDER holds a folder a class. A groups.csv in it (columns path, class, group) keeps copies and
+    tiles of one patient on one side of the split. Beside the model its card is written:
+    .card.md and .card.json.
+    """
+    import torch
+
+    from atlas_wsi.errors import OutputNotWritableError, ResultExistsError
+    from atlas_wsi.training.loop import Recipe
+    from atlas_wsi.training.run import train_tiles, write_card
+
+    if out.suffix != ".safetensors":
+        raise typer.BadParameter(f"{out} must end in .safetensors")
+    if dim % 32:
+        raise typer.BadParameter(f"--dim is {dim}, expected a multiple of 32")
+    if out.exists() and not overwrite:
+        raise ResultExistsError(f"{out} is there.", hint="--overwrite replaces it.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        probe = out.with_name(f".{out.name}.partial")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputNotWritableError(f"{out} cannot be written: {error.strerror}.") from error
+    dtype = torch.float16 if half else torch.float32
+    with console.progress_of(out.stem, quiet=quiet or as_json) as report:
+        model = train_tiles(
+            folder,
+            name=name or out.stem,
+            domain=domain,
+            mpp=mpp,
+            recipe=Recipe(dim=dim, epochs=epochs, rate=rate, seed=seed),
+            held_out=held_out,
+            stored=dtype,
+            progress=report,
+        )
+    model.save(out, dtype=dtype)
+    card, _ = write_card(model, out)
+    if as_json:
+        console.print_json({"model": str(out), "card": model.card.model_dump(mode="json")})
+        return
+    console.say(card.read_text(encoding="utf-8"), quiet=quiet)
+    console.say(f"{out}\n{card}", quiet=quiet)

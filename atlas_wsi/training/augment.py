@@ -1,0 +1,89 @@
+"""Changes of a tile that leave its class: turns, size, stain, light, blur."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# optical density of haematoxylin, eosin and DAB, a row each (Ruifrok and Johnston 2001)
+_HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=np.float32)
+_HED_INVERSE = np.linalg.inv(_HED).astype(np.float32)
+_DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
+
+
+def augment(tile: NDArray[np.uint8], rng: np.random.Generator, *, stain: bool) -> NDArray[np.uint8]:
+    """Change a tile at random.
+
+    Parameters
+    ----------
+    tile
+        `(rows, cols, 3)`.
+    rng
+        Decides how.
+    stain
+        Whether the tile is stained tissue: stains vary; else light and colours do.
+
+    Returns
+    -------
+    NDArray
+        Same shape.
+    """
+    rows, cols = tile.shape[:2]
+    image = Image.fromarray(_turn(tile, rng))
+    zoom = float(np.exp(rng.uniform(-0.22, 0.22)))
+    image = _zoom(image, zoom, rng)
+    if rng.random() < 0.15:
+        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.2))))
+    pixels = np.asarray(image)[:rows, :cols]
+    pixels = _jitter_stain(pixels, rng) if stain else _jitter_light(pixels, rng)
+    if rng.random() < 0.15:
+        noise = rng.normal(0, rng.uniform(1, 5), pixels.shape)
+        pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
+    return pixels
+
+
+def _turn(tile: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    turns = int(rng.integers(4))
+    tile = np.rot90(tile, turns if tile.shape[0] == tile.shape[1] else 2 * (turns // 2))
+    return np.ascontiguousarray(tile[:, ::-1] if rng.random() < 0.5 else tile)
+
+
+def _zoom(image: Image.Image, zoom: float, rng: np.random.Generator) -> Image.Image:
+    """Enlarge a part, or shrink the tile into itself mirrored at its borders."""
+    width, height = image.size
+    if zoom >= 1:
+        w, h = width / zoom, height / zoom
+        x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
+        box = (x, y, x + w, y + h)
+        return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    small = np.asarray(
+        image.resize((round(width * zoom), round(height * zoom)), Image.Resampling.BILINEAR)
+    )
+    pad = ((0, height - small.shape[0]), (0, width - small.shape[1]), (0, 0))
+    return Image.fromarray(np.pad(small, pad, mode="reflect"))
+
+
+def _jitter_stain(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Scale and shift each stain's density, and the light behind it."""
+    stains = _DENSITY[pixels] @ _HED_INVERSE
+    scale = rng.uniform(0.6, 1.45, 3).astype(np.float32)
+    shift = rng.uniform(-0.06, 0.06, 3).astype(np.float32)
+    mixed = (_HED + rng.normal(0, 0.06, (3, 3))).astype(np.float32)
+    light = rng.uniform(-0.12, 0.06, 3).astype(np.float32)
+    density = (stains * scale + shift) @ mixed - light
+    return np.clip(256 * np.exp(-density) - 1, 0, 255).astype(np.uint8)
+
+
+def _jitter_light(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Change brightness, contrast, gamma and the gain of each channel."""
+    scaled = pixels.astype(np.float32) / 255
+    scaled = scaled ** float(np.exp(rng.uniform(-0.25, 0.25)))
+    centre = scaled.mean()
+    scaled = (scaled - centre) * float(rng.uniform(0.75, 1.3)) + centre
+    scaled = scaled * rng.uniform(0.9, 1.1, 3).astype(np.float32) + float(rng.uniform(-0.06, 0.06))
+    return np.clip(255 * scaled, 0, 255).astype(np.uint8)

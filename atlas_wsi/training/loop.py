@@ -1,0 +1,330 @@
+"""Train an Atlas on tiles: mosaics for the dense head, single tiles for what they show."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from atlas_wsi.models.atlas import AtlasConfig
+from atlas_wsi.models.model import Model
+from atlas_wsi.progress import CancelToken, Progress, silent
+from atlas_wsi.training.augment import augment
+from atlas_wsi.training.mosaics import CELL_PX, make_mosaic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.models.card import ModelCard
+    from atlas_wsi.training.tiles import TileSet
+
+SLIDE_LOSS = 0.3
+"""Weight of the slide score's loss beside the cells'."""
+
+_EMA = 0.998
+_AHEAD = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What decides a training run, beside the tiles."""
+
+    dim: int = 128
+    """Channels of a token."""
+    depths: tuple[int, ...] = (1, 2)
+    """Blocks a stage."""
+    n_scales: int = 3
+    """Scales with parameters of their own."""
+    epochs: float = 30.0
+    """How often the pixels of the training tiles are seen."""
+    megapixels: float = 0.8
+    """Millions of pixels a step."""
+    rate: float = 1.5e-3
+    """Highest learning rate; it warms up over 5% of the steps and falls as a cosine."""
+    decay: float = 0.05
+    """Weight decay."""
+    precision: str = "auto"
+    """``"auto"``, ``"float32"`` or ``"bfloat16"`` of the forward pass."""
+    seed: int = 0
+    """Decides weights, order, mosaics and augmentation."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self) | {"depths": list(self.depths)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """Pictures of one size with dense labels."""
+
+    images: torch.Tensor
+    """uint8 `(B, rows, cols, 3)`."""
+    shares: torch.Tensor
+    """`(B, classes, cell rows, cell cols)`: share of a cell's area that is of a class."""
+    n_scales: int | None
+    """Scales to use; None for what the size asks for."""
+
+
+def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Batch:
+    """Make the pictures of a step; the same ones for the same seed and step.
+
+    A third of the steps shows single tiles, the rest mosaics; every sixteenth step one large
+    enough for a third scale. Now and then coarser scales than the size asks for are added, so that the coarsest
+    parameters also learn to be shared.
+
+    Parameters
+    ----------
+    tiles
+        Training tiles.
+    recipe
+        How much a step holds, and the seed.
+    step
+        Number of the step.
+    stain
+        Whether the tiles are stained tissue.
+
+    Returns
+    -------
+    Batch
+        Pictures and labels.
+    """
+    rng = np.random.default_rng((recipe.seed, step))
+    budget = recipe.megapixels * 1e6
+    side = tiles.images.shape[1], tiles.images.shape[2]
+    if step % 3 == 0:
+        n = max(2, int(budget / (side[0] * side[1])))
+        chosen = rng.choice(len(tiles), size=min(n, 64))
+        images = np.stack([augment(tiles.images[i], rng, stain=stain) for i in chosen])
+        cells = -(-side[0] // CELL_PX), -(-side[1] // CELL_PX)
+        shares = functional.one_hot(torch.from_numpy(tiles.labels[chosen]), len(tiles.classes))
+        shares = shares.float()[:, :, None, None].expand(-1, -1, *cells)
+        return Batch(images=torch.from_numpy(images), shares=shares, n_scales=None)
+    cells_a_side = int(rng.integers(17, 21)) if step % 16 == 1 else int(rng.integers(5, 13))
+    shape = (
+        cells_a_side * CELL_PX,
+        int(rng.integers(max(5, cells_a_side - 2), cells_a_side + 1)) * CELL_PX,
+    )
+    n = max(1, min(8, round(budget / (shape[0] * shape[1]))))
+    mosaics = [make_mosaic(tiles, shape, rng, stain=stain) for _ in range(n)]
+    natural = 1 + sum(max(shape) > 256 * 4**k for k in range(4))
+    return Batch(
+        images=torch.from_numpy(np.stack([m.image for m in mosaics])),
+        shares=torch.from_numpy(np.stack([m.shares for m in mosaics])),
+        n_scales=natural + int(rng.choice([0, 0, 1, 2])),
+    )
+
+
+def losses(model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the losses of a batch.
+
+    Parameters
+    ----------
+    model
+        The model.
+    batch
+        Pictures and labels.
+
+    Returns
+    -------
+    tuple
+        Cross entropy of the cells, weighted by how much of a cell is labelled, and of the slide
+        score against the shares of the whole picture.
+    """
+    found = model(
+        model.normalise(batch.images).contiguous(memory_format=torch.channels_last),
+        n_scales=batch.n_scales,
+    )
+    logs = functional.log_softmax(found.cells.float(), dim=1)
+    labelled = batch.shares.sum().clamp(min=1e-6)
+    dense = -(logs * batch.shares).sum() / labelled
+    whole = batch.shares.sum(dim=(2, 3))
+    has_label = whole.sum(dim=1) > 0
+    target = whole[has_label] / whole[has_label].sum(dim=1, keepdim=True)
+    slide = functional.log_softmax(found.slide.float()[has_label], dim=1)
+    return dense, -(slide * target).sum() / max(1, int(has_label.sum()))
+
+
+def train(
+    tiles: TileSet,
+    card: ModelCard,
+    recipe: Recipe,
+    *,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Model:
+    """Train a model on tiles.
+
+    Parameters
+    ----------
+    tiles
+        Training tiles.
+    card
+        The model's card; its domain decides whether stains or light vary.
+    recipe
+        Sizes, length and seed.
+    progress
+        Told how many steps are done.
+    cancel
+        Stops the training.
+
+    Returns
+    -------
+    Model
+        In evaluation mode, with averaged weights.
+    """
+    report, cancel = progress or silent, cancel or CancelToken()
+    stain = card.domain == "slide"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = Model(
+            AtlasConfig(
+                dim=recipe.dim,
+                heads=max(1, recipe.dim // 32),
+                depths=recipe.depths,
+                n_scales=recipe.n_scales,
+                n_classes=len(tiles.classes),
+            ),
+            card,
+        )
+    model.encoder.stem.to(memory_format=torch.channels_last)
+    model.train()
+    average = copy.deepcopy(model)
+    pixels = len(tiles) * tiles.images.shape[1] * tiles.images.shape[2]
+    steps = max(4, round(recipe.epochs * pixels / (recipe.megapixels * 1e6)))
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.decay}, {"params": plain, "weight_decay": 0}],
+        lr=recipe.rate,
+    )
+    low = recipe.precision == "bfloat16" or (recipe.precision == "auto" and _cpu_has_bfloat16())
+    start = time.perf_counter()
+    for step, batch in enumerate(_batches(tiles, recipe, steps, stain=stain)):
+        cancel.raise_if_cancelled()
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate * _schedule(step, steps)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            dense, slide = losses(model, batch)
+        optimiser.zero_grad()
+        (dense + SLIDE_LOSS * slide).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        _follow(average, model, min(_EMA, step / (step + 10)))
+        report(
+            f"train (loss {float(dense.detach()):.3f})" if step % 20 == 0 else "train",
+            step + 1,
+            steps,
+        )
+    _settle_statistics(average, tiles, recipe, steps, stain=stain)
+    average.card = card.model_copy(
+        update={
+            "training": {
+                **recipe.as_dict(),
+                "steps": steps,
+                "seconds": round(time.perf_counter() - start),
+                "tiles": len(tiles),
+            }
+        }
+    )
+    return average.eval()
+
+
+def _batches(tiles: TileSet, recipe: Recipe, steps: int, *, stain: bool) -> Iterator[Batch]:
+    """Make pictures ahead in a thread; their order and content do not depend on it."""
+    with ThreadPoolExecutor(1, thread_name_prefix="atlas-wsi-mosaic") as pool:
+        waiting: deque[Future[Batch]] = deque()
+        for step in range(steps):
+            waiting.append(pool.submit(make_batch, tiles, recipe, step, stain=stain))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm = max(1, steps // 20)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, keep: float) -> None:
+    for mean, now in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(now, 1 - keep)
+
+
+@torch.no_grad()
+def _settle_statistics(
+    model: Model, tiles: TileSet, recipe: Recipe, steps: int, *, stain: bool
+) -> None:
+    """Measure the batch-norm statistics of the averaged weights anew."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over what follows
+    model.train()
+    for step in range(steps, steps + min(60, max(4, steps // 4))):
+        batch = make_batch(tiles, recipe, step, stain=stain)
+        model.encoder.stem(
+            model.normalise(batch.images).contiguous(memory_format=torch.channels_last)
+        )
+
+
+def _cpu_has_bfloat16() -> bool:
+    from atlas_wsi.inference.engine import has_bfloat16
+
+    return has_bfloat16(torch.device("cpu"))
+
+
+def class_colors(n: int) -> tuple[str, ...]:
+    """Return colours that are told apart, also by the colour-blind.
+
+    Parameters
+    ----------
+    n
+        How many.
+
+    Returns
+    -------
+    tuple of str
+        ``#rrggbb``; the palette of Okabe and Ito, then evenly spread hues.
+    """
+    import colorsys
+
+    first = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
+    rest = [colorsys.hsv_to_rgb(i / max(1, n - 8), 0.6, 0.8) for i in range(max(0, n - 8))]
+    more = ("#" + "".join(f"{round(255 * c):02x}" for c in rgb) for rgb in rest)
+    return (*first, *more)[:n]
+
+
+def channel_statistics(
+    images: NDArray[np.uint8],
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Measure the mean and the deviation of each channel, in 0-1.
+
+    Parameters
+    ----------
+    images
+        uint8 `(N, rows, cols, 3)`.
+
+    Returns
+    -------
+    tuple
+        Means and deviations, rounded to four digits.
+    """
+    part = images[:: max(1, len(images) // 500)].reshape(-1, 3) / 255.0
+    mean = tuple(round(float(v), 4) for v in part.mean(axis=0))
+    std = tuple(round(float(v), 4) for v in np.maximum(part.std(axis=0), 0.02))
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

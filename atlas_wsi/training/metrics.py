@@ -1,0 +1,162 @@
+"""How good predictions of tiles are, and how good colour alone would be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from atlas_wsi.models.model import Model
+    from atlas_wsi.progress import Progress
+
+
+def predict_tiles(
+    model: Model, images: NDArray[np.uint8], *, batch: int = 32, progress: Progress | None = None
+) -> NDArray[np.float32]:
+    """Predict tiles one by one: the mean of the class probabilities of a tile's cells.
+
+    Parameters
+    ----------
+    model
+        The model, in evaluation mode.
+    images
+        uint8 `(N, rows, cols, 3)` at the model's resolution.
+    batch
+        Tiles at once.
+    progress
+        Told how many tiles are done.
+
+    Returns
+    -------
+    NDArray
+        float32 `(N, classes)`.
+    """
+    device = model.encoder.fc.weight.device
+    out = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch):
+            part = torch.from_numpy(np.ascontiguousarray(images[start : start + batch]))
+            x_BCYX = model.normalise(part.to(device))
+            found = model(x_BCYX.to(model.encoder.fc.weight.dtype))
+            p_BKYX = torch.softmax(found.cells.float(), dim=1)
+            valid_B1YX = found.valid[:, None]
+            mean_BK = (p_BKYX * valid_B1YX).sum(dim=(2, 3)) / valid_B1YX.sum(dim=(2, 3))
+            out.append(mean_BK.cpu().numpy())
+            if progress is not None:
+                progress("evaluate", min(start + batch, len(images)), len(images))
+    return np.concatenate(out).astype(np.float32)
+
+
+def confusion(
+    labels: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int
+) -> NDArray[np.int64]:
+    """Count tiles by true and predicted class.
+
+    Parameters
+    ----------
+    labels
+        True classes.
+    predicted
+        Predicted classes.
+    n_classes
+        Number of classes.
+
+    Returns
+    -------
+    NDArray
+        `(classes, classes)`, true class by row.
+    """
+    flat = np.bincount(labels * n_classes + predicted, minlength=n_classes**2)
+    return flat.reshape(n_classes, n_classes).astype(np.int64)
+
+
+def summarise(counts: NDArray[np.int64]) -> dict[str, float]:
+    """Compute accuracy, balanced accuracy and recall from a confusion matrix.
+
+    Parameters
+    ----------
+    counts
+        From `confusion`.
+
+    Returns
+    -------
+    dict
+        ``accuracy``, and ``balanced_accuracy``, the mean recall of the classes that occur.
+    """
+    seen = counts.sum(axis=1)
+    recall = np.diag(counts)[seen > 0] / seen[seen > 0]
+    return {
+        "accuracy": float(np.diag(counts).sum() / counts.sum()),
+        "balanced_accuracy": float(recall.mean()),
+    }
+
+
+def color_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Describe tiles by their colours alone.
+
+    Parameters
+    ----------
+    images
+        uint8 `(N, rows, cols, 3)`.
+
+    Returns
+    -------
+    NDArray
+        float32 `(N, 21)`: mean, deviation and five percentiles of each channel.
+    """
+    out = []
+    for image in images:
+        flat = image.reshape(-1, 3)
+        spread = np.percentile(flat, (5, 25, 50, 75, 95), axis=0).ravel()
+        out.append(np.concatenate([flat.mean(axis=0), flat.std(axis=0), spread]))
+    return (np.asarray(out) / 255).astype(np.float32)
+
+
+def color_baseline(
+    train: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    held_out: NDArray[np.uint8],
+    n_classes: int,
+) -> NDArray[np.int64]:
+    """Predict tiles from their colours alone, by logistic regression with squares.
+
+    Parameters
+    ----------
+    train
+        Training tiles.
+    labels
+        Their classes.
+    held_out
+        Tiles to predict.
+    n_classes
+        Number of classes.
+
+    Returns
+    -------
+    NDArray
+        Predicted classes of the held-out tiles.
+    """
+    known, asked = color_features(train), color_features(held_out)
+    mean, std = known.mean(axis=0), known.std(axis=0) + 1e-6
+
+    def prepare(x: NDArray[np.float32]) -> torch.Tensor:
+        z = torch.from_numpy((x - mean) / std)
+        return torch.cat([z, z.square(), torch.ones(len(z), 1)], dim=1)
+
+    x, y = prepare(known), torch.from_numpy(labels)
+    weight = torch.zeros(x.shape[1], n_classes, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(x @ weight, y) + 1e-3 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        return (prepare(asked) @ weight).argmax(dim=1).numpy()

@@ -1,0 +1,116 @@
+"""Pictures of several classes with a dense label, made of tiles.
+
+A slide shows several tissues beside each other; a tile shows one. Mosaics teach the dense head
+where one ends: areas with random outlines, each filled with tiles of its class, and glass that
+carries no label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from atlas_wsi.training.augment import augment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from atlas_wsi.training.tiles import TileSet
+
+CELL_PX = 64
+"""Side of a cell of the dense head in pixels."""
+
+_STEP_PX = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mosaic:
+    """A picture and what its cells show."""
+
+    image: NDArray[np.uint8]
+    """`(rows, cols, 3)`."""
+    shares: NDArray[np.float32]
+    """`(class, cell rows, cell cols)`: share of the cell's area; the rest is glass."""
+
+
+def make_mosaic(
+    tiles: TileSet, shape: tuple[int, int], rng: np.random.Generator, *, stain: bool
+) -> Mosaic:
+    """Make a picture of areas of several classes.
+
+    Parameters
+    ----------
+    tiles
+        What the areas are filled with.
+    shape
+        Rows and columns, multiples of 64.
+    rng
+        Decides everything.
+    stain
+        Whether the tiles are stained tissue; only then there is glass between areas.
+
+    Returns
+    -------
+    Mosaic
+        The picture and its label.
+    """
+    n_classes = len(tiles.classes)
+    area = _areas(shape, n_classes + int(stain), rng)  # the last number is glass
+    rows, cols = shape
+    image = np.zeros((rows, cols, 3), np.uint8)
+    if stain:
+        image[:] = _glass(shape, rng)
+    side = tiles.images.shape[1], tiles.images.shape[2]
+    wide = area.repeat(_STEP_PX, axis=0).repeat(_STEP_PX, axis=1)
+    start = -rng.integers(0, side[0]), -rng.integers(0, side[1])
+    by_class = [np.flatnonzero(tiles.labels == label) for label in range(n_classes)]
+    for top in range(int(start[0]), rows, side[0]):
+        for left in range(int(start[1]), cols, side[1]):
+            there = (
+                slice(max(top, 0), min(top + side[0], rows)),
+                slice(max(left, 0), min(left + side[1], cols)),
+            )
+            part = wide[there]
+            for label in np.unique(part):
+                if label == n_classes:
+                    continue
+                tile = augment(tiles.images[rng.choice(by_class[label])], rng, stain=stain)
+                cut = tile[
+                    there[0].start - top : there[0].stop - top,
+                    there[1].start - left : there[1].stop - left,
+                ]
+                image[there][part == label] = cut[part == label]
+    return Mosaic(image=image, shares=_shares(area, n_classes))
+
+
+def _areas(shape: tuple[int, int], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw areas: where each of some smooth random fields is the largest."""
+    from scipy.ndimage import gaussian_filter
+
+    rows, cols = shape[0] // _STEP_PX, shape[1] // _STEP_PX
+    scale = float(np.exp(rng.uniform(np.log(4), np.log(16))))
+    present = rng.permutation(n)[: int(rng.integers(1, min(n, 4) + 1))]
+    if len(present) == 1 and present[0] == n - 1:
+        present = np.arange(n)
+    fields = np.full((n, rows, cols), -np.inf)
+    for i in present:
+        noise = gaussian_filter(rng.normal(size=(rows, cols)), scale, mode="wrap")
+        fields[i] = noise / noise.std() + rng.normal(0, 0.3)
+    return np.argmax(fields, axis=0)
+
+
+def _shares(area: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:
+    cell = CELL_PX // _STEP_PX
+    rows, cols = area.shape[0] // cell, area.shape[1] // cell
+    one_hot = area[None] == np.arange(n_classes)[:, None, None]
+    blocks = one_hot.reshape(n_classes, rows, cell, cols, cell)
+    return blocks.mean(axis=(2, 4)).astype(np.float32)
+
+
+def _glass(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.uint8]:
+    light = rng.uniform(222, 250) + rng.uniform(-6, 6, 3)
+    slope = np.linspace(-1, 1, shape[0])[:, None, None] * rng.uniform(-5, 5)
+    noise = rng.normal(0, rng.uniform(0.5, 3), (*shape, 3))
+    return np.clip(light + slope + noise, 0, 255).astype(np.uint8)

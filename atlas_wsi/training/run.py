@@ -1,0 +1,277 @@
+"""From a folder of tiles to a model with an honest card, and back: evaluation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from atlas_wsi.errors import DatasetError
+from atlas_wsi.models.card import ModelCard, ModelClass
+from atlas_wsi.training.loop import Recipe, channel_statistics, class_colors, train
+from atlas_wsi.training.metrics import color_baseline, confusion, predict_tiles, summarise
+from atlas_wsi.training.tiles import TileSet, read_tiles, split
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Literal
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.models.model import Model
+    from atlas_wsi.progress import CancelToken, Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluation:
+    """How good a model is on labelled tiles."""
+
+    classes: tuple[str, ...]
+    """Names of the classes."""
+    confusion: NDArray[np.int64]
+    """Tiles by true class (row) and predicted class (column)."""
+    metrics: Mapping[str, float]
+    """``accuracy``, ``balanced_accuracy``, and ``recall NAME`` a class."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON types."""
+        return {
+            "classes": list(self.classes),
+            "tiles": int(self.confusion.sum()),
+            "metrics": dict(self.metrics),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def train_tiles(
+    folder: str | os.PathLike[str],
+    *,
+    name: str,
+    domain: Literal["slide", "scene"],
+    mpp: float,
+    recipe: Recipe,
+    held_out: float = 0.2,
+    texts: Mapping[str, Any] | None = None,
+    stored: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Model:
+    """Train a model on class folders of tiles and measure it on tiles held out by group.
+
+    Parameters
+    ----------
+    folder
+        See `atlas_wsi.training.tiles.read_tiles`.
+    name
+        Name of the model.
+    domain
+        ``"slide"`` for stained tissue, ``"scene"`` for land.
+    mpp
+        Micrometres a pixel of the tiles.
+    recipe
+        Sizes, length and seed.
+    held_out
+        Share of the groups of each class that is kept for measuring.
+    texts
+        ``licence``, ``data`` and ``limits`` of the card.
+    stored
+        Type the weights will be stored in; they are rounded to it before they are measured.
+    progress
+        Told how far the work is.
+    cancel
+        Stops the training.
+
+    Returns
+    -------
+    Model
+        With held-out figures, beside those of colour alone, in its card.
+    """
+    tiles = read_tiles(folder, progress=progress)
+    known, asked = split(tiles, held_out=held_out, seed=recipe.seed)
+    train_part, held_part = tiles.subset(known), tiles.subset(asked)
+    mean, std = channel_statistics(train_part.images)
+    colors = class_colors(len(tiles.classes))
+    card = ModelCard(
+        name=name,
+        domain=domain,
+        classes=tuple(
+            ModelClass(name=label, color=color)
+            for label, color in zip(tiles.classes, colors, strict=True)
+        ),
+        mpp=mpp,
+        mean=mean,
+        std=std,
+        split=_split_text(tiles, held_part, held_out, recipe.seed),
+        **(texts or {}),
+    )
+    model = train(train_part, card, recipe, progress=progress, cancel=cancel)
+    model.to(stored).float()
+    found = evaluate(model, held_part, progress=progress)
+    guessed = color_baseline(
+        train_part.images, train_part.labels, held_part.images, len(tiles.classes)
+    )
+    color = summarise(confusion(held_part.labels, guessed, len(tiles.classes)))
+    metrics = dict(found.metrics) | {f"colour_baseline_{k}": v for k, v in color.items()}
+    model.card = model.card.model_copy(
+        update={
+            "metrics": {k: round(v, 4) for k, v in metrics.items()},
+            "confusion": tuple(tuple(row) for row in found.confusion.tolist()),
+            "training": model.card.training | {"held_out": held_out},
+        }
+    )
+    return model
+
+
+def evaluate(model: Model, tiles: TileSet, *, progress: Progress | None = None) -> Evaluation:
+    """Measure a model on labelled tiles.
+
+    Parameters
+    ----------
+    model
+        The model, in evaluation mode.
+    tiles
+        Tiles at its resolution; their classes must be among the model's.
+    progress
+        Told how many tiles are done.
+
+    Returns
+    -------
+    Evaluation
+        Over the model's classes.
+
+    Raises
+    ------
+    DatasetError
+        If the tiles have a class that the model does not know.
+    """
+    names = model.card.class_names
+    strangers = [name for name in tiles.classes if name not in names]
+    if strangers:
+        raise DatasetError(
+            f"The model {model.card.name} does not know {', '.join(strangers)}; "
+            f"it knows {', '.join(names)}."
+        )
+    place = np.array([names.index(name) for name in tiles.classes])
+    labels = place[tiles.labels]
+    predicted = predict_tiles(model, tiles.images, progress=progress).argmax(axis=1)
+    counts = confusion(labels, predicted, len(names))
+    recall = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
+    metrics = summarise(counts) | {
+        f"recall {name}": float(value)
+        for name, value, seen in zip(names, recall, counts.sum(axis=1), strict=True)
+        if seen
+    }
+    return Evaluation(classes=names, confusion=counts, metrics=metrics)
+
+
+def held_out_tiles(model: Model, tiles: TileSet) -> TileSet:
+    """Return the tiles that were held out when a model was trained on a folder.
+
+    Parameters
+    ----------
+    model
+        A model whose card tells the seed and the share.
+    tiles
+        All tiles of that folder.
+
+    Returns
+    -------
+    TileSet
+        The held-out part.
+
+    Raises
+    ------
+    DatasetError
+        If the card does not tell, or the folder is not the one it was trained on.
+    """
+    facts = model.card.training
+    if not {"seed", "held_out", "tiles"} <= set(facts):
+        raise DatasetError(
+            f"The card of {model.card.name} does not tell how its tiles were split.",
+            hint="Evaluate all tiles with --split all.",
+        )
+    known, asked = split(tiles, held_out=float(facts["held_out"]), seed=int(facts["seed"]))
+    if len(known) != facts["tiles"]:
+        raise DatasetError(
+            f"{model.card.name} was trained on {facts['tiles']} tiles, this folder's split has "
+            f"{len(known)}: it is another folder.",
+            hint="Evaluate all tiles with --split all.",
+        )
+    return tiles.subset(asked)
+
+
+def write_card(model: Model, path: Path) -> tuple[Path, Path]:
+    """Write a model's card beside its file, for people and for programs.
+
+    Parameters
+    ----------
+    model
+        The model.
+    path
+        The model's file.
+
+    Returns
+    -------
+    tuple
+        ``.card.md`` and ``.card.json``.
+    """
+    text, data = path.with_suffix(".card.md"), path.with_suffix(".card.json")
+    data.write_text(json.dumps(model.card.model_dump(mode="json"), indent=2), encoding="utf-8")
+    text.write_text(card_text(model.card), encoding="utf-8")
+    return text, data
+
+
+def card_text(card: ModelCard) -> str:
+    """Write a card as Markdown.
+
+    Parameters
+    ----------
+    card
+        The card.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    lines = [f"# {card.name}", "", f"For {card.domain}s at {card.mpp:g} um/px.", ""]
+    lines += [
+        f"- **{key}**: {getattr(card, key)}"
+        for key in ("licence", "data", "split", "limits")
+        if getattr(card, key)
+    ]
+    lines += ["", "| held-out tiles | model | colour alone |", "|---|---|---|"]
+    for key in ("accuracy", "balanced_accuracy"):
+        if key in card.metrics:
+            base = card.metrics.get(f"colour_baseline_{key}")
+            lines.append(
+                f"| {key.replace('_', ' ')} | {card.metrics[key]:.1%} | "
+                f"{'' if base is None else f'{base:.1%}'} |"
+            )
+    if card.confusion:
+        names = card.class_names
+        lines += ["", "Held-out tiles by true class (row) and predicted class (column):", ""]
+        lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for name, row in zip(names, card.confusion, strict=True):
+            lines.append(f"| {name} | " + " | ".join(str(n) for n in row) + " |")
+    if card.training:
+        lines += ["", "Training: " + ", ".join(f"{k} {v}" for k, v in card.training.items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _split_text(tiles: TileSet, held: TileSet, share: float, seed: int) -> str:
+    how = (
+        "whole groups of copies of one original"
+        if tiles.is_grouped
+        else "single tiles (no groups were given)"
+    )
+    n_groups = len(set(held.groups))
+    return (
+        f"{len(held)} of {len(tiles)} tiles held out: {share:.0%} of the {how} of each class "
+        f"({n_groups}), seed {seed}."
+    )

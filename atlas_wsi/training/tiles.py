@@ -1,0 +1,198 @@
+"""Labelled tiles: class folders on disk, split so that copies never cross."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from atlas_wsi.errors import DatasetError
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.progress import Progress
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+GROUPS_FILE = "groups.csv"
+_MIN_PX, _MAX_PX = 64, 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TileSet:
+    """Tiles of one size with a class and a group each."""
+
+    images: NDArray[np.uint8]
+    """`(N, rows, cols, 3)`."""
+    labels: NDArray[np.int64]
+    """`(N,)` index into `classes`."""
+    groups: tuple[str, ...]
+    """`N` names; tiles of one group are kept on one side of a split."""
+    paths: tuple[str, ...]
+    """`N` paths relative to the folder."""
+    classes: tuple[str, ...]
+    """Names of the class folders, sorted."""
+    is_grouped: bool
+    """Whether the groups were given, or every tile stands for itself."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, which: NDArray[np.int64]) -> TileSet:
+        """Return some of the tiles.
+
+        Parameters
+        ----------
+        which
+            Places of the tiles.
+
+        Returns
+        -------
+        TileSet
+            With the same classes.
+        """
+        return TileSet(
+            images=self.images[which],
+            labels=self.labels[which],
+            groups=tuple(self.groups[i] for i in which),
+            paths=tuple(self.paths[i] for i in which),
+            classes=self.classes,
+            is_grouped=self.is_grouped,
+        )
+
+
+def read_tiles(folder: str | os.PathLike[str], *, progress: Progress | None = None) -> TileSet:
+    """Read a folder of class folders of tiles.
+
+    Parameters
+    ----------
+    folder
+        Holds a folder a class, and may hold ``groups.csv`` with the columns `path` (relative),
+        `class` and `group`.
+    progress
+        Told how many tiles were read.
+
+    Returns
+    -------
+    TileSet
+        All tiles, in the order of their paths.
+
+    Raises
+    ------
+    DatasetError
+        If there are no class folders, a tile cannot be read or differs in size, or a tile has no
+        group in ``groups.csv``.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DatasetError(f"{root} is not a folder.", hint="Give a folder with a folder a class.")
+    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "."))
+    files = [
+        (label, path)
+        for label, name in enumerate(classes)
+        for path in sorted((root / name).iterdir())
+        if path.suffix.lower() in SUFFIXES
+    ]
+    counts = np.bincount([label for label, _ in files], minlength=len(classes))
+    if len(classes) < 2 or counts.min() < 2:
+        found = ", ".join(f"{n} ({c} tiles)" for n, c in zip(classes, counts, strict=True))
+        raise DatasetError(
+            f"{root} needs two or more class folders with two or more tiles each, "
+            f"found {found or 'none'}.",
+            hint=f"Tiles are {', '.join(sorted(SUFFIXES))} files.",
+        )
+    images: list[NDArray[np.uint8]] = []
+    for done, (_, path) in enumerate(files, start=1):
+        images.append(_read_tile(path))
+        if images[-1].shape != images[0].shape:
+            raise DatasetError(
+                f"{path} has {images[-1].shape[0]} x {images[-1].shape[1]} pixels, the tiles "
+                f"before it {images[0].shape[0]} x {images[0].shape[1]}; all must be alike."
+            )
+        if progress is not None:
+            progress("read tiles", done, len(files))
+    paths = tuple(path.relative_to(root).as_posix() for _, path in files)
+    given = _read_groups(root / GROUPS_FILE)
+    missing = next((path for path in paths if given and path not in given), None)
+    if missing is not None:
+        raise DatasetError(f"{root / GROUPS_FILE} has no group for {missing}.")
+    return TileSet(
+        images=np.stack(images),
+        labels=np.array([label for label, _ in files], dtype=np.int64),
+        groups=tuple(given.get(path, path) for path in paths),
+        paths=paths,
+        classes=classes,
+        is_grouped=bool(given),
+    )
+
+
+def split(
+    tiles: TileSet, *, held_out: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide tiles into training and held-out ones, class by class and by whole groups.
+
+    Parameters
+    ----------
+    tiles
+        All tiles.
+    held_out
+        Share of the groups of each class that is held out, between 0 and 1.
+    seed
+        Decides which.
+
+    Returns
+    -------
+    tuple
+        Places of the training and of the held-out tiles, ascending.
+
+    Raises
+    ------
+    DatasetError
+        If a class has too few groups, or a group holds tiles of several classes.
+    """
+    rng = np.random.default_rng(seed)
+    class_of: dict[str, int] = {}
+    for group, label in zip(tiles.groups, tiles.labels.tolist(), strict=True):
+        if class_of.setdefault(group, label) != label:
+            raise DatasetError(f"The group {group} holds tiles of several classes.")
+    out: set[str] = set()
+    for label, name in enumerate(tiles.classes):
+        groups = sorted(group for group, owner in class_of.items() if owner == label)
+        n = round(len(groups) * held_out)
+        if not 0 < n < len(groups):
+            raise DatasetError(
+                f"The class {name} has {len(groups)} groups; holding out {held_out:.0%} of them "
+                "leaves one side empty."
+            )
+        out.update(rng.permutation(groups)[:n].tolist())
+    is_out = np.array([group in out for group in tiles.groups])
+    return np.flatnonzero(~is_out), np.flatnonzero(is_out)
+
+
+def _read_tile(path: Path) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as image:
+            if not all(_MIN_PX <= n <= _MAX_PX for n in image.size):
+                raise DatasetError(
+                    f"{path} has {image.height} x {image.width} pixels, "
+                    f"expected {_MIN_PX} to {_MAX_PX} a side."
+                )
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DatasetError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _read_groups(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {"path", "group"} <= set(reader.fieldnames or ()):
+            raise DatasetError(f"{path} needs the columns path and group.")
+        return {row["path"]: row["group"] for row in reader}

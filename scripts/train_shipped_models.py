@@ -1,0 +1,94 @@
+"""Train the models of the package.
+
+    python scripts/train_shipped_models.py lung-he LUNG_FOLDER
+    python scripts/train_shipped_models.py landcover-rgb EUROSAT_FOLDER
+
+LUNG_FOLDER holds the folders adenocarcinoma, normal and squamous_cell_carcinoma of LC25000 tiles
+(224 x 224 px) and groups.csv (path, class, group) that tells which tiles are copies of one
+original. EUROSAT_FOLDER holds the ten class folders of EuroSAT RGB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from atlas_wsi.training.loop import Recipe
+from atlas_wsi.training.run import train_tiles, write_card
+
+ZOO = Path(__file__).parents[1] / "atlas_wsi" / "models" / "zoo"
+MODELS = {
+    "lung-he": {
+        "domain": "slide",
+        "mpp": 0.5,
+        "recipe": Recipe(epochs=25),
+        "texts": {
+            "licence": "Apache-2.0 (weights). LC25000: its authors allow use 'in any way they see "
+            "fit'; there is no formal licence.",
+            "data": "LC25000, lung part (Borkowski et al. 2019, arXiv 1912.12142): H&E tiles of "
+            "768 px scaled to 224 px; grouping of the copies from LC25000-clean (G. Batchkala). "
+            "The resolution is not stated; red blood cells (7 um) are about 13 px wide, hence "
+            "about 0.5 um/px.",
+            "limits": "Research use only, not for diagnosis. A lung model says nothing about "
+            "other organs: every tissue is called one of three lung classes. All tiles come from "
+            "few patients, one laboratory and one camera, and stroma, vessels, necrosis, pen and "
+            "blur are no classes of it. Trained on mosaics of tiles, not on whole slides.",
+        },
+    },
+    "landcover-rgb": {
+        "domain": "scene",
+        "mpp": 1e7,
+        "recipe": Recipe(epochs=80),
+        "texts": {
+            "licence": "Apache-2.0 (weights). EuroSAT: MIT; contains modified Copernicus "
+            "Sentinel data.",
+            "data": "EuroSAT RGB (Helber et al. 2019): Sentinel-2 true-colour tiles of 64 px at "
+            "10 m, 700 tiles of each of ten classes.",
+            "limits": "Research use only. European land in 8-bit Sentinel-2 true colour at 10 m: "
+            "other sensors, resolutions, seasons, clouds, snow and bare desert are outside what "
+            "it saw. Tiles are split one by one; neighbours of one scene may lie on both sides, "
+            "so the figures are optimistic for new places.",
+        },
+    },
+}
+
+
+def main() -> None:
+    """Run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, default=ZOO)
+    parser.add_argument("--epochs", type=float)
+    args = parser.parse_args()
+    facts = MODELS[args.model]
+    recipe = facts["recipe"]
+    if args.epochs:
+        recipe = Recipe(epochs=args.epochs)
+    last = [0.0]
+
+    def report(what: str, done: int, total: int) -> None:
+        if time.monotonic() - last[0] > 20 or done == total:
+            last[0] = time.monotonic()
+            print(f"{what} {done}/{total}", flush=True)
+
+    model = train_tiles(
+        args.folder,
+        name=args.model,
+        domain=facts["domain"],
+        mpp=facts["mpp"],
+        recipe=recipe,
+        texts=facts["texts"],
+        stored=torch.float16,
+        progress=report,
+    )
+    path = model.save(args.out / f"{args.model}.safetensors", dtype=torch.float16)
+    write_card(model, path)
+    print(path, path.stat().st_size, model.card.metrics)
+
+
+if __name__ == "__main__":
+    main()
