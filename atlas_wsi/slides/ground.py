@@ -14,6 +14,7 @@ from rasterio.warp import transform as project
 
 if TYPE_CHECKING:
     from affine import Affine
+    from numpy.typing import NDArray
     from rasterio.io import DatasetReader
 
 _UM_A_METRE = 1e6
@@ -143,8 +144,9 @@ def _on_ellipsoid(
 ) -> tuple[float, float] | None:
     """Distances between neighbouring pixels at (row, col), in micrometres."""
     row, col = centre
-    places = [(col, row), (col, row - 0.5), (col, row + 0.5), (col - 0.5, row), (col + 0.5, row)]
-    xs, ys = (list(values) for values in zip(*(transform * place for place in places), strict=True))
+    cols = np.array([col, col, col, col - 0.5, col + 0.5])
+    rows = np.array([row, row - 0.5, row + 0.5, row, row])
+    xs, ys = _apply(transform, cols, rows)
     try:
         (lon,), (lat,) = project(crs, CRS.from_epsg(4326), xs[:1], ys[:1])
         if not (math.isfinite(lon) and math.isfinite(lat)):
@@ -161,17 +163,26 @@ def _on_ellipsoid(
     return _checked(y, x)
 
 
+def _apply(
+    transform: Affine, across: NDArray[np.float64], down: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    # spelled out: the operator is * in affine 2 and @ in affine 3
+    return (
+        transform.a * across + transform.b * down + transform.c,
+        transform.d * across + transform.e * down + transform.f,
+    )
+
+
 def _checked(y: float, x: float) -> tuple[float, float] | None:
     return (y, x) if all(math.isfinite(value) and value > 0 for value in (y, x)) else None
 
 
 def _explain_points(points: list[Any], transform: Affine) -> str:
-    back = ~transform
-    off_px = []
-    for point in points:
-        col, row = back * (point.x, point.y)
-        off_px.append(float(np.hypot(col - point.col, row - point.row)))
+    cols, rows = _apply(
+        ~transform, np.array([p.x for p in points]), np.array([p.y for p in points])
+    )
+    off_px = np.hypot(cols - [p.col for p in points], rows - [p.row for p in points])
     return (
         f"Placed by an affine fit to {len(points)} ground control points, which lie up to "
-        f"{max(off_px):.1f} px off it. For an exact place: gdalwarp -tps in.tif out.tif."
+        f"{off_px.max():.1f} px off it. For an exact place: gdalwarp -tps in.tif out.tif."
     )
