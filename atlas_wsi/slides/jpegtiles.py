@@ -68,7 +68,7 @@ class JpegTileBackend:
             uint8 `(rows, cols, 3)`.
         """
         page = self._pages[level]
-        if page is not None and page.is_stored(box):
+        if page is not None:
             try:
                 return page.read(box)
             except UnreadableSlideError:
@@ -137,6 +137,7 @@ def open_aperio(path: Path) -> Backend:
         }
         pages = [found.get((*level.shape, *level.tile)) for level in levels]
         readers = [None if page is None else PageReader(page, file) for page in pages]
+        readers = [page if page is not None and page.is_whole else None for page in readers]
     if not any(readers):
         file.close()
         return slow

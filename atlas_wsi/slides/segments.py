@@ -115,6 +115,10 @@ class PageReader:
         if key.is_final and not key.is_tiled:
             self._raw_dtype = self.dtype.newbyteorder(key.parent.byteorder)
         self._segment = self._segment_shape(key)
+        self._grid = (
+            math.ceil(self.shape[0] / self._segment[0]),
+            math.ceil(self.shape[1] / self._segment[1]),
+        )
         try:
             self._decode(None, 0)
         except ValueError as error:
@@ -132,6 +136,11 @@ class PageReader:
                 hint="Convert it once: vips tiffsave IN OUT --tile --pyramid --compression jpeg.",
             )
         return rows, key.imagewidth
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file holds every tile; scanners leave out empty ones."""
+        return all(self._counts)
 
     @property
     def block_shape(self) -> tuple[int, int]:
@@ -172,28 +181,6 @@ class PageReader:
                 pixels, place = self._read_segment(plane * per_plane + index)
                 paste(pixels, place, target, box)
         return result
-
-    def is_stored(self, box: Box) -> bool:
-        """Tell whether the file holds every tile of a part.
-
-        Parameters
-        ----------
-        box
-            Rows and columns inside the page.
-
-        Returns
-        -------
-        bool
-            False if a tile has no bytes.
-        """
-        return all(self._counts[index] for index in self._segments_in(box))
-
-    @property
-    def _grid(self) -> tuple[int, int]:
-        return (
-            math.ceil(self.shape[0] / self._segment[0]),
-            math.ceil(self.shape[1] / self._segment[1]),
-        )
 
     def _segments_in(self, box: Box) -> Iterator[int]:
         rows, cols = self._segment

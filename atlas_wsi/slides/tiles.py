@@ -84,17 +84,17 @@ class TileReader:
             `(rows, cols, channels)`, background outside the level.
         """
         inside = box.clip(self.levels[level].shape)
-        tiles = list(self._tiles_in(level, inside))
+        places = list(self._tiles_in(level, inside))
         # Whole tiles are no neighbour's margin: they go past the cache, which spares copying.
         fetch = self._decode if self._is_whole(level, inside) else self._fetch
-        if len(tiles) == 1 and self._tile_box(level, *tiles[0]) == box:
-            tile = fetch(level, *tiles[0])
+        if len(places) == 1 and places[0] == box:
+            tile = fetch(level, box)
             return tile if tile.flags.writeable else tile.copy()
         pixels = np.empty((box.rows, box.cols, len(self.background)), self.dtype)
         if inside != box:
             pixels[...] = self.background
-        for row, col in tiles:
-            paste(fetch(level, row, col), self._tile_box(level, row, col), pixels, box)
+        for place in places:
+            paste(fetch(level, place), place, pixels, box)
         return pixels
 
     def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
@@ -117,10 +117,10 @@ class TileReader:
             inside = box.clip(self.levels[level].shape)
             valid[relative(inside, box).slices] = True
         else:
-            for row, col in self._tiles_in(level, box.clip(self.levels[level].shape)):
-                key = level, row, col
-                tile = self._cache.fetch(("valid", *key), partial(self._decode_valid, *key))
-                paste(tile, self._tile_box(*key), valid, box)
+            for place in self._tiles_in(level, box.clip(self.levels[level].shape)):
+                key = "valid", level, place.row, place.col
+                tile = self._cache.fetch(key, partial(self._decode_valid, level, place))
+                paste(tile, place, valid, box)
         self._punch_unreadable(level, box, valid)
         return valid
 
@@ -129,9 +129,9 @@ class TileReader:
         self._cache.clear()
         self._backend.close()
 
-    def _fetch(self, level: int, row: int, col: int) -> NDArray[Any]:
-        key = level, row, col
-        return self._cache.fetch(key, partial(self._decode, *key))
+    def _fetch(self, level: int, place: Box) -> NDArray[Any]:
+        key = level, place.row, place.col
+        return self._cache.fetch(key, partial(self._decode, level, place))
 
     def _is_whole(self, level: int, inside: Box) -> bool:
         """Whether a box is made of whole stored tiles."""
@@ -144,21 +144,17 @@ class TileReader:
             and (inside.col_end % cols == 0 or inside.col_end == col_end)
         )
 
-    def _tiles_in(self, level: int, inside: Box) -> Iterator[tuple[int, int]]:
+    def _tiles_in(self, level: int, inside: Box) -> Iterator[Box]:
+        """Yield where the tiles lie that a box touches."""
         if inside.is_empty:
             return
-        rows, cols = self.levels[level].tile
-        for row in range(inside.row // rows, -(-inside.row_end // rows)):
-            for col in range(inside.col // cols, -(-inside.col_end // cols)):
-                yield row, col
+        (rows, cols), (row_end, col_end) = self.levels[level].tile, self.levels[level].shape
+        for row in range(inside.row // rows * rows, inside.row_end, rows):
+            for col in range(inside.col // cols * cols, inside.col_end, cols):
+                height, width = min(rows, row_end - row), min(cols, col_end - col)
+                yield Box(row=row, col=col, rows=height, cols=width)
 
-    def _tile_box(self, level: int, row: int, col: int) -> Box:
-        rows, cols = self.levels[level].tile
-        box = Box(row=row * rows, col=col * cols, rows=rows, cols=cols)
-        return box.clip(self.levels[level].shape)
-
-    def _decode(self, level: int, row: int, col: int) -> NDArray[Any]:
-        box = self._tile_box(level, row, col)
+    def _decode(self, level: int, box: Box) -> NDArray[Any]:
         if level >= self._n_stored:
             return self._make(level, box)
         try:
@@ -166,17 +162,14 @@ class TileReader:
         except UnreadableSlideError as error:
             if self._strict:
                 raise
-            reason = str(error.__cause__ or error)
+            tile = UnreadableTile(level=level, box=box, reason=str(error.__cause__ or error))
             with self._lock:
-                self._unreadable[level, row, col] = UnreadableTile(
-                    level=level, box=box, reason=reason
-                )
+                self._unreadable[level, box.row, box.col] = tile
         blank = np.empty((box.rows, box.cols, len(self.background)), self.dtype)
         blank[...] = self.background
         return blank
 
-    def _decode_valid(self, level: int, row: int, col: int) -> NDArray[np.bool_]:
-        box = self._tile_box(level, row, col)
+    def _decode_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
         if level >= self._n_stored:
             share = self.read_valid(level - 1, self._finer(level, box))
             return halve(share[..., None].astype(np.float32))[..., 0] >= 0.5
