@@ -193,7 +193,7 @@ def _read_meta(handle: openslide.OpenSlide) -> SlideMeta:
             )
         )
     mpp, source = resolution.from_openslide(properties)
-    power = properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
+    power = float(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER) or 0)
     profile = handle.color_profile
     return SlideMeta(
         format=vendor,
@@ -205,12 +205,13 @@ def _read_meta(handle: openslide.OpenSlide) -> SlideMeta:
         background=_background(properties),
         mpp=mpp,
         mpp_source=source,
-        magnification=float(power) if power else None,
+        magnification=power or None,
         vendor=vendor,
         bounds=_bounds(properties, full),
         icc_profile=profile.tobytes() if profile is not None else None,
         associated=tuple(sorted(handle.associated_images)),
         properties=properties,
+        warnings=resolution.contradictions(mpp, power),
     )
 
 

@@ -96,6 +96,27 @@ def from_tiff(
     return mpp, "TIFF resolution"
 
 
+def contradictions(mpp: tuple[float, float] | None, magnification: float) -> tuple[str, ...]:
+    """Compare the two statements that a file makes about its resolution.
+
+    Parameters
+    ----------
+    mpp
+        Micrometres a pixel `(y, x)`, if told.
+    magnification
+        Objective power, 0 if not told.
+
+    Returns
+    -------
+    tuple
+        A warning if they differ by more than a factor of two; about 10 µm times the pixel size is
+        what most scanners have.
+    """
+    if mpp is None or not magnification or 5.0 <= magnification * max(mpp) <= 20.0:
+        return ()
+    return (f"the file says {magnification:g}x and {max(mpp):.3g} µm/px, which do not go together",)
+
+
 def explain_missing(name: str, magnification: float | None) -> tuple[str, str]:
     """Return message and hint of the error for a slide whose pixel size nobody knows.
 

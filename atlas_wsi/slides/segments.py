@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,8 +36,9 @@ class FileBytes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("rb", buffering=0)
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._lock = threading.Lock()
+        self._finalizer = weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Read bytes.
@@ -59,11 +61,11 @@ class FileBytes:
             If the file ends before.
         """
         if hasattr(os, "pread"):
-            found = os.pread(self._file.fileno(), n_bytes, offset)
+            found = os.pread(self._descriptor, n_bytes, offset)
         else:
             with self._lock:
-                self._file.seek(offset)
-                found = self._file.read(n_bytes)
+                os.lseek(self._descriptor, offset, os.SEEK_SET)
+                found = os.read(self._descriptor, n_bytes)
         if len(found) < n_bytes:
             raise UnreadableSlideError(
                 f"{self.path} ends {n_bytes - len(found)} bytes before a block at byte {offset} "
@@ -73,7 +75,7 @@ class FileBytes:
 
     def close(self) -> None:
         """Give the file back to the system."""
-        self._file.close()
+        self._finalizer()
 
 
 class PageReader:

@@ -333,7 +333,10 @@ class Slide:
 
     def __repr__(self) -> str:
         rows, cols = self.shape
-        at = "unknown mpp" if self.mpp is None else f"{self.mpp[0]:.4g} um/px"
+        at = "unknown mpp"
+        if self.mpp is not None:
+            um = self.mpp[0]
+            at = f"{um / 1e6:.4g} m/px" if self.is_georeferenced else f"{um:.4g} um/px"
         return f"<Slide {self.name}: {self.meta.format}, {rows} x {cols} px, {at}>"
 
     def _ratio(self, mpp: float | tuple[float, float] | None) -> tuple[float, float]:

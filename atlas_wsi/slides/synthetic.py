@@ -7,6 +7,7 @@ tile inside or outside is encoded once, and a slide of gigapixels takes seconds.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import imagecodecs
@@ -61,7 +62,7 @@ def make_svs(
     """
     rng = np.random.default_rng(seed)
     outline = _Outline.random(rng, shape, tissue)
-    colours = [_texture(rng, mpp)]
+    colours = [_texture(seed, mpp)]
     for _ in range(1, levels):
         colours.append(_reduce(colours[-1]))
     header = "Aperio Image Library v12.0.15\r\n{cols}x{rows} "
@@ -209,10 +210,12 @@ def _write_strips(
     )
 
 
-def _texture(rng: np.random.Generator, mpp: float) -> NDArray[np.uint8]:
+@lru_cache(maxsize=2)
+def _texture(seed: int, mpp: float) -> NDArray[np.uint8]:
     """Paint stained tissue that repeats without a seam."""
     from scipy.ndimage import gaussian_filter, zoom
 
+    rng = np.random.default_rng(seed)
     n = _PERIOD_PX
     eighth = gaussian_filter(rng.standard_normal((n // 8, n // 8)), 5.0 / mpp, mode="wrap")
     eosin = zoom(eighth / eighth.std(), 8, order=1, mode="grid-wrap", grid_mode=True)
