@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from zarr.storage import FsspecStore, LocalStore, StorePath, ZipStore
+from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from atlas_wsi.errors import SlideError, UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides.backend import Level, SlideMeta
@@ -217,7 +217,7 @@ def _root_in_zip(path: Path) -> str:
 
 def _image_group(store: Store, prefix: str, where: str) -> zarr.Group:
     """Open the root group, or the first image of a collection."""
-    group = zarr.open_group(StorePath(store, prefix), mode="r", use_consolidated=False)
+    group = zarr.open_group(store, path=prefix, mode="r", use_consolidated=False)
     ome = ome_attributes(group.attrs.asdict())
     if "bioformats2raw.layout" not in ome or "multiscales" in ome:
         return group

@@ -38,6 +38,13 @@ _SCHEMES = {
     "az": "/vsiaz/",
 }
 _PLAIN_IMAGES = frozenset({"BMP", "GIF", "JPEG", "PNG", "WEBP"})
+_COLOR_OF_NAME = {
+    **{name: name for name in ("red", "green", "blue", "nir")},
+    "b02": "blue",
+    "b03": "green",
+    "b04": "red",
+    "b08": "nir",  # Sentinel-2 and HLS
+}
 _MAX_CHANNELS = 4096
 _open_lock = threading.Lock()
 
@@ -294,7 +301,8 @@ def _overviews(
 def _read_meta(dataset: DatasetReader, indexes: list[int], levels: tuple[Level, ...]) -> SlideMeta:
     place = read_place(dataset)
     picked = [index - 1 for index in indexes]
-    colors = tuple(dataset.colorinterp[i].name for i in picked)
+    descriptions = [dataset.descriptions[i] for i in picked]
+    colors = _colors([dataset.colorinterp[i].name for i in picked], descriptions)
     dtype = np.result_type(*(dataset.dtypes[i] for i in picked))
     flags = [flag for i in picked for flag in dataset.mask_flag_enums[i]]
     notes = [*place.warnings]
@@ -307,7 +315,7 @@ def _read_meta(dataset: DatasetReader, indexes: list[int], levels: tuple[Level, 
         levels=levels,
         n_channels=len(indexes),
         dtype=dtype.name,
-        channel_names=_channel_names([dataset.descriptions[i] for i in picked], colors, indexes),
+        channel_names=_channel_names(descriptions, colors, indexes),
         background=tuple(_background(dataset.nodatavals[i], dtype) for i in picked),
         mpp=place.mpp,
         mpp_source=place.mpp_source,
@@ -326,6 +334,16 @@ def _format(dataset: DatasetReader) -> str:
     if dataset.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG":
         return "cog"
     return "geotiff"
+
+
+def _colors(interpretations: list[str], descriptions: list[str | None]) -> tuple[str, ...]:
+    """Return the colour of each band; where GDAL is not told red, what the bands are called."""
+    if "red" in interpretations:
+        return tuple(interpretations)
+    return tuple(
+        _COLOR_OF_NAME.get((description or "").strip().lower(), interpretation)
+        for interpretation, description in zip(interpretations, descriptions, strict=True)
+    )
 
 
 def _channel_names(
