@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +46,8 @@ class SlideStore(Store):
     def __init__(self, slide: Slide) -> None:
         super().__init__(read_only=True)
         self._slide = slide
+        # Not zarr's own threads: a slide that is a zarr itself needs those to answer from here.
+        self._decoders = ThreadPoolExecutor(thread_name_prefix="atlas-wsi-decode")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._slide,)
@@ -77,7 +80,8 @@ class SlideStore(Store):
         Buffer or None
             None if there is no such key.
         """
-        value = await asyncio.to_thread(self._value, key)
+        loop = asyncio.get_running_loop()
+        value = await loop.run_in_executor(self._decoders, self._value, key)
         if value is None:
             return None
         return prototype.buffer.from_array_like(value[_slice(byte_range, value.size)])
