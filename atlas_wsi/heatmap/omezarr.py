@@ -130,7 +130,11 @@ def _write_array(
         fill_value=fill_value,
         dimension_names=list(axes),
     )
-    array[...] = values
+    # A chunk at a time: zarr writes several at once, and those still under way when one fails
+    # would make their folders again after these were cleared away.
+    for corner in np.ndindex(*array.cdata_shape):
+        chunk = tuple(slice(i * n, (i + 1) * n) for i, n in zip(corner, chunks, strict=True))
+        array[chunk] = values[chunk]
 
 
 def _multiscale(

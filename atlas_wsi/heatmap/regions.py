@@ -70,7 +70,7 @@ def find_regions(
     from skimage.measure import label
 
     classes = heatmap.argmax().astype(np.int32) + 1
-    if min_cells > 1:
+    if 1 < min_cells < classes.size:
         classes = sieve(classes, size=min_cells, mask=classes > 0, connectivity=4)
     ids, n_ids = label(  # type: ignore[no-untyped-call]
         classes, background=0, connectivity=1, return_num=True
