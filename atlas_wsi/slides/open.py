@@ -12,13 +12,13 @@ import tifffile
 
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides.slide import Slide
+from atlas_wsi.slides.tiff import TIFF_MAGIC, open_tiff
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from atlas_wsi.slides.backend import Backend
 
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
 _HEAD_BYTES = 132
@@ -99,7 +99,7 @@ def _open_file(path: Path) -> Backend:
     head = _head(path)
     if not head:
         raise UnreadableSlideError(f"{path} is empty.", hint="Copy or download it again.")
-    if head.startswith(_TIFF_MAGIC):
+    if head.startswith(TIFF_MAGIC):
         return _open_tiff_family(path)
     if head.startswith(b"PK\x03\x04"):
         from atlas_wsi.slides.omezarr import open_omezarr
@@ -116,7 +116,6 @@ def _open_tiff_family(path: Path) -> Backend:
     """Tell scenes, scanner formats and other TIFF files apart by their tags."""
     from atlas_wsi.slides.jpegtiles import open_aperio
     from atlas_wsi.slides.openslide import open_openslide
-    from atlas_wsi.slides.tiff import open_tiff
 
     vendor = _vendor(path)
     if vendor == "aperio":

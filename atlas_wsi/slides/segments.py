@@ -59,7 +59,11 @@ class FileBytes:
         ------
         UnreadableSlideError
             If the file ends before.
+        ValueError
+            If the file was closed.
         """
+        if not self._finalizer.alive:
+            raise ValueError(f"{self.path} is closed.")
         if hasattr(os, "pread"):
             found = os.pread(self._descriptor, n_bytes, offset)
         else:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from atlas_wsi.grid import Box
 
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MIN_IS_WHITE, _RGB, _PALETTE, _YCBCR = 0, 2, 3, 6
 _ALPHA = (1, 2)
 _RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
@@ -227,6 +228,9 @@ def open_tiff(path: Path) -> TiffBackend:
                 raise UnsupportedFormatError(f"{path} holds no image.")
             return TiffBackend(path, tif)
     except tifffile.TiffFileError as error:
+        with path.open("rb") as file:
+            if not file.read(4).startswith(TIFF_MAGIC):
+                raise UnsupportedFormatError(f"{path} is no TIFF file.") from error
         raise UnreadableSlideError(
             f"{path} cannot be opened as TIFF: {error}.",
             hint="The file may be truncated: compare its size with the original.",
