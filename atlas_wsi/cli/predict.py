@@ -80,6 +80,7 @@ def predict(
     heatmap.tif for georeferenced scenes. A result that is there is left alone.
     """
     quiet = quiet or as_json
+    _check_arguments(cell, memory, device)
     done: list[dict[str, Any]] = []
     worst: AtlasError | None = None
     for path in slides:
@@ -115,6 +116,20 @@ def predict(
         raise typer.Exit(worst.exit_code)
 
 
+def _check_arguments(cell: int, memory: str | None, device: str) -> None:
+    """Refuse what cannot work before any slide is opened."""
+    from atlas_wsi.inference.engine import choose_device
+    from atlas_wsi.inference.plan import parse_bytes
+
+    if cell not in (16, 32, 64):
+        raise typer.BadParameter(f"--cell is {cell}, expected 16, 32 or 64")
+    try:
+        parse_bytes(memory or 0)
+    except ValueError as error:
+        raise typer.BadParameter(f"--memory: {error}") from error
+    choose_device(device)
+
+
 def _one(
     path: str,
     out: Path,
@@ -128,7 +143,7 @@ def _one(
     formats: list[str] | None,
     **options: Any,
 ) -> dict[str, Any]:
-    from atlas_wsi.heatmap.write import check_writable
+    from atlas_wsi.heatmap.write import check_writable, folder_name
     from atlas_wsi.inference.predict import choose_model
     from atlas_wsi.inference.predict import predict as run
     from atlas_wsi.slides.open import open_slide
@@ -141,17 +156,14 @@ def _one(
             folder = check_writable(out, slide.name, overwrite=overwrite)
         except ResultExistsError as error:
             return _already_done(
-                error, out / slide.name, slide, chosen, options["cell_px"], quiet=quiet
+                error, out / folder_name(slide.name), slide, chosen, options["cell_px"], quiet=quiet
             )
         console.say(f"{slide.name}: model {chosen.card.name}, {reason}", quiet=quiet)
         with console.progress_of(slide.name, quiet=quiet) as report:
             report("find tissue", 0, 1)
             mask = tissue_mask(slide, keep_fat=keep_fat)
             report("find tissue", 1, 1)
-            try:
-                result = run(slide, chosen, tissue=mask, progress=report, **options)
-            except ValueError as error:
-                raise typer.BadParameter(str(error)) from error
+            result = run(slide, chosen, tissue=mask, progress=report, **options)
             files = result.write(
                 out,
                 formats=tuple(formats) if formats else None,

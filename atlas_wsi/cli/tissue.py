@@ -32,9 +32,10 @@ def tissue(
 
     with open_slide(slide, mpp=mpp) as opened:
         mask = tissue_mask(opened, mpp=mask_mpp, keep_fat=keep_fat)
-        mm2 = mask.fraction * opened.shape[0] * opened.shape[1]
         size = opened.require_mpp()
-        mm2 *= size[0] * size[1] / 1e6
+        pixels = mask.fraction * opened.shape[0] * opened.shape[1]
+        unit, per_unit = ("m2", 1e12) if opened.is_georeferenced else ("mm2", 1e6)
+        area = pixels * size[0] * size[1] / per_unit
     try:
         mask.write_png(out)
     except OSError as error:
@@ -46,9 +47,10 @@ def tissue(
             {
                 "out": str(out),
                 "tissue_fraction": mask.fraction,
-                "tissue_mm2": mm2,
+                "tissue_area": area,
+                "area_unit": unit,
                 "method": mask.method,
             }
         )
         return
-    console.say(f"{out}: tissue {mask.fraction:.1%}, {mm2:.4g} mm² ({mask.method})")
+    console.say(f"{out}: tissue {mask.fraction:.1%}, {area:.4g} {unit} ({mask.method})")

@@ -118,7 +118,7 @@ def open_working_image(slide: Slide, *, mpp: float) -> WorkingImage:
     if max(own) > _COARSER_LIMIT * mpp:
         working = own
         warnings.append(
-            f"The pixels are {max(own):.4g} um wide, the model was made for {mpp:.4g} um: "
+            f"The pixels are {_length(max(own))} wide, the model was made for {_length(mpp)}: "
             "read at the file's own resolution; the classes may mean nothing."
         )
     step = (working[0] / own[0], working[1] / own[1])
@@ -140,6 +140,10 @@ def open_working_image(slide: Slide, *, mpp: float) -> WorkingImage:
         high=high,
         warnings=tuple(warnings),
     )
+
+
+def _length(um: float) -> str:
+    return f"{um:.4g} um" if um < 1e4 else f"{um / 1e6:.4g} m"
 
 
 def _rgb_channels(slide: Slide) -> tuple[tuple[int, int, int], str]:

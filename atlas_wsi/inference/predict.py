@@ -159,9 +159,7 @@ def _predict(
     image = open_working_image(slide, mpp=model.card.mpp)
     warnings = [*slide.meta.warnings, *image.warnings, *_domain_warning(slide, model)]
     clock.lap("open")
-    report("find tissue", 0, 1)
-    mask = tissue if tissue is not None else tissue_mask(slide)
-    report("find tissue", 1, 1)
+    mask = tissue if tissue is not None else _find_tissue(slide, report)
     windows = plan_windows(
         slide.shape,
         slide.require_mpp(),
@@ -248,6 +246,13 @@ def _predict(
             }
         ),
     )
+
+
+def _find_tissue(slide: Slide, report: Progress) -> TissueMask:
+    report("find tissue", 0, 1)
+    mask = tissue_mask(slide)
+    report("find tissue", 1, 1)
+    return mask
 
 
 def _domain_warning(slide: Slide, model: Model) -> list[str]:
