@@ -1,0 +1,156 @@
+"""Training and evaluation, by a tiny model on tiny tiles."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from atlas_wsi.cli.app import app
+from atlas_wsi.errors import Cancelled, DatasetError
+from atlas_wsi.models import load_model
+from atlas_wsi.progress import CancelToken
+from atlas_wsi.training.loop import Recipe
+from atlas_wsi.training.metrics import color_baseline, confusion, summarise
+from atlas_wsi.training.run import evaluate, held_out_tiles, train_tiles, write_card
+from atlas_wsi.training.tiles import read_tiles
+
+SMALL = {"dim": 32, "depths": (1, 1), "n_scales": 2, "megapixels": 0.25, "rate": 4e-3}
+
+
+def train_small(folder, **recipe):
+    return train_tiles(
+        folder,
+        name="small",
+        domain="scene",
+        mpp=1.0,
+        recipe=Recipe(**SMALL | recipe),
+        held_out=0.25,
+        stored=torch.float16,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tile_folder, tmp_path_factory):
+    model = train_small(tile_folder, epochs=60)
+    path = model.save(tmp_path_factory.mktemp("model") / "small.safetensors", dtype=torch.float16)
+    write_card(model, path)
+    return path
+
+
+def test_textures_are_learnt_that_colour_cannot_tell(trained):
+    metrics = load_model(trained).card.metrics
+    assert metrics["balanced_accuracy"] > 0.6
+    assert set(metrics) >= {"accuracy", "colour_baseline_accuracy", "recall dots"}
+
+
+def test_evaluate_reproduces_the_card_from_the_stored_file(trained, tile_folder):
+    model = load_model(trained)
+    found = evaluate(model, held_out_tiles(model, read_tiles(tile_folder)))
+    assert {k: round(v, 4) for k, v in found.metrics.items()} == {
+        k: v for k, v in model.card.metrics.items() if not k.startswith("colour")
+    }
+    assert found.confusion.tolist() == [list(row) for row in model.card.confusion]
+
+
+def test_the_command_evaluates_what_the_card_says(trained, tile_folder):
+    done = CliRunner().invoke(
+        app, ["evaluate", "tiles", str(tile_folder), "--model", str(trained), "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["tiles"] == 18
+    assert said["confusion"] == [list(row) for row in load_model(trained).card.confusion]
+
+
+def test_the_command_trains_and_writes_the_card_beside(tile_folder, tmp_path):
+    out = tmp_path / "new" / "mine.safetensors"
+    arguments = ["train", "tiles", str(tile_folder), "--out", str(out), "--mpp", "0.5"]
+    arguments += ["--epochs", "2", "--dim", "32", "--quiet"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert load_model(out).card.name == "mine"
+    assert "balanced accuracy" in (tmp_path / "new" / "mine.card.md").read_text()
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 2
+    assert sorted(p.name for p in out.parent.iterdir()) == [
+        "mine.card.json",
+        "mine.card.md",
+        "mine.safetensors",
+    ]
+
+
+def test_a_folder_that_is_no_data_set_writes_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "m.safetensors"
+    done = CliRunner().invoke(
+        app, ["train", "tiles", str(tmp_path / "empty"), "--out", str(out), "--mpp", "1"]
+    )
+    assert done.exit_code == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"]
+
+
+def test_the_same_seed_gives_the_same_weights(tile_folder):
+    first, again, other = (train_small(tile_folder, epochs=1, seed=s) for s in (3, 3, 4))
+    a, b, c = (torch.cat([p.flatten() for p in m.parameters()]) for m in (first, again, other))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_training_leaves_the_callers_random_numbers_alone(tile_folder):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    train_small(tile_folder, epochs=0.1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_cancelling_stops_the_training(tile_folder):
+    token = CancelToken()
+
+    def stop(what, done, total):
+        if what.startswith("train"):
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        train_tiles(
+            tile_folder,
+            name="small",
+            domain="slide",
+            mpp=1.0,
+            recipe=Recipe(**SMALL, epochs=50),
+            progress=stop,
+            cancel=token,
+        )
+
+
+def test_classes_that_the_model_does_not_know_are_named(trained, make_folder):
+    folder = make_folder(n=3, classes=("dots", "rings"))
+    with pytest.raises(DatasetError, match="does not know rings"):
+        evaluate(load_model(trained), read_tiles(folder))
+
+
+def test_another_folder_has_no_held_out_tiles(trained, make_folder):
+    with pytest.raises(DatasetError, match="another folder"):
+        held_out_tiles(load_model(trained), read_tiles(make_folder(n=8)))
+
+
+def test_figures_come_from_the_confusion_matrix():
+    counts = confusion(np.array([0, 0, 0, 1, 2]), np.array([0, 0, 1, 1, 0]), 3)
+    assert counts.tolist() == [[2, 1, 0], [0, 1, 0], [1, 0, 0]]
+    figures = summarise(counts)
+    assert figures["accuracy"] == pytest.approx(3 / 5)
+    assert figures["balanced_accuracy"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
+def test_colour_alone_tells_colours_and_nothing_else():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    colors = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
+    tiles = np.clip(colors[labels][:, None, None] + rng.normal(0, 20, (60, 16, 16, 3)), 0, 255)
+    tiles = tiles.astype(np.uint8)
+    found = color_baseline(tiles[:30], labels[:30], tiles[30:], 3)
+    assert (found == labels[30:]).all()
