@@ -24,7 +24,7 @@ MODELS = {
     "lung-he": {
         "domain": "slide",
         "mpp": 0.5,
-        "recipe": Recipe(epochs=25),
+        "recipe": Recipe(epochs=13),
         "texts": {
             "licence": "Apache-2.0 (weights). LC25000: its authors allow use 'in any way they see "
             "fit'; there is no formal licence.",
@@ -41,7 +41,7 @@ MODELS = {
     "landcover-rgb": {
         "domain": "scene",
         "mpp": 1e7,
-        "recipe": Recipe(epochs=80),
+        "recipe": Recipe(epochs=45),
         "texts": {
             "licence": "Apache-2.0 (weights). EuroSAT: MIT; contains modified Copernicus "
             "Sentinel data.",
