@@ -103,7 +103,7 @@ def tissue_mask(slide: Slide, *, mpp: float = 8.0, keep_fat: bool = False) -> Ti
     slide
         The slide; its resolution must be known.
     mpp
-        Micrometres a cell of the mask; coarser if the slide's pixels are, or if the mask would be
+        About how many micrometres a cell of the mask has; coarser if the slide's pixels are, or if the mask would be
         longer than 4096 cells. Georeferenced scenes: as fine as that length allows.
     keep_fat
         Whether the empty-looking inside of fat cells counts as tissue.
@@ -116,11 +116,15 @@ def tissue_mask(slide: Slide, *, mpp: float = 8.0, keep_fat: bool = False) -> Ti
     slide_mpp = slide.require_mpp()
     finest = max(m * max(1.0, n / MAX_CELLS) for m, n in zip(slide_mpp, slide.shape, strict=True))
     cell_um = finest if slide.is_georeferenced else max(mpp, finest)
-    step = (cell_um / slide_mpp[0], cell_um / slide_mpp[1])
-    grid = Grid.over(slide.shape, step)
-    valid = slide.read_valid(0, 0, *grid.shape, mpp=cell_um)
+    # As many cells as fit the slide exactly, so that none reaches over its border.
+    rows, cols = (
+        max(1, round(n * m / cell_um)) for n, m in zip(slide.shape, slide_mpp, strict=True)
+    )
+    grid = Grid(shape=(rows, cols), step_px=(slide.shape[0] / rows, slide.shape[1] / cols))
+    cell = (grid.step_px[0] * slide_mpp[0], grid.step_px[1] * slide_mpp[1])
+    valid = slide.read_valid(0, 0, rows, cols, mpp=cell)
     if slide.is_georeferenced:
         return TissueMask(mask=valid, grid=grid, method="valid")
-    pixels = slide.read_region(0, 0, *grid.shape, mpp=cell_um)
+    pixels = slide.read_region(0, 0, rows, cols, mpp=cell)
     mask, method = find_tissue(pixels, cell_um=cell_um, valid=valid, keep_fat=keep_fat)
     return TissueMask(mask=mask, grid=grid, method=method)

@@ -89,11 +89,11 @@ def _is_dark(picture: Picture, valid: Mask) -> bool:
     lit = picture[:, valid & picture.any(axis=0)]  # a border of pure black tells nothing
     if lit.size == 0:
         return True
-    is_color = len(lit) == 3
-    low, middle = np.percentile(lit.mean(axis=0) if is_color else lit.max(axis=0), (5, 50))
+    if len(lit) != 3:  # bright field is recorded in colour, so a doubtful grey is fluorescence
+        return bool(np.median(lit.max(axis=0)) < 110)
+    low, middle = np.percentile(lit.mean(axis=0), (5, 50))
     # Nothing that glows in one colour is white; glass is, even beside a wide dark border.
-    has_glass = is_color and np.mean(_whiteness(lit, 2) > 150) >= 0.02
-    return bool(low < 20 and middle < 60 and not has_glass)
+    return bool(low < 20 and middle < 60 and np.mean(_whiteness(lit, 2) > 150) < 0.02)
 
 
 def _find_lit(picture: Picture, valid: Mask, cell_um: float) -> Mask:

@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from atlas_wsi import open_slide
 from atlas_wsi.errors import MissingResolutionError
+from atlas_wsi.grid import Grid
 from atlas_wsi.tissue.mask import tissue_mask
 
 if TYPE_CHECKING:
@@ -138,9 +139,11 @@ def test_fat_is_tissue_only_if_asked_for(tmp_path: Path) -> None:
     assert find(tmp_path, picture, keep_fat=True).mask[~blob()].mean() < 0.02
 
 
-@pytest.mark.parametrize(("dtype", "unit"), [(np.uint8, 1), (np.uint16, 200)])
-def test_fluorescence_is_brighter_than_its_background(tmp_path: Path, dtype, unit) -> None:
-    lit = np.random.default_rng(0).poisson(3, SHAPE).astype(float)
+@pytest.mark.parametrize(
+    ("dtype", "unit", "offset"), [(np.uint8, 1, 0), (np.uint16, 200, 0), (np.uint16, 200, 20)]
+)
+def test_fluorescence_is_brighter_than_its_background(tmp_path: Path, dtype, unit, offset) -> None:
+    lit = np.random.default_rng(0).poisson(3, SHAPE).astype(float) + offset
     dots = gaussian_filter((np.random.default_rng(1).random(SHAPE) < 0.2).astype(float), 0.7)
     lit += np.where(blob(), 20 + 150 * dots, 0)
     path = tmp_path / "dapi.ome.tif"
@@ -190,8 +193,20 @@ def test_the_mask_lies_on_the_slide(tmp_path: Path) -> None:
     assert mask.grid.shape == SHAPE
     assert mask.grid.step_px == (4, 4)
     assert overlap(mask.mask, blob()) > 0.9
-    assert coarse.grid.step_px == (12, 12)
+    assert coarse.grid.step_px == pytest.approx((12, 12), rel=0.01)
+    assert coarse.grid.step_px[0] * coarse.grid.shape[0] == pytest.approx(880)
     assert np.abs(coarse.coverage(mask.grid) - blob()).mean() < 0.08
+
+
+@pytest.mark.parametrize("size", [(220, 300), (213, 297), (9, 300)])
+def test_tissue_reaches_the_border_of_a_slide_of_any_size(tmp_path: Path, size) -> None:
+    picture = with_tissue(glass_of((243,) * 3), HE, np.ones(SHAPE, bool))[: size[0], : size[1]]
+    path = tmp_path / "slide.tif"
+    tifffile.imwrite(path, picture.clip(0, 255).astype(np.uint8), photometric="rgb")
+    with open_slide(path, mpp=1.7) as slide:
+        mask = tissue_mask(slide)
+    assert mask.fraction == 1
+    np.testing.assert_allclose(mask.coverage(Grid(shape=(1, 1), step_px=size)), 1, atol=1e-6)
 
 
 def test_a_mask_is_never_finer_than_the_slide(tmp_path: Path) -> None:
