@@ -142,7 +142,7 @@ def _is_scene(path: Path) -> bool:
                     hint=hint,
                 )
             return any(tag in tif.pages.first.tags for tag in _GEO_TAGS)
-    except tifffile.TiffFileError as error:
+    except (tifffile.TiffFileError, struct.error) as error:
         raise UnreadableSlideError(
             f"{path} begins like a TIFF file, but its directory cannot be read: {error}.",
             hint=hint,

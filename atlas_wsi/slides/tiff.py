@@ -176,7 +176,7 @@ class TiffBackend:
         is_colour = samples.n_channels == 3 and (
             page.photometric in {_RGB, _YCBCR} or samples.palette is not None
         )
-        white = float(np.iinfo(samples.dtype).max) if samples.dtype.kind in "iu" else 1.0
+        white = {"uint8": 255.0, "uint16": 65535.0}.get(samples.dtype.name, 0.0)
         names: tuple[str, ...] = ("red", "green", "blue")
         if not is_colour:
             names = tuple(f"channel {number}" for number in range(samples.n_channels))

@@ -77,7 +77,10 @@ class BackendTests:
         full = whole[0].astype(float)
         for level, pixels in zip(backend.meta.levels[1:], whole[1:], strict=True):
             rows, cols = (round(d) for d in level.downsample)
-            n, m = (min(p, f // d) for p, f, d in zip(pixels.shape, full.shape, (rows, cols)))
+            n, m = (
+                min(p, f // d)
+                for p, f, d in zip(pixels.shape[:2], full.shape[:2], (rows, cols), strict=True)
+            )
             mean = full[: n * rows, : m * cols].reshape(n, rows, m, cols, -1).mean(axis=(1, 3))
             agreement = np.corrcoef(mean.ravel(), pixels[:n, :m].astype(float).ravel())[0, 1]
             assert agreement > 0.9
