@@ -114,7 +114,8 @@ def _backdrop(heatmap: Heatmap, thumbnail: NDArray[Any] | None) -> NDArray[np.ui
         return np.repeat(grey[..., None], 3, axis=2)
     shown = thumbnail[..., None] if thumbnail.ndim == 2 else thumbnail
     shown = shown[..., :3] if shown.shape[-1] >= 3 else shown[..., :1].repeat(3, axis=2)
-    if shown.dtype == np.uint8 and not heatmap.slide.is_georeferenced:
+    is_dim = heatmap.slide.is_georeferenced and np.percentile(shown, 98) < 128
+    if shown.dtype == np.uint8 and not is_dim:
         return shown
     return _stretch(shown)
 
