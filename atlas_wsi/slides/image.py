@@ -46,9 +46,10 @@ class ImageBackend:
         self._path = path
         self._lock = threading.Lock()
         self._samples: NDArray[Any] | None = None
-        self._is_16_bit = _is_16_bit_png(path)
+        deep = _deep_png_mode(path)
+        self._is_16_bit = bool(deep)
         with _opened(path) as image:
-            self._mode = _mode_for(image)
+            self._mode = _mode_for(image, deep)
             self._meta = self._read_meta(image)
 
     @property
@@ -145,7 +146,7 @@ class ImageBackend:
         dtype, white = ("uint16", 65_535.0) if self._is_16_bit else ("uint8", 255.0)
         shape = image.height, image.width
         notes = []
-        if image.getexif().get(_ORIENTATION_TAG, 1) != 1:
+        if "exif" in image.info and image.getexif().get(_ORIENTATION_TAG, 1) != 1:
             notes.append("The EXIF orientation is ignored: rows and columns are as stored.")
         if getattr(image, "n_frames", 1) > 1:
             notes.append(f"Of {getattr(image, 'n_frames', 1)} frames the first is read.")
@@ -223,17 +224,20 @@ def _opened(path: Path) -> Image.Image:
     return image
 
 
-def _mode_for(image: Image.Image) -> str:
+def _mode_for(image: Image.Image, deep: str) -> str:
     """Return the mode whose samples are kept: gray or RGB, with or without alpha."""
+    mode = deep or ("L" if image.mode in {"1", "L", "LA"} else "RGB")
     is_transparent = "A" in image.getbands() or "transparency" in image.info
-    is_gray = image.mode in {"1", "L", "LA", "I", "I;16", "I;16B", "F"}
-    return ("L" if is_gray else "RGB") + ("A" if is_transparent else "")
+    return mode.removesuffix("A") + ("A" if is_transparent else "")
 
 
-def _is_16_bit_png(path: Path) -> bool:
+def _deep_png_mode(path: Path) -> str:
+    """Return what Pillow would call the pixels of a PNG of 16 bits; empty for other files."""
     with path.open("rb") as file:
-        head = file.read(25)
-    return head.startswith(b"\x89PNG\r\n\x1a\n") and head[24:] == b"\x10"
+        head = file.read(26)
+    if not head.startswith(b"\x89PNG\r\n\x1a\n") or head[24:25] != b"\x10":
+        return ""
+    return {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}.get(head[25], "")
 
 
 def _mpp(image: Image.Image) -> tuple[float, float] | None:

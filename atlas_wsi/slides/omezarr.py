@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup")
 _MAX_CHUNK_BYTES = 1 << 30
 _MAX_CHANNELS = 4096
+_MAX_SIDE_PX = 2**31 - 1
 _CONNECT_S, _READ_S = 10, 60
 
 
@@ -257,8 +258,8 @@ def _check_array(array: zarr.Array[Any], image: NgffImage, where: str) -> None:
         raise UnreadableSlideError(
             f"{where} has {array.ndim} dimensions, its axes are {image.axes}."
         )
-    if not all(array.shape):
-        raise UnreadableSlideError(f"{where} has the shape {array.shape}: there is no pixel.")
+    if not all(0 < n <= _MAX_SIDE_PX for n in array.shape):
+        raise UnreadableSlideError(f"{where} has the shape {array.shape}, which no image has.")
     if array.dtype.kind not in "uif":
         raise UnsupportedFormatError(
             f"{where} has samples of type {array.dtype}; integers and real numbers are read."
