@@ -96,15 +96,15 @@ def measure(
 ) -> float:
     """Return Mpx/s over all regions."""
     read = open_reader(path)
-    read(0, 0, TILE)
-    start = time.perf_counter()
-    if threads == 1:
-        for y, x in regions:
+    read(0, 0, side)  # import, allocate
+
+    def work(thread: int) -> None:
+        for y, x in regions[thread::threads]:
             read(y, x, side)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(lambda corner: read(*corner, side), regions):
-                pass
+
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        list(pool.map(work, range(threads)))
     return len(regions) * side**2 / (time.perf_counter() - start) / 1e6
 
 

@@ -21,8 +21,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tifffile import TiffFrame, TiffPage
 
+_COLOUR = (2, 6)  # RGB, YCbCr
+_GDAL_NODATA = 42113
 _BAND_BYTES = 16 * 2**20
 _LARGEST_SEGMENT_BYTES = 2 * 2**30
+
+
+def white_of(dtype: np.dtype[Any]) -> int:
+    """Return the brightest value of images that are shown as they are.
+
+    Parameters
+    ----------
+    dtype
+        Sample type.
+
+    Returns
+    -------
+    int
+        0 for types that have no such convention.
+    """
+    return {"uint8": 255, "uint16": 65535}.get(dtype.name, 0)
 
 
 class FileBytes:
@@ -115,7 +133,9 @@ class PageReader:
         self.shape = (key.imagelength, key.imagewidth)
         self._planes, _, _, _, self._contig = key.shaped
         self.n_samples = self._planes * self._contig
-        self._nodata = key.nodata
+        self._blank = key.nodata
+        if key.photometric in _COLOUR and _GDAL_NODATA not in key.tags:
+            self._blank = white_of(self.dtype)
         self._is_tiled = key.is_tiled
         self._raw_dtype: np.dtype[Any] | None = None
         if key.is_final and not key.is_tiled:
@@ -202,7 +222,7 @@ class PageReader:
         n_bytes = self._counts[index]
         if n_bytes == 0:
             inside = place.clip(self.shape)
-            blank = np.full((inside.rows, inside.cols, self._contig), self._nodata, self.dtype)
+            blank = np.full((inside.rows, inside.cols, self._contig), self._blank, self.dtype)
             return blank, inside
         encoded = self._file.read(self._offsets[index], n_bytes)
         try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PERIOD_PX = 2048
 _STEP = 4
+_MOST_LEVELS = 5
 _HAEMATOXYLIN = (0.650, 0.704, 0.286)  # optical densities of the stains (Ruifrok, Johnston 2001)
 _EOSIN = (0.072, 0.990, 0.105)
 _EDGE = 0.02
@@ -58,11 +59,18 @@ def make_svs(
     tissue
         Share of the area that is tissue, 0 to 1.
     levels
-        Number of levels, each 4 times smaller than the one before.
+        Number of levels, each 4 times smaller than the one before; 1 to 5.
+
+    Raises
+    ------
+    ValueError
+        If `levels` is not 1 to 5.
     """
+    if not 1 <= levels <= _MOST_LEVELS:
+        raise ValueError(f"A slide has 1 to {_MOST_LEVELS} levels, not {levels}.")
     rng = np.random.default_rng(seed)
     outline = _Outline.random(rng, shape, tissue)
-    colours = [_texture(seed, mpp)]
+    colours = [_texture(seed, mpp, _PERIOD_PX if max(shape) > 2 * _PERIOD_PX else _PERIOD_PX // 2)]
     for _ in range(1, levels):
         colours.append(_reduce(colours[-1]))
     header = "Aperio Image Library v12.0.15\r\n{cols}x{rows} "
@@ -211,12 +219,11 @@ def _write_strips(
 
 
 @lru_cache(maxsize=2)
-def _texture(seed: int, mpp: float) -> NDArray[np.uint8]:
+def _texture(seed: int, mpp: float, n: int) -> NDArray[np.uint8]:
     """Paint stained tissue that repeats without a seam."""
     from scipy.ndimage import gaussian_filter, zoom
 
     rng = np.random.default_rng(seed)
-    n = _PERIOD_PX
     eighth = gaussian_filter(rng.standard_normal((n // 8, n // 8)), 5.0 / mpp, mode="wrap")
     eosin = zoom(eighth / eighth.std(), 8, order=1, mode="grid-wrap", grid_mode=True)
     fibres = gaussian_filter(rng.standard_normal((n, n), dtype=np.float32), (0.6, 1.5), mode="wrap")

@@ -14,7 +14,7 @@ from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides import omexml, resolution
 from atlas_wsi.slides.backend import Level, SlideMeta
 from atlas_wsi.slides.pyramid import true_downsample
-from atlas_wsi.slides.segments import FileBytes, PageReader
+from atlas_wsi.slides.segments import FileBytes, PageReader, white_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -176,7 +176,6 @@ class TiffBackend:
         is_colour = samples.n_channels == 3 and (
             page.photometric in {_RGB, _YCBCR} or samples.palette is not None
         )
-        white = {"uint8": 255.0, "uint16": 65535.0}.get(samples.dtype.name, 0.0)
         names: tuple[str, ...] = ("red", "green", "blue")
         if not is_colour:
             names = tuple(f"channel {number}" for number in range(samples.n_channels))
@@ -190,7 +189,7 @@ class TiffBackend:
             n_channels=samples.n_channels,
             dtype=samples.dtype.name,
             channel_names=names,
-            background=(white if is_colour else 0.0,) * samples.n_channels,
+            background=(float(white_of(samples.dtype)) if is_colour else 0.0,) * samples.n_channels,
             mpp=mpp,
             mpp_source=source if mpp else "",
             magnification=ome.magnification,
