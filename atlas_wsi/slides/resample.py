@@ -84,13 +84,13 @@ def resample(
         float32 `(rows, cols, channels)`, not rounded.
     """
     rows, cols, channels = source.shape
-    flat = source.reshape(rows, cols * channels).astype(np.float32)
-    down = _weights(start[0], scale[0], shape[0], offset[0], rows) @ flat
-    turned = down.reshape(shape[0], cols, channels).transpose(1, 0, 2)
-    across = _weights(start[1], scale[1], shape[1], offset[1], cols) @ np.ascontiguousarray(
-        turned
-    ).reshape(cols, shape[0] * channels)
-    return np.asarray(across).reshape(shape[1], shape[0], channels).transpose(1, 0, 2)
+    down = _weights(start[0], scale[0], shape[0], offset[0], rows)
+    across = _weights(start[1], scale[1], shape[1], offset[1], cols)
+    result = np.empty((*shape, channels), np.float32)
+    for channel in range(channels):  # planes of one channel are much faster to transpose
+        reduced = down @ source[..., channel].astype(np.float32)
+        result[..., channel] = (across @ np.ascontiguousarray(reduced.T)).T
+    return result
 
 
 def halve(source: NDArray[np.float32]) -> NDArray[np.float32]:
