@@ -6,6 +6,7 @@ import os
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import openslide
 import tifffile
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
 _HEAD_BYTES = 132
+_RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2")
 
 
 def open_slide(
@@ -35,7 +37,7 @@ def open_slide(
     Parameters
     ----------
     path
-        A file, a folder (DICOM series, OME-Zarr) or a URL (OME-Zarr).
+        A file, a folder (DICOM series, OME-Zarr) or a URL (OME-Zarr; GeoTIFF and other rasters).
     mpp
         Micrometres a level-0 pixel, a number or `(y, x)`, instead of what the file says.
     strict
@@ -54,9 +56,7 @@ def open_slide(
     """
     text = os.fspath(path)
     if "://" in text:
-        from atlas_wsi.slides.omezarr import open_omezarr
-
-        return Slide(open_omezarr(text), text, mpp=mpp, strict=strict)
+        return Slide(_open_url(text), text, mpp=mpp, strict=strict)
     local = Path(text).expanduser().absolute()
     try:
         backend = _open_folder(local) if local.is_dir() else _open_file(local)
@@ -65,6 +65,17 @@ def open_slide(
     except PermissionError as error:
         raise UnreadableSlideError(f"{local} may not be read: {error.strerror}.") from error
     return Slide(backend, str(local), mpp=mpp, strict=strict)
+
+
+def _open_url(url: str) -> Backend:
+    """Open what is on a server and can be read in parts."""
+    if urlsplit(url).path.lower().endswith(_RASTER_SUFFIXES):
+        from atlas_wsi.slides.raster import open_raster
+
+        return open_raster(url)
+    from atlas_wsi.slides.omezarr import open_omezarr
+
+    return open_omezarr(url)
 
 
 def _open_folder(path: Path) -> Backend:
@@ -171,8 +182,9 @@ def _open_other(path: Path, head: bytes) -> Backend:
     for open_as in (open_raster, open_image):
         try:
             return open_as(path)
-        except UnsupportedFormatError:
-            continue
+        except UnsupportedFormatError as error:
+            if error.hint:  # it knows the file well enough to say what to do
+                raise
     found = "a text file" if _is_text(head) else f"a file that begins with {head[:8]!r}"
     raise UnsupportedFormatError(
         f"{path} is {found}: no slide, scene or image that can be read.",

@@ -155,7 +155,7 @@ def test_too_large_an_image_is_refused_with_a_way_out(tmp_path):
     side = int(MAX_PIXELS**0.5) + 1
     Image.new("1", (side, side)).save(path)
     with pytest.raises(UnsupportedFormatError, match="too large") as caught:
-        open_image(path)
+        open_slide(path)
     assert "vips tiffsave huge.png huge.tif" in caught.value.hint
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -347,6 +349,55 @@ def test_a_damaged_block_spoils_no_other(tmp_path):
     assert not valid[256:, 256:].any()
     with open_slide(path, strict=True) as slide, pytest.raises(UnreadableSlideError):
         slide.read_region(0, 0, 512, 512)
+
+
+_SERVER = """
+import http.server, os, re, sys
+
+class Parts(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        path = self.translate_path(self.path)
+        asked = re.match(r"bytes=(\\d+)-(\\d+)", self.headers.get("Range", ""))
+        if not asked or not os.path.isfile(path):
+            return super().do_GET()
+        size = os.path.getsize(path)
+        start, last = int(asked[1]), min(int(asked[2]), size - 1)
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{last}/{size}")
+        self.send_header("Content-Length", str(last + 1 - start))
+        self.end_headers()
+        with open(path, "rb") as file:
+            file.seek(start)
+            self.wfile.write(file.read(last + 1 - start))
+
+os.chdir(sys.argv[1])
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Parts)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def server(cog):
+    """Serve parts of files; another process, because GDAL holds the GIL while it opens."""
+    command = [sys.executable, "-c", _SERVER, str(cog.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        process.terminate()
+
+
+def test_a_cog_on_a_web_server_is_read_in_parts(cog, server):
+    with open_slide(f"{server}/cog.tif?token=a") as slide, open_slide(cog) as local:
+        assert slide.name == "cog"
+        assert slide.mpp == local.mpp
+        np.testing.assert_array_equal(
+            slide.read_region(300, 200, 90, 80), local.read_region(300, 200, 90, 80)
+        )
+    with pytest.raises(UnreadableSlideError, match="404"):
+        open_slide(f"{server}/nothing.tif")
 
 
 # As a slide ---------------------------------------------------------------------------------
