@@ -1,0 +1,549 @@
+"""MambaVision: convolutions, then selective scans and attention in windows.
+
+Written from the equations of the paper; names of weights are the published ones, so published
+checkpoints load as they are. The published weights are under CC-BY-NC-SA-4.0.
+
+Source: arXiv 2407.08083.
+"""
+
+# B images, C channels, Y rows, X columns, N windows of all images, T tokens a window
+# H heads, D channels a head (attention) or channels of the scan (mixer), S states of the scan
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from atlas_kernels import selective_scan
+from atlas_wsi.errors import CheckpointMismatchError
+from atlas_wsi.models.checkpoints import load_exactly, read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LICENCE = "CC-BY-NC-SA-4.0"
+"""Licence of the published weights (not of this code)."""
+
+_STATES = 8
+_PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|encoder|model)\.)+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MambaVisionConfig:
+    """What a MambaVision is made of; names are those of published configurations."""
+
+    depths: tuple[int, ...] = (1, 3, 8, 4)
+    """Blocks a level; levels 0 and 1 are convolutions."""
+    num_heads: tuple[int, ...] = (2, 4, 8, 16)
+    """Attention heads a level."""
+    window_size: tuple[int, ...] = (8, 8, 14, 7)
+    """Tokens along a window's side a level; levels 0 and 1 have no windows."""
+    dim: int = 80
+    """Channels of level 0; each level has twice those before it."""
+    in_dim: int = 32
+    """Channels after the first convolution."""
+    mlp_ratio: float = 4
+    """Hidden channels of an MLP a channel."""
+    num_classes: int = 1000
+    """Classes of the head."""
+    in_chans: int = 3
+    """Channels of an image."""
+    layer_scale: float | None = None
+    """Start of the learned weight of residuals in levels 2 and 3; None for no such weight."""
+    layer_scale_conv: float | None = None
+    """The same in levels 0 and 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("depths", "num_heads", "window_size"):
+            value = tuple(getattr(self, name))
+            object.__setattr__(self, name, value)
+            if len(value) != 4:
+                raise ValueError(f"{name} needs four numbers, one a level, got {value}")
+        for level in (2, 3):
+            dim, heads = self.level_dim(level), self.num_heads[level]
+            if dim % heads or dim % 2:
+                raise ValueError(f"{dim} channels of level {level} do not fit {heads} heads")
+
+    def level_dim(self, level: int) -> int:
+        """Return the channels of a level.
+
+        Parameters
+        ----------
+        level
+            0 to 3.
+
+        Returns
+        -------
+        int
+            ``dim * 2**level``.
+        """
+        return self.dim * 2**level
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self)
+
+
+_T = MambaVisionConfig()
+_S = MambaVisionConfig(dim=96, in_dim=64, depths=(3, 3, 7, 5))
+_B = MambaVisionConfig(dim=128, in_dim=64, depths=(3, 3, 10, 5), layer_scale=1e-5)
+_L = replace(_B, dim=196, num_heads=(4, 8, 16, 32))
+
+VARIANTS: dict[str, MambaVisionConfig] = {
+    "T": _T,
+    "T2": replace(_T, depths=(1, 3, 11, 4)),
+    "S": _S,
+    "B": _B,
+    "L": _L,
+    "L2": replace(_L, depths=(3, 3, 12, 5)),
+    "L3": replace(_L, dim=256, depths=(3, 3, 20, 10)),
+}
+"""The published sizes; L2 and L3 have other windows at other resolutions (`window_size`)."""
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions with a residual.
+
+    Parameters
+    ----------
+    dim
+        Channels.
+    layer_scale
+        Start of the residual's learned weight; None for none.
+    """
+
+    def __init__(self, dim: int, layer_scale: float | None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.norm1: nn.Module = nn.BatchNorm2d(dim, eps=1e-5)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.norm2: nn.Module = nn.BatchNorm2d(dim, eps=1e-5)
+        self.gamma = _layer_scale(dim, layer_scale)
+
+    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+        """Return a map of the same shape."""
+        y = functional.gelu(self.norm1(self.conv1(x_BCYX)), approximate="tanh")
+        y = self.norm2(self.conv2(y))
+        return x_BCYX + (y if self.gamma is None else self.gamma[:, None, None] * y)
+
+
+class Attention(nn.Module):
+    """Self-attention among the tokens of a window.
+
+    Parameters
+    ----------
+    dim
+        Channels.
+    heads
+        Attention heads.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_NTC: torch.Tensor) -> torch.Tensor:
+        """Return tokens of the same shape."""
+        n, t, c = x_NTC.shape
+        q, k, v = self.qkv(x_NTC).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        a_NHTD = functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(a_NHTD.transpose(1, 2).reshape(n, t, c))
+
+
+class MambaMixer(nn.Module):
+    """A selective scan over half of the channels beside a convolution of the others.
+
+    Parameters
+    ----------
+    dim
+        Channels.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        inner, rank = dim // 2, math.ceil(dim / 16)
+        self.in_proj = nn.Linear(dim, dim, bias=False)
+        self.x_proj = nn.Linear(inner, rank + 2 * _STATES, bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, _STATES + 1).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(dim, dim, bias=False)
+        self.conv1d_x = nn.Conv1d(inner, inner, 3, groups=inner, bias=False)
+        self.conv1d_z = nn.Conv1d(inner, inner, 3, groups=inner, bias=False)
+
+    def forward(self, x_NTC: torch.Tensor) -> torch.Tensor:
+        """Return tokens of the same shape."""
+        a_NTD, z_NTD = self.in_proj(x_NTC).chunk(2, dim=-1)
+        a_NTD = functional.silu(_along_tokens(a_NTD, self.conv1d_x.weight))
+        z_NTD = functional.silu(_along_tokens(z_NTD, self.conv1d_z.weight))
+        sizes = [self.dt_proj.in_features, _STATES, _STATES]
+        dt, B_NTS, C_NTS = self.x_proj(a_NTD).split(sizes, dim=-1)
+        delta_NTD = self.dt_proj(dt)
+        y_NDT = selective_scan(
+            a_NTD.mT,
+            delta_NTD.mT,
+            -self.A_log.float().exp(),
+            B_NTS.mT,
+            C_NTS.mT,
+            self.D.float(),
+            delta_bias=self.dt_proj.bias.float(),  # a second time: so it was published
+            delta_softplus=True,
+        )
+        return self.out_proj(torch.cat([y_NDT.mT, z_NTD], dim=-1))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an erf GELU between them.
+
+    Parameters
+    ----------
+    dim
+        Channels.
+    hidden
+        Channels between the layers.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x_NTC: torch.Tensor) -> torch.Tensor:
+        """Return tokens of the same shape."""
+        return self.fc2(functional.gelu(self.fc1(x_NTC)))
+
+
+class WindowBlock(nn.Module):
+    """A mixer (scan or attention) and an MLP, each with norm and residual.
+
+    Parameters
+    ----------
+    dim
+        Channels.
+    mixer
+        What mixes the tokens of a window.
+    mlp_ratio
+        Hidden channels of the MLP a channel.
+    layer_scale
+        Start of the residuals' learned weights; None for none.
+    """
+
+    def __init__(
+        self, dim: int, mixer: nn.Module, *, mlp_ratio: float, layer_scale: float | None
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
+        self.mixer = mixer
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.gamma_1 = _layer_scale(dim, layer_scale)
+        self.gamma_2 = _layer_scale(dim, layer_scale)
+
+    def forward(self, x_NTC: torch.Tensor) -> torch.Tensor:
+        """Return tokens of the same shape."""
+        y = self.mixer(self.norm1(x_NTC))
+        x_NTC = x_NTC + (y if self.gamma_1 is None else self.gamma_1 * y)
+        y = self.mlp(self.norm2(x_NTC))
+        return x_NTC + (y if self.gamma_2 is None else self.gamma_2 * y)
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2 that doubles the channels.
+
+    Parameters
+    ----------
+    dim
+        Channels in.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Sequential(nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1, bias=False))
+
+    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+        """Return a map with half the rows and columns, rounded up."""
+        return self.reduction(x_BCYX)
+
+
+class PatchEmbed(nn.Module):
+    """Pixels to tokens at stride 4.
+
+    Parameters
+    ----------
+    in_chans
+        Channels of the image.
+    in_dim
+        Channels after the first convolution.
+    dim
+        Channels out.
+    """
+
+    def __init__(self, in_chans: int, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.conv_down = nn.Sequential(
+            nn.Conv2d(in_chans, in_dim, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(in_dim, eps=1e-4),
+            nn.ReLU(),
+            nn.Conv2d(in_dim, dim, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(dim, eps=1e-4),
+            nn.ReLU(),
+        )
+
+    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+        """Return a map at a quarter of the resolution, rounded up."""
+        return self.conv_down(x_BCYX)
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, and the way to the next.
+
+    Parameters
+    ----------
+    config
+        Sizes of the model.
+    level
+        0 to 3.
+    """
+
+    def __init__(self, config: MambaVisionConfig, level: int) -> None:
+        super().__init__()
+        dim, depth = config.level_dim(level), config.depths[level]
+        self.window = config.window_size[level] if level >= 2 else 0
+        self.blocks = nn.ModuleList()
+        for i in range(depth):
+            if level < 2:
+                self.blocks.append(ConvBlock(dim, config.layer_scale_conv))
+                continue
+            attends = i >= depth - depth // 2
+            mixer = Attention(dim, config.num_heads[level]) if attends else MambaMixer(dim)
+            self.blocks.append(
+                WindowBlock(dim, mixer, mlp_ratio=config.mlp_ratio, layer_scale=config.layer_scale)
+            )
+        self.downsample = Downsample(dim) if level < 3 else None
+
+    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+        """Return a map of the same shape, before the way to the next level."""
+        if not self.window:
+            for block in self.blocks:
+                x_BCYX = block(x_BCYX)
+            return x_BCYX
+        rows, cols = x_BCYX.shape[2:]
+        x_NTC, windows = _cut(x_BCYX, self.window)
+        for block in self.blocks:
+            x_NTC = block(x_NTC)
+        return _merge(x_NTC, self.window, windows)[:, :, :rows, :cols]
+
+
+class MambaVision(nn.Module):
+    """Image encoder whose cost grows linearly with the pixels.
+
+    Parameters
+    ----------
+    kwargs
+        Fields of `MambaVisionConfig`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.config = config = MambaVisionConfig(**kwargs)
+        self.patch_embed = PatchEmbed(config.in_chans, config.in_dim, config.dim)
+        self.levels = nn.ModuleList(Level(config, level) for level in range(4))
+        self.norm: nn.Module = nn.BatchNorm2d(config.level_dim(3), eps=1e-5)
+        self.head = nn.Linear(config.level_dim(3), config.num_classes)
+        self.apply(_init)
+
+    @classmethod
+    def from_published(
+        cls, source: Mapping[str, torch.Tensor] | str | os.PathLike[str], **kwargs: Any
+    ) -> MambaVision:
+        """Build the model of a published checkpoint; says its licence once.
+
+        Parameters
+        ----------
+        source
+            Weights by name, or a file (`*.pth.tar` or safetensors). Prefixes ``module.``,
+            ``encoder.`` and ``model.`` are taken off.
+        kwargs
+            Fields of `MambaVisionConfig`; by default those of the variant that the weights are of.
+
+        Returns
+        -------
+        MambaVision
+            In evaluation mode, float32.
+        """
+        state = source if isinstance(source, Mapping) else read_weights(source)
+        name = "MambaVision weights" if isinstance(source, Mapping) else os.fspath(source)
+        state = {_PREFIXES.sub("", key): value.float() for key, value in state.items()}
+        config = asdict(_find_variant(state, name)) if "dim" not in kwargs else {}
+        model = cls(**{**config, **kwargs})
+        load_exactly(model, state, source=name)
+        _say_licence()
+        return model.eval()
+
+    def features(self, x_BCYX: torch.Tensor) -> list[torch.Tensor]:
+        """Encode images.
+
+        Parameters
+        ----------
+        x_BCYX
+            Images of any size.
+
+        Returns
+        -------
+        list of torch.Tensor
+            Four maps at strides 4, 8, 16 and 32, sizes rounded up.
+        """
+        return list(self._levels(x_BCYX))
+
+    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+        """Return logits `(B, classes)`."""
+        *_, last = self._levels(x_BCYX)
+        return self.head(self.norm(last).mean(dim=(2, 3)))
+
+    def fold_(self) -> MambaVision:
+        """Fold batch norms into the convolutions before them, in place; for inference only.
+
+        Returns
+        -------
+        MambaVision
+            This model, in evaluation mode, channels last in memory; its weights no longer have
+            the published names.
+        """
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, ConvBlock):
+                for conv, norm in (("conv1", "norm1"), ("conv2", "norm2")):
+                    _fold(module, conv, norm)
+            elif isinstance(module, PatchEmbed):
+                for conv, norm in (("0", "1"), ("3", "4")):
+                    _fold(module.conv_down, conv, norm)
+        return self.to(memory_format=torch.channels_last)
+
+    def _levels(self, x_BCYX: torch.Tensor) -> Iterator[torch.Tensor]:
+        x_BCYX = self.patch_embed(x_BCYX)
+        for level in self.levels:
+            assert isinstance(level, Level)
+            x_BCYX = level(x_BCYX)
+            yield x_BCYX
+            if level.downsample is not None:
+                x_BCYX = level.downsample(x_BCYX)
+
+
+def make_variant(name: str, **kwargs: Any) -> MambaVision:
+    """Make a MambaVision of a published size with random weights.
+
+    Parameters
+    ----------
+    name
+        A key of `VARIANTS`.
+    kwargs
+        Fields of `MambaVisionConfig` that differ.
+
+    Returns
+    -------
+    MambaVision
+        In training mode.
+
+    Raises
+    ------
+    ValueError
+        If there is no such variant.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"there is no MambaVision-{name}; there are {', '.join(VARIANTS)}")
+    return MambaVision(**{**asdict(VARIANTS[name]), **kwargs})
+
+
+def _along_tokens(x_NTD: torch.Tensor, weight_D13: torch.Tensor) -> torch.Tensor:
+    """Convolve each channel along the tokens; three products, with channels last."""
+    before, at, after = weight_D13[:, 0].to(x_NTD.dtype).unbind(dim=1)
+    x = functional.pad(x_NTD, (0, 0, 1, 1))
+    y = x[:, 1:-1] * at
+    return torch.addcmul(torch.addcmul(y, x[:, :-2], before), x[:, 2:], after)
+
+
+def _cut(x_BCYX: torch.Tensor, side: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Cut maps into windows of tokens, zero-padded right and below."""
+    b, c, rows, cols = x_BCYX.shape
+    wr, wc = -(-rows // side), -(-cols // side)
+    x = x_BCYX.permute(0, 2, 3, 1)
+    x = functional.pad(x, (0, 0, 0, wc * side - cols, 0, wr * side - rows))
+    x = x.view(b, wr, side, wc, side, c).transpose(2, 3)
+    return x.reshape(-1, side * side, c), (wr, wc)
+
+
+def _merge(x_NTC: torch.Tensor, side: int, windows: tuple[int, int]) -> torch.Tensor:
+    """Lay windows out as maps, channels last in memory."""
+    (wr, wc), c = windows, x_NTC.shape[-1]
+    x = x_NTC.view(-1, wr, wc, side, side, c).transpose(2, 3)
+    return x.reshape(-1, wr * side, wc * side, c).permute(0, 3, 1, 2)
+
+
+def _layer_scale(dim: int, start: float | None) -> nn.Parameter | None:
+    return None if start is None else nn.Parameter(torch.full((dim,), float(start)))
+
+
+def _fold(module: nn.Module, conv: str, norm: str) -> None:
+    folded, after = module.get_submodule(conv), module.get_submodule(norm)
+    if isinstance(folded, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+        setattr(module, conv, fuse_conv_bn_eval(folded, after))
+        setattr(module, norm, nn.Identity())
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, MambaMixer):
+        # steps between 0.001 and 0.1, as in arXiv 2312.00752, section 3.6
+        reach = module.dt_proj.in_features**-0.5
+        nn.init.uniform_(module.dt_proj.weight, -reach, reach)
+        low, high = math.log(0.001), math.log(0.1)
+        dt = torch.empty_like(module.dt_proj.bias).uniform_(low, high).exp().clamp(min=1e-4)
+        with torch.no_grad():
+            module.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+
+def _find_variant(state: Mapping[str, torch.Tensor], source: str) -> MambaVisionConfig:
+    try:
+        dim = len(state["patch_embed.conv_down.3.weight"])
+        classes = len(state["head.weight"])
+        channels = state["patch_embed.conv_down.0.weight"].shape[1]
+    except KeyError as error:
+        raise CheckpointMismatchError(
+            f"{source}: {error} is missing; is it a MambaVision?"
+        ) from error
+    blocks = {
+        m.groups() for key in state if (m := re.match(r"levels\.(\d+)\.blocks\.(\d+)\.", key))
+    }
+    depths = tuple(sum(level == str(i) for level, _ in blocks) for i in range(4))
+    for config in VARIANTS.values():
+        if (config.dim, config.depths) == (dim, depths):
+            return replace(config, num_classes=classes, in_chans=channels)
+    raise CheckpointMismatchError(
+        f"{source}: {dim} channels in {depths} blocks are no published variant.",
+        hint="Give depths, num_heads, window_size, dim and in_dim.",
+    )
+
+
+@cache
+def _say_licence() -> None:
+    warnings.warn(
+        f"The published MambaVision weights are under {LICENCE}: no commercial use, and what "
+        "is made from them is shared alike.",
+        stacklevel=3,
+    )

@@ -1,0 +1,61 @@
+"""The selective scan as its definition says: one step after the other.
+
+Source: arXiv 2312.00752, algorithm 2; arXiv 2407.08083.
+"""
+
+# B sequences, D channels, N states a channel, L steps
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def selective_scan_reference(
+    u_BDL: torch.Tensor,
+    delta_BDL: torch.Tensor,
+    A_DN: torch.Tensor,
+    B_BNL: torch.Tensor,
+    C_BNL: torch.Tensor,
+    D_D: torch.Tensor | None = None,
+    *,
+    delta_bias_D: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+) -> torch.Tensor:
+    """Scan in the type of the inputs; differentiable; slow.
+
+    Parameters
+    ----------
+    u_BDL
+        Input.
+    delta_BDL
+        Step sizes.
+    A_DN
+        Decay rates.
+    B_BNL
+        Input weights.
+    C_BNL
+        Output weights.
+    D_D
+        Share of the input in the output.
+    delta_bias_D
+        Added to the step sizes first.
+    delta_softplus
+        Whether step sizes then pass through a softplus.
+
+    Returns
+    -------
+    torch.Tensor
+        `(B, D, L)`.
+    """
+    delta = delta_BDL if delta_bias_D is None else delta_BDL + delta_bias_D[:, None]
+    if delta_softplus:
+        delta = functional.softplus(delta)
+    h_BDN = u_BDL.new_zeros(u_BDL.shape[0], *A_DN.shape)
+    y = []
+    for step in range(u_BDL.shape[2]):
+        dt, B, C = delta[:, :, step, None], B_BNL[:, None, :, step], C_BNL[:, None, :, step]
+        h_BDN = torch.exp(dt * A_DN) * h_BDN + dt * B * u_BDL[:, :, step, None]
+        y.append((C * h_BDN).sum(dim=-1))
+    y_BDL = torch.stack(y, dim=-1) if y else torch.zeros_like(u_BDL)
+    return y_BDL if D_D is None else y_BDL + D_D[:, None] * u_BDL
