@@ -56,10 +56,6 @@ def from_openslide(properties: Mapping[str, str]) -> tuple[tuple[float, float] |
         y = x = y or x
     if y is None or x is None:
         return None, ""
-    if properties.get("openslide.vendor") == "generic-tiff":
-        unit = properties.get("tiff.ResolutionUnit", "")  # OpenSlide computes mpp from the tag
-        per_unit = _UM_A_UNIT.get(unit, 0.0)
-        return from_tiff(per_unit / y, per_unit / x, unit)
     return (y, x), "openslide.mpp-x"
 
 

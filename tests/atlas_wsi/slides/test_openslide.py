@@ -10,7 +10,7 @@ import openslide
 import pytest
 import tifffile
 
-from atlas_wsi.errors import UnreadableSlideError
+from atlas_wsi.errors import MissingResolutionError, UnreadableSlideError
 from atlas_wsi.grid import Box
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.openslide import open_openslide
@@ -159,6 +159,19 @@ def test_other_colour_forms_equal_openslides(tmp_path, pixels, photometric, subs
         assert slide.vendor == "aperio"
         expected = np.asarray(theirs.read_region((0, 0), 0, (900, 700)).convert("RGB"))
         np.testing.assert_array_equal(slide.read_region(0, 0, 700, 900), expected)
+
+
+def test_without_mpp_the_objective_power_is_told_but_not_used(tmp_path, pixels):
+    path = tmp_path / "power.svs"
+    description = "Aperio Image Library v11.2.1\r\n900x700 (240x240)|AppMag = 40"
+    tifffile.imwrite(
+        path, pixels, tile=(240, 240), compression="jpeg", description=description, metadata=None
+    )
+    with open_slide(path) as slide:
+        assert slide.magnification == 40
+        assert slide.mpp is None
+        with pytest.raises(MissingResolutionError, match=r"40x, .* about 0\.25 µm.* --mpp"):
+            slide.require_mpp()
 
 
 def test_contradicting_resolutions_are_warned_of(tmp_path, pixels):

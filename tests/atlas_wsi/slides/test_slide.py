@@ -168,6 +168,23 @@ def test_levels_go_down_to_1024_pixels_even_if_the_file_has_one(tmp_path, pixels
         assert np.abs(level - mean).max() <= 0.5
 
 
+def test_missing_pixels_do_not_bleed_into_coarse_levels(tmp_path):
+    stored = np.full((1500, 1300, 4), (120, 130, 140, 255), np.uint8)
+    hole = (slice(301, 902), slice(77, 640))
+    stored[hole] = 0
+    path = tmp_path / "hole.tif"
+    tifffile.imwrite(path, stored, photometric="rgb", extrasamples=["unassalpha"], tile=(256, 256))
+    with open_slide(path, mpp=1.0) as slide:
+        for read in (slide.levels[1].compute(), slide.read_region(0, 0, 300, 300, mpp=3.7)):
+            colours = {tuple(int(v) for v in c) for c in np.unique(read.reshape(-1, 3), axis=0)}
+            assert colours == {(120, 130, 140), (255, 255, 255)}
+        valid = slide.read_valid(0, 0, 750, 650, mpp=2.0)
+        expected = 1 - 601 * 563 / (1500 * 1300)
+        assert valid.mean() == pytest.approx(expected, abs=0.003)
+        coarse = slide.read_valid(0, 0, 405, 351, mpp=3.7)
+        assert coarse.mean() == pytest.approx(expected, abs=0.01)
+
+
 def test_levels_are_dask_arrays_of_the_same_pixels(shared):
     assert [level.shape for level in shared.levels] == [(1500, 2100, 3), (375, 525, 3)]
     part = shared.levels[0][200:900, 100:1300]
