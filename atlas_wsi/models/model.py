@@ -6,23 +6,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError
+from atlas_wsi.errors import CheckpointMismatchError, OutputNotWritableError, UnknownModelError
 from atlas_wsi.models.atlas import Atlas, AtlasConfig
 from atlas_wsi.models.card import ModelCard
 from atlas_wsi.models.checkpoints import is_safetensors, load_exactly, read_safetensors
 from atlas_wsi.models.heads import DenseHead, valid_map
-
-if TYPE_CHECKING:
-    import os
 
 _FORMAT = "atlas-wsi model 1"
 
@@ -137,6 +136,11 @@ class Model(nn.Module):
         -------
         Path
             The file.
+
+        Raises
+        ------
+        OutputNotWritableError
+            If the disk is full or the folder protected.
         """
         path = Path(path)
         state = {
@@ -152,11 +156,20 @@ class Model(nn.Module):
         }
         part = path.with_name(f".{path.name}.partial")
         part.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.contiguous() for k, v in state.items()},
-            part,
-            metadata={"atlas_wsi": json.dumps(facts)},
-        )
+        try:
+            save_file(
+                {k: v.contiguous() for k, v in state.items()},
+                part,
+                metadata={"atlas_wsi": json.dumps(facts)},
+            )
+        except (OSError, SafetensorError) as error:
+            part.unlink(missing_ok=True)
+            raise OutputNotWritableError(
+                f"{path} cannot be written: {error}.", hint="Is there room on the disk?"
+            ) from error
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o666 & ~mask)  # safetensors makes files that only their owner reads
         return part.replace(path)
 
     @classmethod
