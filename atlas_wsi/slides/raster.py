@@ -228,7 +228,7 @@ def open_raster(path: str | Path) -> RasterBackend:
     source = _source(str(path))
     try:
         return RasterBackend(source)
-    except _GDAL_ERRORS as error:
+    except (*_GDAL_ERRORS, UnicodeDecodeError) as error:
         reason = _reason(error)
         if "not recognized as being in a supported file format" in reason:
             raise UnsupportedFormatError(f"{path} is no format that GDAL reads.") from error
@@ -285,17 +285,19 @@ def _refuse(dataset: DatasetReader, source: str) -> None:
 def _overviews(
     source: str, n_overviews: int, full: tuple[int, int]
 ) -> list[tuple[int | None, Level]]:
-    """Overviews that are coarser than all before them, finest first."""
+    """Reduced copies with their number in the file, finest first."""
     found: list[tuple[int | None, Level]] = []
     for overview in range(n_overviews):
         with _opened(source, overview) as dataset:
             shape = dataset.shape
             tile = whole_blocks(dataset.block_shapes[0], shape)
+        if not all(0 < m <= n for n, m in zip(full, shape, strict=True)) or shape == full:
+            continue
         downsample = tuple(true_downsample(n, m) for n, m in zip(full, shape, strict=True))
         level = Level(shape=shape, downsample=(downsample[0], downsample[1]), tile=tile)
         found.append((overview, level))
     found.sort(key=lambda pair: -pair[1].shape[0] * pair[1].shape[1])
-    return [pair for pair in found if max(pair[1].downsample) > 1.0]
+    return found
 
 
 def _read_meta(dataset: DatasetReader, indexes: list[int], levels: tuple[Level, ...]) -> SlideMeta:
@@ -331,7 +333,7 @@ def _read_meta(dataset: DatasetReader, indexes: list[int], levels: tuple[Level, 
 def _format(dataset: DatasetReader) -> str:
     if dataset.driver != "GTiff":
         return str(dataset.driver).lower()
-    if dataset.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG":
+    if _tags(dataset, "IMAGE_STRUCTURE").get("LAYOUT") == "COG":
         return "cog"
     return "geotiff"
 
@@ -368,14 +370,21 @@ def _background(nodata: float | None, dtype: np.dtype[Any]) -> float:
 
 
 def _properties(dataset: DatasetReader, colors: tuple[str, ...]) -> dict[str, str]:
-    facts = {str(key): str(value) for key, value in dataset.tags().items()}
-    facts |= {key.lower(): value for key, value in dataset.tags(ns="IMAGE_STRUCTURE").items()}
+    facts = _tags(dataset, None)
+    facts |= {key.lower(): value for key, value in _tags(dataset, "IMAGE_STRUCTURE").items()}
     facts["driver"] = str(dataset.driver)
     facts["colorinterp"] = ",".join(colors)
     if any(scale != 1.0 for scale in dataset.scales) or any(dataset.offsets):
         facts["scales"] = ",".join(f"{scale:g}" for scale in dataset.scales)
         facts["offsets"] = ",".join(f"{offset:g}" for offset in dataset.offsets)
     return facts
+
+
+def _tags(dataset: DatasetReader, namespace: str | None) -> dict[str, str]:
+    try:
+        return dict(dataset.tags(ns=namespace))
+    except UnicodeDecodeError:  # text in another encoding is no reason to refuse the pixels
+        return {}
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import Affine, from_origin
 
-from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.errors import SlideError, UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.grid import Box
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.raster import open_raster
@@ -325,6 +325,44 @@ def test_a_vrt_whose_source_is_gone_is_unreadable_there(tmp_path):
     backend = open_raster(tmp_path / "v.vrt")
     with pytest.raises(UnreadableSlideError, match="rows 0 to 256"):
         backend.read_block(0, Box(row=0, col=0, rows=256, cols=256))
+
+
+def test_text_in_another_encoding_is_no_reason_to_refuse_a_scene(tmp_path):
+    path = write(tmp_path / "old.tif", np.ones((1, 4, 4), np.uint8))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.update_tags(TIFFTAG_COPYRIGHT="Generaldirektion fAr Vermessung")
+    path.write_bytes(path.read_bytes().replace(b"fAr", b"f\xfcr"))
+    with open_slide(path) as slide:
+        assert slide.mpp == (10e6, 10e6)
+
+
+@pytest.fixture(scope="module")
+def small(folder):
+    path = folder / "small.tif"
+    make_scene(path, (280, 300), nodata=0)
+    return path.read_bytes()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(data=st.data())
+def test_a_damaged_header_is_an_error_of_ours_or_a_scene(tmp_path, small, data):
+    changes = data.draw(st.dictionaries(st.integers(0, 1200), st.integers(0, 255), max_size=3))
+    content = bytearray(small[: data.draw(st.integers(1, len(small)))])
+    for at, value in changes.items():
+        content[min(at, len(content) - 1)] = value
+    path = tmp_path / "scene.tif"
+    path.write_bytes(content)
+    try:
+        backend = open_raster(path)
+        rows, cols = backend.meta.levels[-1].shape
+        box = Box(row=0, col=0, rows=min(rows, 64), cols=min(cols, 64))
+        assert backend.read_block(len(backend.meta.levels) - 1, box).shape[:2] == (
+            box.rows,
+            box.cols,
+        )
+        backend.close()
+    except SlideError:
+        return
 
 
 def test_a_damaged_block_spoils_no_other(tmp_path):
