@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import openslide
 import tifffile
 
-from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.errors import SlideError, UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides.slide import Slide
 from atlas_wsi.slides.tiff import TIFF_MAGIC, open_tiff
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
 _HEAD_BYTES = 132
+_TIFF_ERRORS = (tifffile.TiffFileError, TypeError, ValueError, IndexError, struct.error)
 _RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2")
 
 
@@ -68,14 +69,23 @@ def open_slide(
 
 
 def _open_url(url: str) -> Backend:
-    """Open what is on a server and can be read in parts."""
-    if urlsplit(url).path.lower().endswith(_RASTER_SUFFIXES):
-        from atlas_wsi.slides.raster import open_raster
-
-        return open_raster(url)
+    """Open what is on a server and can be read in parts; there, only the name tells the kind."""
     from atlas_wsi.slides.omezarr import open_omezarr
 
-    return open_omezarr(url)
+    place = urlsplit(url).path.lower()
+    if ".zarr" in place:
+        return open_omezarr(url)
+    from atlas_wsi.slides.raster import open_raster
+
+    if place.endswith(_RASTER_SUFFIXES):
+        return open_raster(url)
+    try:
+        return open_omezarr(url)
+    except UnsupportedFormatError as error:
+        try:
+            return open_raster(url)
+        except SlideError:
+            raise error from None
 
 
 def _open_folder(path: Path) -> Backend:
@@ -153,7 +163,7 @@ def _is_scene(path: Path) -> bool:
                     hint=hint,
                 )
             return any(tag in tif.pages.first.tags for tag in _GEO_TAGS)
-    except (tifffile.TiffFileError, struct.error) as error:
+    except _TIFF_ERRORS as error:
         raise UnreadableSlideError(
             f"{path} begins like a TIFF file, but its directory cannot be read: {error}.",
             hint=hint,

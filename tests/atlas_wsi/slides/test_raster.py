@@ -343,6 +343,7 @@ def small(folder):
     return path.read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # rasterio's log
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(data=st.data())
 def test_a_damaged_header_is_an_error_of_ours_or_a_scene(tmp_path, small, data):
@@ -353,6 +354,7 @@ def test_a_damaged_header_is_an_error_of_ours_or_a_scene(tmp_path, small, data):
     path = tmp_path / "scene.tif"
     path.write_bytes(content)
     try:
+        open_slide(path).close()
         backend = open_raster(path)
         rows, cols = backend.meta.levels[-1].shape
         box = Box(row=0, col=0, rows=min(rows, 64), cols=min(cols, 64))
@@ -421,6 +423,7 @@ server.serve_forever()
 @pytest.fixture
 def server(cog):
     """Serve parts of files; another process, because GDAL holds the GIL while it opens."""
+    (cog.parent / "cog").write_bytes(cog.read_bytes())
     command = [sys.executable, "-c", _SERVER, str(cog.parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
@@ -434,8 +437,12 @@ def test_a_cog_on_a_web_server_is_read_in_parts(cog, server):
         np.testing.assert_array_equal(
             slide.read_region(300, 200, 90, 80), local.read_region(300, 200, 90, 80)
         )
+    with open_slide(f"{server}/cog") as slide:
+        assert slide.meta.backend == "raster"
     with pytest.raises(UnreadableSlideError, match="404"):
         open_slide(f"{server}/nothing.tif")
+    with pytest.raises(UnsupportedFormatError, match="downloaded first"):
+        open_slide(f"{server}/nothing")
 
 
 # As a slide ---------------------------------------------------------------------------------
