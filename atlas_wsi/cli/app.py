@@ -9,7 +9,18 @@ import typer
 from typer.core import TyperGroup
 
 from atlas_wsi import __version__
-from atlas_wsi.cli import console, doctor, evaluate, info, models, predict, sample, tissue, train
+from atlas_wsi.cli import (
+    bench,
+    console,
+    doctor,
+    evaluate,
+    info,
+    models,
+    predict,
+    sample,
+    tissue,
+    train,
+)
 from atlas_wsi.errors import AtlasError, Cancelled
 
 
@@ -66,6 +77,7 @@ app.command("info")(info.info)
 app.command("tissue")(tissue.tissue)
 app.command("sample")(sample.sample)
 app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
 app.add_typer(models.app, name="models")
 app.add_typer(train.train_app, name="train")
 app.add_typer(evaluate.evaluate_app, name="evaluate")

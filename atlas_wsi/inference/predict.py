@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 MIN_CELL_TISSUE = 0.2
 """Least share of tissue of a cell that is shown; cells with less are left empty."""
 
-_READ_THREADS = 4
+READ_THREADS = 4
+"""Threads that decode, at most."""
 _VERSIONS = ("atlas-wsi", "torch", "numpy", "openslide-python", "tifffile", "rasterio", "zarr")
 
 
@@ -186,7 +187,7 @@ def _predict(
         "tissue_fraction": round(mask.fraction, 6),
     }
     if windows.n_active:
-        layout = _layout(model, image, windows)
+        layout = plan_layout(model, image, windows)
         plan = plan_memory(
             budget,
             n_windows=layout.scales[0].n_windows,
@@ -262,7 +263,23 @@ def _domain_warning(slide: Slide, model: Model) -> list[str]:
     return [f"The model {model.card.name} was made for {model.card.domain}s, this is a {domain}."]
 
 
-def _layout(model: Model, image: WorkingImage, windows: WindowGrid) -> Layout:
+def plan_layout(model: Model, image: WorkingImage, windows: WindowGrid) -> Layout:
+    """List the windows of every scale of a slide.
+
+    Parameters
+    ----------
+    model
+        The model.
+    image
+        The slide at the working resolution.
+    windows
+        Which windows are active.
+
+    Returns
+    -------
+    Layout
+        A slide no larger than a window is one window.
+    """
     active = windows.active
     if max(image.shape) <= model.config.window_px:
         active = np.ones((1, 1), dtype=bool)
@@ -288,7 +305,7 @@ def _encode(
         side=plan.macro_side,
     )
     shape = (at.n_windows, at.side**2, model.config.dim)
-    threads = min(_READ_THREADS, os.cpu_count() or 1)
+    threads = min(READ_THREADS, os.cpu_count() or 1)
     dtype = model.encoder.fc.weight.dtype
     with TokenStore(shape, dtype=dtype, in_ram=plan.tokens_in_ram) as store:
         totals = {"encode": at.n_windows, "attend": at.n_windows * n_fine_blocks(model, layout)}

@@ -269,3 +269,13 @@ def test_the_list_of_options_is_a_decision():
         return sorted(o for p in command.params for o in p.opts if o.startswith("--"))
 
     assert options(typer.main.get_command(app)) == json.loads(STORED_OPTIONS.read_text())
+
+
+def test_bench_says_what_bounds_a_slide(slide):
+    done = run("bench", slide, "--model", "atlas_test", "--precision", "float32", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    slower = min(found["decode_mpx_s"], found["encode_mpx_s"])
+    assert found["bound_by"] == ("decoding" if slower == found["decode_mpx_s"] else "encoding")
+    assert found["share_of_slower"] == pytest.approx(found["whole_mpx_s"] / slower)
+    assert found["megapixels"] == pytest.approx(found["windows"] * 256**2 / 1e6)

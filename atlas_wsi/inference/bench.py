@@ -1,0 +1,176 @@
+"""How fast this machine predicts a slide, and what holds it back."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_wsi.inference.engine import Precision, choose_device, choose_dtype, prepare
+from atlas_wsi.inference.passes import StreamedPass
+from atlas_wsi.inference.pixels import open_working_image
+from atlas_wsi.inference.plan import plan_macro_tiles
+from atlas_wsi.inference.predict import READ_THREADS, peak_memory_bytes, plan_layout, predict
+from atlas_wsi.inference.prefetch import prefetch
+from atlas_wsi.inference.tokens import TokenStore
+from atlas_wsi.models.stem import HALO_PX, STRIDE_PX
+from atlas_wsi.slides.open import open_slide
+from atlas_wsi.tissue.mask import tissue_mask
+from atlas_wsi.tissue.windows import plan_windows
+
+if TYPE_CHECKING:
+    import torch
+
+    from atlas_wsi.models.model import Model
+    from atlas_wsi.progress import Progress
+
+_SAMPLE_TILES = 24
+_BATCH = 32
+_SIDE = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Speeds in millions of working pixels a second; halos are not counted."""
+
+    windows: int
+    """Active windows of the slide."""
+    megapixels: float
+    """Working pixels in them."""
+    decode_mpx_s: float
+    """Reading alone, all reading threads."""
+    encode_mpx_s: float
+    """Encoding alone, pixels in memory."""
+    whole_mpx_s: float
+    """`predict` of the whole slide, without finding tissue and writing."""
+    peak_memory_bytes: int
+    """Largest resident memory of the process."""
+    bound_by: str
+    """``"decoding"`` or ``"encoding"``: the slower of the two."""
+    share_of_slower: float
+    """Speed of the whole against the slower of the two alone."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self)
+
+
+def bench(
+    path: str | os.PathLike[str],
+    model: Model,
+    *,
+    mpp: float | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    memory: str | int | None = None,
+    progress: Progress | None = None,
+) -> Bench:
+    """Time decoding, encoding and the whole of a slide.
+
+    Parameters
+    ----------
+    path
+        The slide. Its file is in the system's cache after the first pass; a cold disk is slower.
+    model
+        The model.
+    mpp
+        Micrometres a pixel of the slide, if the file does not say.
+    device
+        As for `predict`.
+    precision
+        As for `predict`.
+    memory
+        As for `predict`.
+    progress
+        Told how far `predict` is.
+
+    Returns
+    -------
+    Bench
+        Speeds, memory and what bounds them.
+
+    Raises
+    ------
+    ValueError
+        If the slide has no tissue to time.
+    """
+    place = choose_device(device)
+    with open_slide(path, mpp=mpp) as slide:
+        mask = tissue_mask(slide)
+        image = open_working_image(slide, mpp=model.card.mpp)
+        windows = plan_windows(
+            slide.shape,
+            slide.require_mpp(),
+            mask,
+            mpp=image.mpp,
+            window_px=model.config.window_px,
+        )
+        if not windows.n_active:
+            raise ValueError(f"{slide.name} has no tissue; there is nothing to time")
+        at = plan_layout(model, image, windows).scales[0]
+        tiles = plan_macro_tiles(
+            at.where[:, 1:],
+            image_shape=image.shape,
+            window_px=at.side * STRIDE_PX,
+            halo_px=HALO_PX,
+            side=_SIDE,
+        )
+        a_window = (at.side * STRIDE_PX) ** 2 / 1e6
+        some = tiles[:: max(1, len(tiles) // _SAMPLE_TILES)]
+        threads = min(READ_THREADS, os.cpu_count() or 1)
+        start = time.perf_counter()
+        for _ in prefetch(lambda t: image.read(t.read), some, threads=threads, ahead=threads + 1):
+            pass
+        decode = sum(len(t.windows) for t in some) * a_window / (time.perf_counter() - start)
+        encode = _encode_speed(model, place, precision)
+        result = predict(
+            slide,
+            model,
+            tissue=mask,
+            device=device,
+            precision=precision,
+            memory=memory,
+            progress=progress,
+        )
+    megapixels = windows.n_active * a_window
+    whole = megapixels / result.run.stages_s["encode"]
+    slower = min(decode, encode)
+    return Bench(
+        windows=windows.n_active,
+        megapixels=megapixels,
+        decode_mpx_s=decode,
+        encode_mpx_s=encode,
+        whole_mpx_s=whole,
+        peak_memory_bytes=peak_memory_bytes(),
+        bound_by="decoding" if decode < encode else "encoding",
+        share_of_slower=whole / slower,
+    )
+
+
+def _encode_speed(model: Model, device: torch.device, precision: Precision) -> float:
+    """Time the streamed pass over noise in memory: a square of two macro-tiles a side."""
+    dtype = choose_dtype(device, precision)
+    ready = prepare(model, device=device, dtype=dtype)
+    side_px = 2 * _SIDE * model.config.window_px
+    pixels = np.random.default_rng(0).integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
+    layout = model.encoder.plan((side_px, side_px))
+    at = layout.scales[0]
+    tiles = plan_macro_tiles(
+        at.where[:, 1:],
+        image_shape=(side_px, side_px),
+        window_px=model.config.window_px,
+        halo_px=HALO_PX,
+        side=_SIDE,
+    )
+    best = np.inf
+    for _ in range(2):
+        shape = (at.n_windows, at.side**2, model.config.dim)
+        start = time.perf_counter()
+        with TokenStore(shape, dtype=dtype, in_ram=True) as store:
+            stream = StreamedPass(ready, layout, store, batch=_BATCH, step=lambda *_: None)
+            stream.run((tile, pixels[tile.read.slices]) for tile in tiles)
+        best = min(best, time.perf_counter() - start)
+    return float(side_px**2 / 1e6 / best)
