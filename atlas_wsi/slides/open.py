@@ -110,8 +110,10 @@ def _open_folder(path: Path) -> Backend:
 
 
 def _dicom_files(folder: Path) -> Iterator[Path]:
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and _is_dicom(_head(file)):
+    """Yield the largest first: a folder may hold the label of another slide, too."""
+    files = [file for file in folder.iterdir() if file.is_file()]
+    for file in sorted(files, key=lambda file: file.stat().st_size, reverse=True):
+        if _is_dicom(_head(file)):
             yield file
 
 
