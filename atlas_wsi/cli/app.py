@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated, Any
 
@@ -69,7 +70,8 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    pass
+    # what tifffile says of a damaged file reaches the user as our error, once
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 app.command("predict")(predict.predict)
