@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from atlas_wsi.models import Model
 from atlas_wsi.training.loop import Recipe
 from atlas_wsi.training.run import train_tiles, write_card
 
@@ -23,15 +24,15 @@ ZOO = Path(__file__).parents[1] / "atlas_wsi" / "models" / "zoo"
 MODELS = {
     "lung-he": {
         "domain": "slide",
-        "mpp": 0.5,
-        "recipe": Recipe(epochs=13),
+        "mpp": 0.7,
+        "recipes": (Recipe(epochs=13), Recipe(epochs=9, rate=8e-4, megapixels=0.5)),
         "texts": {
             "licence": "Apache-2.0 (weights). LC25000: its authors allow use 'in any way they see "
             "fit'; there is no formal licence.",
             "data": "LC25000, lung part (Borkowski et al. 2019, arXiv 1912.12142): H&E tiles of "
             "768 px scaled to 224 px; grouping of the copies from LC25000-clean (G. Batchkala). "
-            "The resolution is not stated; red blood cells (7 um) are about 13 px wide, hence "
-            "about 0.5 um/px.",
+            "The resolution is not stated; round red blood cells (6 to 7 um in sections) are "
+            "about 8 px wide, hence about 0.7 um/px.",
             "limits": "Research use only, not for diagnosis. A lung model says nothing about "
             "other organs: every tissue is called one of three lung classes. All tiles come from "
             "few patients, one laboratory and one camera, and stroma, vessels, necrosis, pen and "
@@ -41,7 +42,7 @@ MODELS = {
     "landcover-rgb": {
         "domain": "scene",
         "mpp": 1e7,
-        "recipe": Recipe(epochs=45),
+        "recipes": (Recipe(epochs=50, megapixels=0.2),),
         "texts": {
             "licence": "Apache-2.0 (weights). EuroSAT: MIT; contains modified Copernicus "
             "Sentinel data.",
@@ -62,12 +63,9 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=ZOO)
-    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--init", type=Path, help="a model of the first phase; skips that phase")
     args = parser.parse_args()
     facts = MODELS[args.model]
-    recipe = facts["recipe"]
-    if args.epochs:
-        recipe = Recipe(epochs=args.epochs)
     last = [0.0]
 
     def report(what: str, done: int, total: int) -> None:
@@ -75,16 +73,20 @@ def main() -> None:
             last[0] = time.monotonic()
             print(f"{what} {done}/{total}", flush=True)
 
-    model = train_tiles(
-        args.folder,
-        name=args.model,
-        domain=facts["domain"],
-        mpp=facts["mpp"],
-        recipe=recipe,
-        texts=facts["texts"],
-        stored=torch.float16,
-        progress=report,
-    )
+    model = Model.load(args.init) if args.init else None
+    for recipe in facts["recipes"][1 if args.init else 0 :]:
+        model = train_tiles(
+            args.folder,
+            name=args.model,
+            domain=facts["domain"],
+            mpp=facts["mpp"],
+            recipe=recipe,
+            texts=facts["texts"],
+            stored=torch.float16,
+            init=model,
+            progress=report,
+        )
+    assert model is not None
     path = model.save(args.out / f"{args.model}.safetensors", dtype=torch.float16)
     write_card(model, path)
     print(path, path.stat().st_size, model.card.metrics)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from atlas_wsi.cli import console
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 
@@ -58,6 +61,11 @@ def tiles(
         raise typer.BadParameter(f"{out} must end in .safetensors")
     if dim % 32:
         raise typer.BadParameter(f"--dim is {dim}, expected a multiple of 32")
+    name = name or out.stem
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise typer.BadParameter(
+            f"'{name}' is no name for a model: letters, digits, '.', '_' and '-', at most 64"
+        )
     if out.exists() and not overwrite:
         raise ResultExistsError(f"{out} is there.", hint="--overwrite replaces it.")
     try:
@@ -71,7 +79,7 @@ def tiles(
     with console.progress_of(out.stem, quiet=quiet or as_json) as report:
         model = train_tiles(
             folder,
-            name=name or out.stem,
+            name=name,
             domain=domain,
             mpp=mpp,
             recipe=Recipe(dim=dim, epochs=epochs, rate=rate, seed=seed),

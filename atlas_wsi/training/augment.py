@@ -16,7 +16,9 @@ _HED_INVERSE = np.linalg.inv(_HED).astype(np.float32)
 _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
-def augment(tile: NDArray[np.uint8], rng: np.random.Generator, *, stain: bool) -> NDArray[np.uint8]:
+def augment(
+    tile: NDArray[np.uint8], rng: np.random.Generator, *, stain: bool, colors: bool = True
+) -> NDArray[np.uint8]:
     """Change a tile at random.
 
     Parameters
@@ -27,6 +29,8 @@ def augment(tile: NDArray[np.uint8], rng: np.random.Generator, *, stain: bool) -
         Decides how.
     stain
         Whether the tile is stained tissue: stains vary; else light and colours do.
+    colors
+        Whether colours change too.
 
     Returns
     -------
@@ -40,6 +44,28 @@ def augment(tile: NDArray[np.uint8], rng: np.random.Generator, *, stain: bool) -
     if rng.random() < 0.15:
         image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.2))))
     pixels = np.asarray(image)[:rows, :cols]
+    return vary_colors(pixels, rng, stain=stain) if colors else pixels
+
+
+def vary_colors(
+    pixels: NDArray[np.uint8], rng: np.random.Generator, *, stain: bool
+) -> NDArray[np.uint8]:
+    """Change the stain or the light of a picture, and now and then its noise.
+
+    Parameters
+    ----------
+    pixels
+        `(rows, cols, 3)`.
+    rng
+        Decides how.
+    stain
+        Whether the picture is stained tissue.
+
+    Returns
+    -------
+    NDArray
+        Same shape.
+    """
     pixels = _jitter_stain(pixels, rng) if stain else _jitter_light(pixels, rng)
     if rng.random() < 0.15:
         noise = rng.normal(0, rng.uniform(1, 5), pixels.shape)
@@ -69,12 +95,13 @@ def _zoom(image: Image.Image, zoom: float, rng: np.random.Generator) -> Image.Im
 
 
 def _jitter_stain(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Scale and shift each stain's density, and the light behind it."""
+    """Scale and shift each stain's density, and the light behind it, from hardly to strongly."""
+    strength = float(rng.random())
     stains = _DENSITY[pixels] @ _HED_INVERSE
-    scale = rng.uniform(0.6, 1.45, 3).astype(np.float32)
-    shift = rng.uniform(-0.06, 0.06, 3).astype(np.float32)
-    mixed = (_HED + rng.normal(0, 0.06, (3, 3))).astype(np.float32)
-    light = rng.uniform(-0.12, 0.06, 3).astype(np.float32)
+    scale = np.exp(strength * rng.uniform(-0.5, 0.4, 3)).astype(np.float32)
+    shift = (strength * rng.uniform(-0.06, 0.06, 3)).astype(np.float32)
+    mixed = (_HED + strength * rng.normal(0, 0.06, (3, 3))).astype(np.float32)
+    light = (strength * rng.uniform(-0.12, 0.06, 3)).astype(np.float32)
     density = (stains * scale + shift) @ mixed - light
     return np.clip(256 * np.exp(-density) - 1, 0, 255).astype(np.uint8)
 

@@ -5,25 +5,24 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
 
 from atlas_wsi.models.atlas import AtlasConfig
+from atlas_wsi.models.checkpoints import load_exactly
 from atlas_wsi.models.model import Model
 from atlas_wsi.progress import CancelToken, Progress, silent
 from atlas_wsi.training.augment import augment
 from atlas_wsi.training.mosaics import CELL_PX, make_mosaic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from atlas_wsi.models.card import ModelCard
@@ -34,6 +33,9 @@ SLIDE_LOSS = 0.3
 
 _EMA = 0.998
 _AHEAD = 4
+_MAKERS = 1
+_WINDOW_CELLS = 4
+_MIN_LABELLED = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,8 @@ class Batch:
     """`(B, classes, cell rows, cell cols)`: share of a cell's area that is of a class."""
     n_scales: int | None
     """Scales to use; None for what the size asks for."""
+    active: torch.Tensor | None = None
+    """bool `(B, window rows, window cols)`: which windows are computed; None for all."""
 
 
 def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Batch:
@@ -117,12 +121,34 @@ def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Bat
     )
     n = max(1, min(8, round(budget / (shape[0] * shape[1]))))
     mosaics = [make_mosaic(tiles, shape, rng, stain=stain) for _ in range(n)]
+    shares = torch.from_numpy(np.stack([m.shares for m in mosaics]))
+    active = _draw_active(shares, rng)
     natural = 1 + sum(max(shape) > 256 * 4**k for k in range(4))
     return Batch(
         images=torch.from_numpy(np.stack([m.image for m in mosaics])),
-        shares=torch.from_numpy(np.stack([m.shares for m in mosaics])),
+        shares=shares * _cells_of(active, shares),
         n_scales=natural + int(rng.choice([0, 0, 1, 2])),
+        active=active,
     )
+
+
+def _draw_active(shares: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Leave out windows of glass, and now and then others, as happens around real tissue."""
+    labelled = shares.sum(dim=1, keepdim=True)
+    active = functional.avg_pool2d(labelled, _WINDOW_CELLS, ceil_mode=True)[:, 0] > _MIN_LABELLED
+    if rng.random() < 0.5:
+        drop = torch.from_numpy(rng.random(active.shape) < rng.uniform(0, 0.6))
+        active &= ~drop
+    if rng.random() < 0.3:
+        active |= True
+    active[~active.flatten(1).any(dim=1)] = True
+    return active
+
+
+def _cells_of(active: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Spread windows over their cells, `(B, 1, cell rows, cell cols)`."""
+    wide = active.repeat_interleave(_WINDOW_CELLS, 1).repeat_interleave(_WINDOW_CELLS, 2)
+    return wide[:, None, : shares.shape[2], : shares.shape[3]].to(shares)
 
 
 def losses(model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,6 +169,7 @@ def losses(model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """
     found = model(
         model.normalise(batch.images).contiguous(memory_format=torch.channels_last),
+        batch.active,
         n_scales=batch.n_scales,
     )
     logs = functional.log_softmax(found.cells.float(), dim=1)
@@ -160,6 +187,7 @@ def train(
     card: ModelCard,
     recipe: Recipe,
     *,
+    init: Model | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Model:
@@ -173,6 +201,8 @@ def train(
         The model's card; its domain decides whether stains or light vary.
     recipe
         Sizes, length and seed.
+    init
+        A model of the same sizes whose weights to start from; random ones by default.
     progress
         Told how many steps are done.
     cancel
@@ -197,6 +227,8 @@ def train(
             ),
             card,
         )
+    if init is not None:
+        load_exactly(model, init.state_dict(), source=f"the model {init.card.name}")
     model.encoder.stem.to(memory_format=torch.channels_last)
     model.train()
     average = copy.deepcopy(model)
@@ -235,21 +267,35 @@ def train(
                 "seconds": round(time.perf_counter() - start),
                 "tiles": len(tiles),
             }
+            | ({} if init is None else {"init": init.card.training})
         }
     )
     return average.eval()
 
 
-def _batches(tiles: TileSet, recipe: Recipe, steps: int, *, stain: bool) -> Iterator[Batch]:
-    """Make pictures ahead in a thread; their order and content do not depend on it."""
-    with ThreadPoolExecutor(1, thread_name_prefix="atlas-wsi-mosaic") as pool:
-        waiting: deque[Future[Batch]] = deque()
-        for step in range(steps):
-            waiting.append(pool.submit(make_batch, tiles, recipe, step, stain=stain))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+class _Steps(Dataset[Batch]):
+    """The pictures of every step, by its number."""
+
+    def __init__(self, tiles: TileSet, recipe: Recipe, steps: int, *, stain: bool) -> None:
+        self._make = partial(make_batch, tiles, recipe, stain=stain)
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._make(step)
+
+
+def _batches(tiles: TileSet, recipe: Recipe, steps: int, *, stain: bool) -> DataLoader[Batch]:
+    """Make pictures ahead in a process; their order and content do not depend on it."""
+    return DataLoader(
+        _Steps(tiles, recipe, steps, stain=stain),
+        batch_size=None,
+        num_workers=_MAKERS,
+        prefetch_factor=_AHEAD,
+        generator=torch.Generator(),  # the loader's own draw must not touch the caller's
+    )
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from atlas_wsi.training.augment import augment
+from atlas_wsi.training.augment import augment, vary_colors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +40,9 @@ def make_mosaic(
 ) -> Mosaic:
     """Make a picture of areas of several classes.
 
+    Half of the pictures have one stain or light all over, as a slide has; in the others every
+    tile has its own, so that colour tells nothing.
+
     Parameters
     ----------
     tiles
@@ -58,6 +61,9 @@ def make_mosaic(
     """
     n_classes = len(tiles.classes)
     area = _areas(shape, n_classes + int(stain), rng)  # the last number is glass
+    if (area == n_classes).all():
+        area[:] = rng.integers(n_classes)
+    is_one_slide = bool(rng.random() < 0.5)
     rows, cols = shape
     image = np.zeros((rows, cols, 3), np.uint8)
     if stain:
@@ -76,12 +82,15 @@ def make_mosaic(
             for label in np.unique(part):
                 if label == n_classes:
                     continue
-                tile = augment(tiles.images[rng.choice(by_class[label])], rng, stain=stain)
+                tile = tiles.images[rng.choice(by_class[label])]
+                tile = augment(tile, rng, stain=stain, colors=not is_one_slide)
                 cut = tile[
                     there[0].start - top : there[0].stop - top,
                     there[1].start - left : there[1].stop - left,
                 ]
                 image[there][part == label] = cut[part == label]
+    if is_one_slide:
+        image = vary_colors(image, rng, stain=stain)
     return Mosaic(image=image, shares=_shares(area, n_classes))
 
 

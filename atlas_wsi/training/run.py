@@ -58,6 +58,7 @@ def train_tiles(
     held_out: float = 0.2,
     texts: Mapping[str, Any] | None = None,
     stored: torch.dtype = torch.float32,
+    init: Model | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Model:
@@ -81,6 +82,8 @@ def train_tiles(
         ``licence``, ``data`` and ``limits`` of the card.
     stored
         Type the weights will be stored in; they are rounded to it before they are measured.
+    init
+        A model whose weights to start from.
     progress
         Told how far the work is.
     cancel
@@ -109,7 +112,7 @@ def train_tiles(
         split=_split_text(tiles, held_part, held_out, recipe.seed),
         **(texts or {}),
     )
-    model = train(train_part, card, recipe, progress=progress, cancel=cancel)
+    model = train(train_part, card, recipe, init=init, progress=progress, cancel=cancel)
     model.to(stored).float()
     found = evaluate(model, held_part, progress=progress)
     guessed = color_baseline(

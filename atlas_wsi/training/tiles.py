@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 GROUPS_FILE = "groups.csv"
 _MIN_PX, _MAX_PX = 64, 2048
+_DEEP_MODES = {"I", "F"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -183,16 +184,24 @@ def _read_tile(path: Path) -> NDArray[np.uint8]:
                     f"{path} has {image.height} x {image.width} pixels, "
                     f"expected {_MIN_PX} to {_MAX_PX} a side."
                 )
+            if image.mode in _DEEP_MODES or image.mode.startswith("I;"):
+                raise DatasetError(
+                    f"{path} has more than 8 bits a channel (mode {image.mode}), expected 8.",
+                    hint="Convert the tiles to 8 bits first.",
+                )
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _read_groups(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"path", "group"} <= set(reader.fieldnames or ()):
-            raise DatasetError(f"{path} needs the columns path and group.")
-        return {row["path"]: row["group"] for row in reader}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"path", "group"} <= set(reader.fieldnames or ()):
+                raise DatasetError(f"{path} needs the columns path and group.")
+            return {row["path"]: row["group"] for row in reader}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} is not a CSV file in UTF-8: {error}") from error

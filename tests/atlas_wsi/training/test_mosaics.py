@@ -89,3 +89,20 @@ def test_white_glass_stays_bright_when_stains_vary():
     rng = np.random.default_rng(0)
     white = np.full((64, 64, 3), 250, np.uint8)
     assert min(augment(white, rng, stain=True).mean() for _ in range(40)) > 180
+
+
+def test_windows_that_are_left_out_carry_no_label_and_others_keep_theirs():
+    left_out = 0
+    for step in range(1, 24):
+        batch = make_batch(flat_tiles(), Recipe(megapixels=0.2), step, stain=True)
+        if batch.active is None:
+            continue
+        assert batch.active.flatten(1).any(dim=1).all()
+        for image, active in enumerate(batch.active):
+            for row, col in (~active).nonzero().tolist():
+                cells = batch.shares[image, :, 4 * row : 4 * row + 4, 4 * col : 4 * col + 4]
+                assert not cells.any()
+                left_out += 1
+        if batch.active.all():
+            assert batch.shares.flatten(1).any(dim=1).all()
+    assert left_out > 20

@@ -109,3 +109,31 @@ def test_groups_without_their_columns_are_an_error(make_folder):
     (folder / "groups.csv").write_text("file,patient\n")
     with pytest.raises(DatasetError, match="columns path and group"):
         read_tiles(folder)
+
+
+def test_groups_saved_by_a_spreadsheet_are_read(make_folder):
+    folder = make_folder(n=4, copies=2)
+    path = folder / "groups.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_tiles(folder).is_grouped
+
+
+def test_groups_that_are_no_text_are_an_error(make_folder):
+    folder = make_folder(n=3)
+    (folder / "groups.csv").write_bytes(b"path,class,group\n\xff\xfe")
+    with pytest.raises(DatasetError, match=r"groups\.csv is not a CSV file"):
+        read_tiles(folder)
+
+
+def test_a_tile_of_sixteen_bits_is_refused_not_clipped(make_folder):
+    folder = make_folder(n=3)
+    Image.fromarray(np.full((64, 64), 3000, np.uint16)).save(folder / "plain" / "001.png")
+    with pytest.raises(DatasetError, match=r"plain/001\.png has more than 8 bits"):
+        read_tiles(folder)
+
+
+def test_a_picture_too_large_to_be_a_tile_is_named(make_folder):
+    folder = make_folder(n=3)
+    Image.new("1", (14000, 14000)).save(folder / "plain" / "001.png")
+    with pytest.raises(DatasetError, match=r"plain/001\.png"):
+        read_tiles(folder)

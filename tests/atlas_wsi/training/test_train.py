@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from atlas_wsi.cli.app import app
-from atlas_wsi.errors import Cancelled, DatasetError
+from atlas_wsi.errors import Cancelled, CheckpointMismatchError, DatasetError
 from atlas_wsi.models import load_model
 from atlas_wsi.progress import CancelToken
 from atlas_wsi.training.loop import Recipe
@@ -83,6 +83,16 @@ def test_the_command_trains_and_writes_the_card_beside(tile_folder, tmp_path):
     ]
 
 
+def test_a_name_that_no_model_can_have_is_refused_at_once(tile_folder, tmp_path):
+    out = tmp_path / "my model.safetensors"
+    done = CliRunner().invoke(
+        app, ["train", "tiles", str(tile_folder), "--out", str(out), "--mpp", "1"]
+    )
+    assert done.exit_code == 2
+    assert "no name for a model" in done.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_is_no_data_set_writes_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
     out = tmp_path / "m.safetensors"
@@ -98,6 +108,19 @@ def test_the_same_seed_gives_the_same_weights(tile_folder):
     a, b, c = (torch.cat([p.flatten() for p in m.parameters()]) for m in (first, again, other))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_training_goes_on_from_a_model(trained, tile_folder):
+    start = load_model(trained)
+    recipe = Recipe(**SMALL | {"rate": 1e-6}, epochs=0.5)
+    common = {"name": "on", "domain": "scene", "mpp": 1.0, "held_out": 0.25}
+    more = train_tiles(tile_folder, recipe=recipe, init=start, **common)
+    for name, value in start.named_parameters():
+        assert torch.allclose(value, more.get_parameter(name), atol=1e-3)
+    assert more.card.training["init"] == start.card.training
+    wider = Recipe(**SMALL | {"dim": 64}, epochs=0.5)
+    with pytest.raises(CheckpointMismatchError, match="shape"):
+        train_tiles(tile_folder, recipe=wider, init=start, **common)
 
 
 def test_training_leaves_the_callers_random_numbers_alone(tile_folder):
