@@ -13,18 +13,26 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from atlas_wsi.models import Model
+from atlas_wsi.models import Model, ModelClass
+from atlas_wsi.training.dense import evaluate_mosaics
 from atlas_wsi.training.loop import Recipe
-from atlas_wsi.training.run import train_tiles, write_card
+from atlas_wsi.training.run import held_out_tiles, train_tiles, write_card
+from atlas_wsi.training.tiles import read_tiles
 
 ZOO = Path(__file__).parents[1] / "atlas_wsi" / "models" / "zoo"
 MODELS = {
     "lung-he": {
         "domain": "slide",
         "mpp": 0.7,
+        "colors": {
+            "adenocarcinoma": "#d55e00",
+            "normal": "#0072b2",
+            "squamous_cell_carcinoma": "#009e73",
+        },
         "recipes": (Recipe(epochs=13), Recipe(epochs=9, rate=8e-4, megapixels=0.5)),
         "texts": {
             "licence": "Apache-2.0 (weights). LC25000: its authors allow use 'in any way they see "
@@ -42,6 +50,18 @@ MODELS = {
     "landcover-rgb": {
         "domain": "scene",
         "mpp": 1e7,
+        "colors": {
+            "AnnualCrop": "#e69f00",
+            "Forest": "#00703c",
+            "HerbaceousVegetation": "#9acd32",
+            "Highway": "#3c3c3c",
+            "Industrial": "#cc79a7",
+            "Pasture": "#f0e442",
+            "PermanentCrop": "#8c510a",
+            "Residential": "#d55e00",
+            "River": "#56b4e9",
+            "SeaLake": "#0072b2",
+        },
         "recipes": (Recipe(epochs=50, megapixels=0.2),),
         "texts": {
             "licence": "Apache-2.0 (weights). EuroSAT: MIT; contains modified Copernicus "
@@ -50,11 +70,22 @@ MODELS = {
             "10 m, 700 tiles of each of ten classes.",
             "limits": "Research use only. European land in 8-bit Sentinel-2 true colour at 10 m: "
             "other sensors, resolutions, seasons, clouds, snow and bare desert are outside what "
-            "it saw. Tiles are split one by one; neighbours of one scene may lie on both sides, "
-            "so the figures are optimistic for new places.",
+            "it saw. Tiles are split one by one: no two textured tiles are near copies (16 x 16 "
+            "thumbnails in eight orientations correlate by 0.94 at most), but neighbours of one "
+            "scene may lie on both sides, so the figures are optimistic for new places.",
         },
     },
 }
+
+
+def finish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
+    """Measure borders on mosaics of held-out tiles; give the classes their colours."""
+    tiles = held_out_tiles(model, read_tiles(folder))
+    borders = {k: round(v, 4) for k, v in evaluate_mosaics(model, tiles).items()}
+    classes = tuple(ModelClass(name=name, color=facts["colors"][name]) for name in tiles.classes)
+    model.card = model.card.model_copy(
+        update={"metrics": model.card.metrics | borders, "classes": classes}
+    )
 
 
 def main() -> None:
@@ -87,6 +118,7 @@ def main() -> None:
             progress=report,
         )
     assert model is not None
+    finish(model, args.folder, facts)
     path = model.save(args.out / f"{args.model}.safetensors", dtype=torch.float16)
     write_card(model, path)
     print(path, path.stat().st_size, model.card.metrics)

@@ -36,7 +36,12 @@ class Mosaic:
 
 
 def make_mosaic(
-    tiles: TileSet, shape: tuple[int, int], rng: np.random.Generator, *, stain: bool
+    tiles: TileSet,
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    stain: bool,
+    vary: bool = True,
 ) -> Mosaic:
     """Make a picture of areas of several classes.
 
@@ -53,6 +58,8 @@ def make_mosaic(
         Decides everything.
     stain
         Whether the tiles are stained tissue; only then there is glass between areas.
+    vary
+        Whether tiles are changed at random (see `augment`).
 
     Returns
     -------
@@ -83,13 +90,14 @@ def make_mosaic(
                 if label == n_classes:
                     continue
                 tile = tiles.images[rng.choice(by_class[label])]
-                tile = augment(tile, rng, stain=stain, colors=not is_one_slide)
+                if vary:
+                    tile = augment(tile, rng, stain=stain, colors=not is_one_slide)
                 cut = tile[
                     there[0].start - top : there[0].stop - top,
                     there[1].start - left : there[1].stop - left,
                 ]
                 image[there][part == label] = cut[part == label]
-    if is_one_slide:
+    if vary and is_one_slide:
         image = vary_colors(image, rng, stain=stain)
     return Mosaic(image=image, shares=_shares(area, n_classes))
 

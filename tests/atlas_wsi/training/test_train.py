@@ -13,6 +13,7 @@ from atlas_wsi.cli.app import app
 from atlas_wsi.errors import Cancelled, CheckpointMismatchError, DatasetError
 from atlas_wsi.models import load_model
 from atlas_wsi.progress import CancelToken
+from atlas_wsi.training.dense import evaluate_mosaics
 from atlas_wsi.training.loop import Recipe
 from atlas_wsi.training.metrics import color_baseline, confusion, summarise
 from atlas_wsi.training.run import evaluate, held_out_tiles, train_tiles, write_card
@@ -54,6 +55,15 @@ def test_evaluate_reproduces_the_card_from_the_stored_file(trained, tile_folder)
         k: v for k, v in model.card.metrics.items() if not k.startswith("colour")
     }
     assert found.confusion.tolist() == [list(row) for row in model.card.confusion]
+
+
+def test_borders_are_measured_on_mosaics_of_held_out_tiles(trained, tile_folder):
+    model = load_model(trained)
+    tiles = held_out_tiles(model, read_tiles(tile_folder))
+    found, again = (evaluate_mosaics(model, tiles, n=3, side_px=512) for _ in range(2))
+    assert found == again
+    assert found["mosaic_cell_accuracy"] > 0.5
+    assert set(found) == {"mosaic_cell_accuracy", "mosaic_dice", "mosaic_dice_without_context"}
 
 
 def test_the_command_evaluates_what_the_card_says(trained, tile_folder):

@@ -1,0 +1,103 @@
+"""How well a model draws borders: mosaics of held-out tiles, whose layout is known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from atlas_wsi.training.mosaics import CELL_PX, make_mosaic
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from atlas_wsi.models.model import Model
+    from atlas_wsi.progress import Progress
+    from atlas_wsi.training.tiles import TileSet
+
+_MIN_LABELLED = 0.5
+_MIN_TISSUE = 0.05
+
+
+def evaluate_mosaics(
+    model: Model,
+    tiles: TileSet,
+    *,
+    n: int = 16,
+    side_px: int = 1024,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Measure the cells of mosaics of unchanged tiles, with context and window by window.
+
+    A cell counts if half of it is labelled; its class is the one with the largest share. Windows
+    of glass are left out, as in `predict`.
+
+    Parameters
+    ----------
+    model
+        The model, in evaluation mode; its classes are those of the tiles.
+    tiles
+        Tiles that the model did not see.
+    n
+        Number of mosaics.
+    side_px
+        Their side, a multiple of the model's window.
+    seed
+        Decides the mosaics.
+    progress
+        Told how many are done.
+
+    Returns
+    -------
+    dict
+        ``mosaic_cell_accuracy`` and ``mosaic_dice`` (mean over classes), and
+        ``mosaic_dice_without_context``: the same model given every window as its own image.
+    """
+    rng = np.random.default_rng(seed)
+    n_classes = len(tiles.classes)
+    whole = np.zeros((n_classes, n_classes), dtype=np.int64)
+    apart = np.zeros_like(whole)
+    window = model.config.window_px
+    for done in range(n):
+        mosaic = make_mosaic(
+            tiles, (side_px, side_px), rng, stain=model.card.domain == "slide", vary=False
+        )
+        labelled = mosaic.shares.sum(axis=0)
+        counts = labelled > _MIN_LABELLED
+        truth = mosaic.shares.argmax(axis=0)[counts]
+        active = functional.avg_pool2d(torch.from_numpy(labelled)[None], window // CELL_PX)
+        found = _classes(model, mosaic.image[None], active > _MIN_TISSUE)[0]
+        np.add.at(whole, (truth, found[counts]), 1)
+        np.add.at(apart, (truth, _window_by_window(model, mosaic.image)[counts]), 1)
+        if progress is not None:
+            progress("evaluate mosaics", done + 1, n)
+    return {
+        "mosaic_cell_accuracy": float(np.diag(whole).sum() / whole.sum()),
+        "mosaic_dice": _dice(whole),
+        "mosaic_dice_without_context": _dice(apart),
+    }
+
+
+def _classes(
+    model: Model, images: NDArray[np.uint8], active: torch.Tensor | None = None
+) -> NDArray[np.int64]:
+    with torch.inference_mode():
+        found = model(model.normalise(torch.from_numpy(images)), active)
+        return found.cells.argmax(dim=1).numpy()
+
+
+def _window_by_window(model: Model, image: NDArray[np.uint8]) -> NDArray[np.int64]:
+    window = model.config.window_px
+    n, cells = image.shape[0] // window, window // CELL_PX
+    windows = image.reshape(n, window, n, window, 3).swapaxes(1, 2).reshape(-1, window, window, 3)
+    found = _classes(model, np.ascontiguousarray(windows))
+    return found.reshape(n, n, cells, cells).swapaxes(1, 2).reshape(n * cells, n * cells)
+
+
+def _dice(counts: NDArray[np.int64]) -> float:
+    """Mean over the classes that occur."""
+    size = counts.sum(axis=0) + counts.sum(axis=1)
+    return float((2 * np.diag(counts) / np.maximum(size, 1))[counts.sum(axis=1) > 0].mean())
