@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from atlas_wsi.models.layout import nn_pad
+from atlas_wsi.models.layout import pad_map
 from atlas_wsi.models.msa import MsaBlock, pool, replace, spread
 from atlas_wsi.models.stem import STRIDE_PX
 
@@ -163,7 +163,7 @@ class StreamedPass:
         top = area.row * m - tile.read.row // STRIDE_PX
         left = area.col * m - tile.read.col // STRIDE_PX
         tokens = tokens[0, :, top : top + area.rows * m, left : left + area.cols * m]
-        tokens = nn_pad(
+        tokens = pad_map(
             tokens, rows=area.rows * m - tokens.shape[1], cols=area.cols * m - tokens.shape[2]
         )
         cut = tokens.view(-1, area.rows, m, area.cols, m).permute(1, 3, 2, 4, 0)

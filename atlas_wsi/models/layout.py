@@ -130,7 +130,7 @@ class Layout:
         at = self.scales[0]
         m, (wr, wc) = at.side, at.windows
         n_images, channels, rows, cols = x_BCYX.shape
-        x_BCYX = nn_pad(x_BCYX, rows=wr * m - rows, cols=wc * m - cols)
+        x_BCYX = pad_map(x_BCYX, rows=wr * m - rows, cols=wc * m - cols)
         x = x_BCYX.view(n_images, channels, wr, m, wc, m).permute(0, 2, 4, 3, 5, 1)
         b, i, j = (torch.from_numpy(at.where[:, k]).to(x.device) for k in range(3))
         x_NTC = x[b, i, j].reshape(-1, m * m, channels)
@@ -171,7 +171,7 @@ class Layout:
         return Layout(n_images=self.n_images, scales=moved, ratio=self.ratio)
 
 
-def nn_pad(x_BCYX: torch.Tensor, *, rows: int, cols: int) -> torch.Tensor:
+def pad_map(x_BCYX: torch.Tensor, *, rows: int, cols: int) -> torch.Tensor:
     """Pad a map with zeros below and to the right.
 
     Parameters
