@@ -1,0 +1,79 @@
+"""The launches of window attention at the shapes of Atlas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from atlas_kernels.compile import Launch
+from atlas_kernels.window_attention.kernel import (
+    attention_forward_kernel,
+    attention_key_gradient_kernel,
+    attention_query_gradient_kernel,
+    tile,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHAPES = {
+    "Atlas-B down, 64 a head": (12, 64, 256, 256, "bf16", True),
+    "Atlas-B up, 64 a head": (12, 64, 16, 256, "bf16", False),
+    "Atlas-S down, 32 a head": (12, 32, 256, 256, "bf16", True),
+    "Atlas-S down, 32 a head, fp32": (12, 32, 256, 256, "fp32", True),
+    "Atlas-B down, 64 a head, fp32": (12, 64, 256, 256, "fp32", True),
+}
+"""Heads, channels a head, queries, keys, type, whether coarse keys are seen."""
+
+
+def attention_launches() -> Iterator[Launch]:
+    """Yield the forward kernel and both gradients, with validity masks.
+
+    Yields
+    ------
+    Launch
+        One kernel at one shape.
+    """
+    for name, (heads, dim, tokens, keys, kind, has_coarse) in SHAPES.items():
+        channels = heads * dim
+        count = {"tokens": tokens, "keys": keys, "channels": channels, "dim": dim, "heads": heads}
+        strides = {
+            "q_n": tokens * channels,
+            "q_t": channels,
+            "kv_n": keys * 2 * channels,
+            "kv_t": 2 * channels,
+        }
+        tensors = {"q": f"*{kind}", "kv": f"*{kind}", "valid": "*u8"}
+        table = {
+            "coarse": f"*{kind}",
+            "coarse_valid": "*u8",
+            "starts": "*i64",
+            "counts": "*i32",
+        }
+        grads = {"dout": f"*{kind}", "lse": "*fp32", "delta": "*fp32"}
+        pointers = {
+            attention_forward_kernel: {**tensors, **table, "out": f"*{kind}", "lse": "*fp32"},
+            attention_query_gradient_kernel: {**tensors, **table, **grads, "dq": f"*{kind}"},
+            attention_key_gradient_kernel: {
+                **tensors, **grads, "order": "*i64", "bounds": "*i64", "dkv": f"*{kind}",
+            },
+        }  # fmt: skip
+        for kernel, types in pointers.items():
+            step = kernel.__name__.removeprefix("attention_").removesuffix("_kernel")
+            sizes = tile(step, 4 if kind == "fp32" else 2, dim, tokens=tokens, keys=keys)
+            num_warps = sizes.pop("num_warps")
+            constants = {"HAS_VALID": True, "UPCAST": False, **sizes}
+            owns_keys = kernel is attention_key_gradient_kernel
+            integers = (
+                {"windows": 4096, "splits": 1}
+                if owns_keys
+                else {"n_scales": int(has_coarse), "coarse_t": 2 * channels}
+            )
+            yield Launch(
+                kernel=kernel,
+                shape=name,
+                pointers=types,
+                integers={**count, **strides, **integers},
+                constants=constants if owns_keys else {**constants, "HAS_COARSE_VALID": True},
+                floats=("scale",),
+                num_warps=num_warps,
+            )
