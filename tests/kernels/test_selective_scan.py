@@ -55,7 +55,7 @@ def run(inputs, implementation, *, softplus=True, names=None):
     names = names or list(inputs)
     leaves = {k: v.detach().requires_grad_() for k, v in inputs.items() if k in names}
     y = selective_scan(**leaves, delta_softplus=softplus, implementation=implementation)
-    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     y.backward(weight)
     return {"y": y.detach(), **{f"d{k}": v.grad for k, v in leaves.items()}}
 
@@ -176,6 +176,14 @@ def test_the_choice_says_why():
     name, why = choose(torch.device("cuda"), torch.bfloat16)
     assert name == ("mamba_ssm" if installed else "triton")
     assert why
+
+
+if importlib.util.find_spec("mamba_ssm") is not None and torch.cuda.is_available():
+
+    @pytest.mark.parametrize("states", [8, 16])
+    def test_mamba_ssm_agrees_with_float64(states):
+        inputs = {k: v.cuda() for k, v in make_inputs(2, 32, states, 49).items()}
+        check(inputs, "mamba_ssm", torch.float32)
 
 
 def test_shapes_that_do_not_fit_are_named():
