@@ -33,7 +33,11 @@ MODELS = {
             "normal": "#0072b2",
             "squamous_cell_carcinoma": "#009e73",
         },
-        "recipes": (Recipe(epochs=13), Recipe(epochs=9, rate=8e-4, megapixels=0.5)),
+        "recipes": (
+            Recipe(epochs=13),
+            Recipe(epochs=9, rate=8e-4, megapixels=0.5),
+            Recipe(epochs=7, rate=6e-4, megapixels=0.4, jitter=0.4),
+        ),
         "texts": {
             "licence": "Apache-2.0 (weights). LC25000: its authors allow use 'in any way they see "
             "fit'; there is no formal licence.",
@@ -94,7 +98,8 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=ZOO)
-    parser.add_argument("--init", type=Path, help="a model of the first phase; skips that phase")
+    parser.add_argument("--init", type=Path, help="a model of an earlier phase")
+    parser.add_argument("--phase", type=int, default=0, help="phase to begin with, from --init")
     args = parser.parse_args()
     facts = MODELS[args.model]
     last = [0.0]
@@ -105,7 +110,7 @@ def main() -> None:
             print(f"{what} {done}/{total}", flush=True)
 
     model = Model.load(args.init) if args.init else None
-    for recipe in facts["recipes"][1 if args.init else 0 :]:
+    for recipe in facts["recipes"][args.phase :]:
         model = train_tiles(
             args.folder,
             name=args.model,

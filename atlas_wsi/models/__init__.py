@@ -2,12 +2,14 @@
 
 from atlas_wsi.models.atlas import Atlas, AtlasConfig
 from atlas_wsi.models.card import ModelCard, ModelClass
+from atlas_wsi.models.mambavision import MambaVision
 from atlas_wsi.models.model import Model, Prediction
 from atlas_wsi.models.registry import load_model, shipped_models
 
 __all__ = [
     "Atlas",
     "AtlasConfig",
+    "MambaVision",
     "Model",
     "ModelCard",
     "ModelClass",

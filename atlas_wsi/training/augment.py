@@ -17,7 +17,7 @@ _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
 def augment(
-    tile: NDArray[np.uint8], rng: np.random.Generator, *, stain: bool, colors: bool = True
+    tile: NDArray[np.uint8], rng: np.random.Generator, *, stain: bool, colors: float = 1.0
 ) -> NDArray[np.uint8]:
     """Change a tile at random.
 
@@ -30,7 +30,7 @@ def augment(
     stain
         Whether the tile is stained tissue: stains vary; else light and colours do.
     colors
-        Whether colours change too.
+        How strongly colours change; 0 leaves them.
 
     Returns
     -------
@@ -44,11 +44,11 @@ def augment(
     if rng.random() < 0.15:
         image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.2))))
     pixels = np.asarray(image)[:rows, :cols]
-    return vary_colors(pixels, rng, stain=stain) if colors else pixels
+    return vary_colors(pixels, rng, stain=stain, strength=colors) if colors else pixels
 
 
 def vary_colors(
-    pixels: NDArray[np.uint8], rng: np.random.Generator, *, stain: bool
+    pixels: NDArray[np.uint8], rng: np.random.Generator, *, stain: bool, strength: float
 ) -> NDArray[np.uint8]:
     """Change the stain or the light of a picture, and now and then its noise.
 
@@ -60,13 +60,19 @@ def vary_colors(
         Decides how.
     stain
         Whether the picture is stained tissue.
+    strength
+        The most a colour changes; 1 is a lot.
 
     Returns
     -------
     NDArray
         Same shape.
     """
-    pixels = _jitter_stain(pixels, rng) if stain else _jitter_light(pixels, rng)
+    strength *= float(rng.random())
+    if stain:
+        pixels = _jitter_stain(pixels, rng, strength)
+    else:
+        pixels = _jitter_light(pixels, rng, strength)
     if rng.random() < 0.15:
         noise = rng.normal(0, rng.uniform(1, 5), pixels.shape)
         pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
@@ -94,9 +100,10 @@ def _zoom(image: Image.Image, zoom: float, rng: np.random.Generator) -> Image.Im
     return Image.fromarray(np.pad(small, pad, mode="reflect"))
 
 
-def _jitter_stain(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Scale and shift each stain's density, and the light behind it, from hardly to strongly."""
-    strength = float(rng.random())
+def _jitter_stain(
+    pixels: NDArray[np.uint8], rng: np.random.Generator, strength: float
+) -> NDArray[np.uint8]:
+    """Scale and shift each stain's density, and the light behind it."""
     stains = _DENSITY[pixels] @ _HED_INVERSE
     scale = np.exp(strength * rng.uniform(-0.5, 0.4, 3)).astype(np.float32)
     shift = (strength * rng.uniform(-0.06, 0.06, 3)).astype(np.float32)
@@ -106,11 +113,14 @@ def _jitter_stain(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArra
     return np.clip(256 * np.exp(-density) - 1, 0, 255).astype(np.uint8)
 
 
-def _jitter_light(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _jitter_light(
+    pixels: NDArray[np.uint8], rng: np.random.Generator, strength: float
+) -> NDArray[np.uint8]:
     """Change brightness, contrast, gamma and the gain of each channel."""
     scaled = pixels.astype(np.float32) / 255
-    scaled = scaled ** float(np.exp(rng.uniform(-0.25, 0.25)))
+    scaled = scaled ** float(np.exp(strength * rng.uniform(-0.3, 0.3)))
     centre = scaled.mean()
-    scaled = (scaled - centre) * float(rng.uniform(0.75, 1.3)) + centre
-    scaled = scaled * rng.uniform(0.9, 1.1, 3).astype(np.float32) + float(rng.uniform(-0.06, 0.06))
+    scaled = (scaled - centre) * float(np.exp(strength * rng.uniform(-0.3, 0.3))) + centre
+    gain = np.exp(strength * rng.uniform(-0.12, 0.12, 3)).astype(np.float32)
+    scaled = scaled * gain + float(strength * rng.uniform(-0.08, 0.08))
     return np.clip(255 * scaled, 0, 255).astype(np.uint8)

@@ -58,6 +58,8 @@ class Recipe:
     """Weight decay."""
     precision: str = "auto"
     """``"auto"``, ``"float32"`` or ``"bfloat16"`` of the forward pass."""
+    jitter: float = 1.0
+    """How strongly colours change; strong jitter keeps a model from living off colour."""
     seed: int = 0
     """Decides weights, order, mosaics and augmentation."""
 
@@ -84,8 +86,8 @@ def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Bat
     """Make the pictures of a step; the same ones for the same seed and step.
 
     A third of the steps shows single tiles, the rest mosaics; every sixteenth step one large
-    enough for a third scale. Now and then coarser scales than the size asks for are added, so that the coarsest
-    parameters also learn to be shared.
+    enough for a third scale. Now and then coarser scales than the size asks for are added, so
+    that the coarsest parameters also learn to be shared.
 
     Parameters
     ----------
@@ -109,7 +111,8 @@ def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Bat
     if step % 3 == 0:
         n = max(2, int(budget / (side[0] * side[1])))
         chosen = rng.choice(len(tiles), size=min(n, 64))
-        images = np.stack([augment(tiles.images[i], rng, stain=stain) for i in chosen])
+        vary = partial(augment, rng=rng, stain=stain, colors=recipe.jitter)
+        images = np.stack([vary(tiles.images[i]) for i in chosen])
         cells = -(-side[0] // CELL_PX), -(-side[1] // CELL_PX)
         shares = functional.one_hot(torch.from_numpy(tiles.labels[chosen]), len(tiles.classes))
         shares = shares.float()[:, :, None, None].expand(-1, -1, *cells)
@@ -120,7 +123,7 @@ def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Bat
         int(rng.integers(max(5, cells_a_side - 2), cells_a_side + 1)) * CELL_PX,
     )
     n = max(1, min(8, round(budget / (shape[0] * shape[1]))))
-    mosaics = [make_mosaic(tiles, shape, rng, stain=stain) for _ in range(n)]
+    mosaics = [make_mosaic(tiles, shape, rng, stain=stain, jitter=recipe.jitter) for _ in range(n)]
     shares = torch.from_numpy(np.stack([m.shares for m in mosaics]))
     active = _draw_active(shares, rng)
     natural = 1 + sum(max(shape) > 256 * 4**k for k in range(4))

@@ -42,6 +42,7 @@ def make_mosaic(
     *,
     stain: bool,
     vary: bool = True,
+    jitter: float = 1.0,
 ) -> Mosaic:
     """Make a picture of areas of several classes.
 
@@ -58,6 +59,8 @@ def make_mosaic(
         Decides everything.
     stain
         Whether the tiles are stained tissue; only then there is glass between areas.
+    jitter
+        How strongly colours change.
     vary
         Whether tiles are changed at random (see `augment`).
 
@@ -91,14 +94,14 @@ def make_mosaic(
                     continue
                 tile = tiles.images[rng.choice(by_class[label])]
                 if vary:
-                    tile = augment(tile, rng, stain=stain, colors=not is_one_slide)
+                    tile = augment(tile, rng, stain=stain, colors=0 if is_one_slide else jitter)
                 cut = tile[
                     there[0].start - top : there[0].stop - top,
                     there[1].start - left : there[1].stop - left,
                 ]
                 image[there][part == label] = cut[part == label]
     if vary and is_one_slide:
-        image = vary_colors(image, rng, stain=stain)
+        image = vary_colors(image, rng, stain=stain, strength=jitter)
     return Mosaic(image=image, shares=_shares(area, n_classes))
 
 
