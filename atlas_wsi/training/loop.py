@@ -34,6 +34,7 @@ SLIDE_LOSS = 0.3
 _EMA = 0.998
 _AHEAD = 4
 _MAKERS = 1
+_MEASURED = 1024
 _WINDOW_CELLS = 4
 _MIN_LABELLED = 0.05
 
@@ -196,6 +197,9 @@ def train(
 ) -> Model:
     """Train a model on tiles.
 
+    Halfway, or at once from given weights, batch norm is measured on unchanged tiles and kept:
+    training ends with what prediction uses.
+
     Parameters
     ----------
     tiles
@@ -244,9 +248,12 @@ def train(
         lr=recipe.rate,
     )
     low = recipe.precision == "bfloat16" or (recipe.precision == "auto" and _cpu_has_bfloat16())
+    fix_at = 0 if init is not None else steps // 2
     start = time.perf_counter()
     for step, batch in enumerate(_batches(tiles, recipe, steps, stain=stain)):
         cancel.raise_if_cancelled()
+        if step == fix_at:
+            _fix_norms(model, tiles, recipe)
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate * _schedule(step, steps)
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
@@ -261,7 +268,8 @@ def train(
             step + 1,
             steps,
         )
-    _settle_statistics(average, tiles, recipe, steps, stain=stain)
+    for mean, now in zip(average.buffers(), model.buffers(), strict=True):
+        mean.copy_(now)
     average.card = card.model_copy(
         update={
             "training": {
@@ -315,20 +323,25 @@ def _follow(average: nn.Module, model: nn.Module, keep: float) -> None:
 
 
 @torch.no_grad()
-def _settle_statistics(
-    model: Model, tiles: TileSet, recipe: Recipe, steps: int, *, stain: bool
-) -> None:
-    """Measure the batch-norm statistics of the averaged weights anew."""
+def _fix_norms(model: Model, tiles: TileSet, recipe: Recipe) -> None:
+    """Measure the batch-norm statistics on unchanged tiles and keep them from then on.
+
+    Statistics of varied mosaics, one picture a batch, are not those of a slide: on EuroSAT they
+    cost six points of accuracy.
+    """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over what follows
-    model.train()
-    for step in range(steps, steps + min(60, max(4, steps // 4))):
-        batch = make_batch(tiles, recipe, step, stain=stain)
-        model.encoder.stem(
-            model.normalise(batch.images).contiguous(memory_format=torch.channels_last)
-        )
+        norm.train()
+    order = np.random.default_rng(recipe.seed).permutation(len(tiles))[:_MEASURED]
+    batch = max(2, int(recipe.megapixels * 1e6) // tiles.images[0, ..., 0].size)
+    for start in range(0, len(order), batch):
+        images = torch.from_numpy(tiles.images[order[start : start + batch]])
+        x_BCYX = model.normalise(images).contiguous(memory_format=torch.channels_last)
+        model.encoder.stem(x_BCYX)
+    for norm in norms:
+        norm.eval()
 
 
 def _cpu_has_bfloat16() -> bool:
