@@ -326,8 +326,7 @@ def _follow(average: nn.Module, model: nn.Module, keep: float) -> None:
 def _fix_norms(model: Model, tiles: TileSet, recipe: Recipe) -> None:
     """Measure the batch-norm statistics on unchanged tiles and keep them from then on.
 
-    Statistics of varied mosaics, one picture a batch, are not those of a slide: on EuroSAT they
-    cost six points of accuracy.
+    Statistics of varied mosaics, one picture a batch, are not those of a slide.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:

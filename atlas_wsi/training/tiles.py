@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 GROUPS_FILE = "groups.csv"
 _MIN_PX, _MAX_PX = 64, 2048
+_MAX_NAME = 100
 _DEEP_MODES = {"I", "F"}
 
 
@@ -87,13 +88,16 @@ def read_tiles(folder: str | os.PathLike[str], *, progress: Progress | None = No
     Raises
     ------
     DatasetError
-        If there are no class folders, a tile cannot be read or differs in size, or a tile has no
+        If there are no class folders, a folder's name is too long, a tile cannot be read or differs in size, or a tile has no
         group in ``groups.csv``.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder.", hint="Give a folder with a folder a class.")
     classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "."))
+    long = next((name for name in classes if len(name) > _MAX_NAME), None)
+    if long is not None:
+        raise DatasetError(f"The class folder {long} has a name over {_MAX_NAME} characters.")
     files = [
         (label, path)
         for label, name in enumerate(classes)
