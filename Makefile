@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/atlas-wsi predict "$$($(BIN)/atlas-wsi sample --quiet cmu-1-small-region)" --out demo
+	$(BIN)/atlas-wsi predict "$$($(BIN)/atlas-wsi sample --quiet cmu-1-small-region)" --out demo --overwrite
 	@echo "Look at demo/CMU-1-Small-Region/heatmap.png"
 
 test: $(READY)
