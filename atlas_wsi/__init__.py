@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atlas_wsi.heatmap.heatmap import Heatmap
+    from atlas_wsi.heatmap.heatmap import AttentionMap, Heatmap
     from atlas_wsi.heatmap.write import open_result
     from atlas_wsi.inference.predict import predict
     from atlas_wsi.models.model import Model
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AttentionMap": "atlas_wsi.heatmap.heatmap",
     "CancelToken": "atlas_wsi.progress",
     "Heatmap": "atlas_wsi.heatmap.heatmap",
     "Model": "atlas_wsi.models.model",
@@ -40,6 +41,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AttentionMap",
     "CancelToken",
     "Heatmap",
     "Model",

@@ -18,10 +18,8 @@ import numpy as np
 import torch
 from plain_atlas import PlainAtlas
 
+from atlas_wsi.inference.bench import encode_array
 from atlas_wsi.inference.engine import prepare
-from atlas_wsi.inference.passes import StreamedPass
-from atlas_wsi.inference.plan import plan_macro_tiles
-from atlas_wsi.inference.tokens import TokenStore
 from atlas_wsi.models import AtlasConfig, Model, ModelCard, ModelClass
 
 CARD = ModelCard(
@@ -46,18 +44,7 @@ def streamed(model: Model, dtype: torch.dtype, image: np.ndarray):
     """Return a call that runs the streamed pass as `predict` does."""
     ready = prepare(model, device=CPU, dtype=dtype)
     layout = model.encoder.plan(image.shape[:2])
-    at = layout.scales[0]
-    tiles = plan_macro_tiles(
-        at.where[:, 1:], image_shape=image.shape[:2], window_px=256, halo_px=96, side=8
-    )
-
-    def run() -> torch.Tensor:
-        shape = (at.n_windows, at.side**2, model.config.dim)
-        with TokenStore(shape, dtype=dtype, in_ram=True) as store:
-            one = StreamedPass(ready, layout, store, batch=16, step=lambda *_: None)
-            return one.run((tile, image[tile.read.slices]) for tile in tiles).slide
-
-    return run
+    return lambda: encode_array(ready, layout, image, batch=16, side=8).slide
 
 
 def peer(name: str, size: int, dtype: torch.dtype):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -77,7 +78,8 @@ def predict(
     """Predict a heatmap of classes for slides and scenes.
 
     Writes OUT/SLIDE/: heatmap.ome.zarr, heatmap.png, regions.geojson, summary.json, and
-    heatmap.tif for georeferenced scenes. A result that is there is left alone.
+    heatmap.tif for georeferenced scenes. A result that is there is left alone. A run that was
+    stopped is gone on with by the same command; until then what it encoded lies in OUT/.SLIDE.work.
     """
     quiet = quiet or as_json
     _check_arguments(cell, memory, device)
@@ -163,7 +165,10 @@ def _one(
             report("find tissue", 0, 1)
             mask = tissue_mask(slide, keep_fat=keep_fat)
             report("find tissue", 1, 1)
-            result = run(slide, chosen, tissue=mask, progress=report, **options)
+            work = out / f".{folder.name}.work"
+            if overwrite:
+                shutil.rmtree(work, ignore_errors=True)
+            result = run(slide, chosen, tissue=mask, progress=report, work=work, **options)
             files = result.write(
                 out,
                 formats=tuple(formats) if formats else None,

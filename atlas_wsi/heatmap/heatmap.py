@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -149,6 +149,23 @@ class Run(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AttentionMap:
+    """How much a cell attends to each token of a coarse scale."""
+
+    weights: NDArray[np.float32]
+    """float32 `(rows, cols)`, shares of the cell's whole attention."""
+    grid: Grid
+    """Where those tokens lie on level 0."""
+
+
+class Context(Protocol):
+    """What the cells of a predicted slide attend to."""
+
+    def attention(self, y: float, x: float) -> list[AttentionMap]:
+        """Tell what the cell at level-0 row `y`, column `x` attends to, one map a coarse scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Heatmap:
     """Class probabilities over a slide, and everything that says what they mean."""
 
@@ -168,6 +185,8 @@ class Heatmap:
     """The slide."""
     run: Run
     """How the result came about."""
+    context: Context | None = None
+    """What cells attend to; only after `predict(..., context=True)`, never stored."""
 
     def __post_init__(self) -> None:
         expected = (len(self.classes), *self.grid.shape)

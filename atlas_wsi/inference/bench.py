@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,20 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_wsi.inference.engine import Precision, choose_device, choose_dtype, prepare
-from atlas_wsi.inference.passes import StreamedPass
+from atlas_wsi.inference.fine import FineWindows
+from atlas_wsi.inference.passes import SlideLogits, StreamedPass
 from atlas_wsi.inference.pixels import open_working_image
-from atlas_wsi.inference.plan import plan_macro_tiles
-from atlas_wsi.inference.predict import READ_THREADS, peak_memory_bytes, plan_layout, predict
+from atlas_wsi.inference.predict import peak_memory_bytes, plan_layout, predict
 from atlas_wsi.inference.prefetch import prefetch
-from atlas_wsi.inference.tokens import TokenStore
-from atlas_wsi.models.stem import HALO_PX, STRIDE_PX
+from atlas_wsi.inference.stream import macro_tiles, read_threads
+from atlas_wsi.inference.tokens import RamTokens
+from atlas_wsi.models.stem import STRIDE_PX
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.tissue.mask import tissue_mask
 from atlas_wsi.tissue.windows import plan_windows
 
 if TYPE_CHECKING:
-    import torch
+    import os
 
+    import torch
+    from numpy.typing import NDArray
+
+    from atlas_wsi.models.layout import Layout
     from atlas_wsi.models.model import Model
     from atlas_wsi.progress import Progress
 
@@ -110,17 +114,12 @@ def bench(
         )
         if not windows.n_active:
             raise ValueError(f"{slide.name} has no tissue; there is nothing to time")
-        at = plan_layout(model, image, windows).scales[0]
-        tiles = plan_macro_tiles(
-            at.where[:, 1:],
-            image_shape=image.shape,
-            window_px=at.side * STRIDE_PX,
-            halo_px=HALO_PX,
-            side=_SIDE,
-        )
+        layout = plan_layout(model, image, windows)
+        at = layout.scales[0]
+        tiles = macro_tiles(model, layout, image.shape, _SIDE)
         a_window = (at.side * STRIDE_PX) ** 2 / 1e6
         some = tiles[:: max(1, len(tiles) // _SAMPLE_TILES)]
-        threads = min(READ_THREADS, os.cpu_count() or 1)
+        threads = read_threads()
         start = time.perf_counter()
         for _ in prefetch(lambda t: image.read(t.read), some, threads=threads, ahead=threads + 1):
             pass
@@ -157,20 +156,59 @@ def _encode_speed(model: Model, device: torch.device, precision: Precision) -> f
     side_px = 2 * _SIDE * model.config.window_px
     pixels = np.random.default_rng(0).integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
     layout = model.encoder.plan((side_px, side_px))
-    at = layout.scales[0]
-    tiles = plan_macro_tiles(
-        at.where[:, 1:],
-        image_shape=(side_px, side_px),
-        window_px=model.config.window_px,
-        halo_px=HALO_PX,
-        side=_SIDE,
-    )
     best = np.inf
     for _ in range(2):
-        shape = (at.n_windows, at.side**2, model.config.dim)
         start = time.perf_counter()
-        with TokenStore(shape, dtype=dtype, in_ram=True) as store:
-            stream = StreamedPass(ready, layout, store, batch=_BATCH, step=lambda *_: None)
-            stream.run((tile, pixels[tile.read.slices]) for tile in tiles)
+        encode_array(ready, layout, pixels, batch=_BATCH, side=_SIDE)
         best = min(best, time.perf_counter() - start)
     return float(side_px**2 / 1e6 / best)
+
+
+def encode_array(
+    model: Model,
+    layout: Layout,
+    pixels: NDArray[np.uint8],
+    *,
+    batch: int,
+    side: int,
+    cell_tokens: int = 4,
+) -> SlideLogits:
+    """Run the streamed pass over an image in memory.
+
+    Parameters
+    ----------
+    model
+        From `atlas_wsi.inference.engine.prepare`.
+    layout
+        Windows of every scale.
+    pixels
+        uint8 `(rows, cols, 3)`.
+    batch
+        Windows that attend at once.
+    side
+        Windows along a macro-tile's side.
+    cell_tokens
+        Fine tokens along a cell's side.
+
+    Returns
+    -------
+    SlideLogits
+        On the CPU.
+    """
+    at = layout.scales[0]
+    shape = (pixels.shape[0], pixels.shape[1])
+    store = RamTokens(
+        (at.n_windows, at.side**2, model.config.dim), dtype=model.encoder.fc.weight.dtype
+    )
+    share = FineWindows(
+        model,
+        layout,
+        ((tile, pixels[tile.read.slices]) for tile in macro_tiles(model, layout, shape, side)),
+        store=store,
+        image_shape=shape,
+        batch=batch,
+        cell_tokens=cell_tokens,
+        step=lambda *_: None,
+    )
+    whole = [(np.arange(at.n_windows), share)]
+    return StreamedPass(model, layout, whole, batch=batch).run(cell_tokens=cell_tokens)

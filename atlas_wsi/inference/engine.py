@@ -6,14 +6,11 @@ import copy
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from atlas_wsi.errors import ModelError
 
 if TYPE_CHECKING:
     from atlas_wsi.models import Model
-    from atlas_wsi.models.stem import Stem
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -115,15 +112,5 @@ def prepare(model: Model, *, device: torch.device, dtype: torch.dtype) -> Model:
         Gives the same output up to rounding.
     """
     ready = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-    _fold(ready.encoder.stem)
-    ready.encoder.stem.to(memory_format=torch.channels_last)
+    ready.encoder.stem.fold_()
     return ready.to(device=device, dtype=dtype)
-
-
-def _fold(stem: Stem) -> None:
-    for module in stem.modules():
-        for i in (1, 2):
-            conv, bn = getattr(module, f"conv{i}", None), getattr(module, f"bn{i}", None)
-            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
-                setattr(module, f"conv{i}", fuse_conv_bn_eval(conv, bn))
-                setattr(module, f"bn{i}", nn.Identity())

@@ -10,26 +10,25 @@ those of `atlas_wsi.models.msa`; the result is that of the dense pass up to roun
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import nn
 
-from atlas_wsi.models.layout import pad_map
+from atlas_wsi.inference.fine import Fine, FineReading, fine_blocks, mean_cells, stage_blocks
 from atlas_wsi.models.msa import MsaBlock, pool, replace, spread
-from atlas_wsi.models.stem import STRIDE_PX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from atlas_wsi.inference.plan import MacroTile
-    from atlas_wsi.inference.tokens import TokenStore
     from atlas_wsi.models import Model
     from atlas_wsi.models.layout import Layout, ScaleLayout
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +44,7 @@ class SlideLogits:
 
 
 class StreamedPass:
-    """One streamed forward pass.
+    """One streamed forward pass: the coarse scales here, the fine windows in shares.
 
     Parameters
     ----------
@@ -53,49 +52,45 @@ class StreamedPass:
         From `atlas_wsi.inference.engine.prepare`.
     layout
         Windows of every scale of one image.
-    store
-        Where fine tokens lie between passes.
+    shares
+        For each share of the fine windows, their places in the layout's list, and who computes
+        them. Every window is in exactly one. Shares run at the same time.
     batch
         Windows that attend at once.
-    step
-        Called after each piece of work with the number of windows done in it; may raise to stop.
+    keep_context
+        Whether to keep the keys and values of the coarse scales.
     """
 
     def __init__(
         self,
         model: Model,
         layout: Layout,
-        store: TokenStore,
+        shares: Sequence[tuple[NDArray[np.int64], Fine]],
         *,
         batch: int,
-        step: Callable[[str, int], None],
+        keep_context: bool = False,
     ) -> None:
         self.model = model
-        self.store = store
         self.batch = batch
-        self.step = step
         weight = model.encoder.fc.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.layout = layout.to(self.device)
         self.scales = self.layout.scales
-        stages = [_blocks(stage) for stage in model.encoder.stages]
-        n_fine = _n_fine_stages(model, layout)
-        self.fine_blocks = [block for stage in stages[:n_fine] for block in stage]
-        self.later_stages = stages[n_fine:]
+        self.members = [torch.from_numpy(members) for members, _ in shares]
+        self.shares = [share for _, share in shares]
+        self.fine_blocks = fine_blocks(model, layout)
+        n_fine = len(model.config.depths) if len(layout.scales) == 1 else 1
+        self.later_stages = stage_blocks(model)[n_fine:]
+        self.keep_context = keep_context
+        self.coarse_kv: list[list[torch.Tensor]] = []
+        """For each block that has the finest scale: keys and values of the coarser scales."""
 
     @torch.inference_mode()
-    def run(
-        self,
-        tiles: Iterable[tuple[MacroTile, NDArray[np.uint8]]],
-        *,
-        cell_tokens: int = 4,
-    ) -> SlideLogits:
+    def run(self, *, cell_tokens: int = 4) -> SlideLogits:
         """Encode and read a whole image.
 
         Parameters
         ----------
-        tiles
-            Macro-tiles and their pixels; every active window in exactly one.
         cell_tokens
             Fine tokens along a cell's side.
 
@@ -104,14 +99,11 @@ class StreamedPass:
         SlideLogits
             On the CPU.
         """
-        coarse, pooled = self._pass_zero(tiles)
-        sums = _Readout(self.model)
-        fine = torch.empty(0)
+        made = self._each(lambda share: share.encode())
+        pooled = self._gather([one.placed for one in made])
+        coarse = self._coarse_start(self._gather([one.raw for one in made]))
         for number, block in enumerate(self.fine_blocks):
-            following = self.fine_blocks[number + 1 : number + 2]
-            coarse, fine, pooled = self._pass_fine(
-                block, following, coarse, pooled, cell_tokens=cell_tokens, sums=sums
-            )
+            coarse, pooled = self._pass_fine(number, block, coarse, pooled)
         last = [coarse]
         for stage in self.later_stages:
             for block in stage:
@@ -119,75 +111,22 @@ class StreamedPass:
             last.append(coarse)
             if stage is not self.later_stages[-1] and len(coarse) > 1:
                 coarse = coarse[1:]
-        for x_NTC, at in zip(reversed(coarse), reversed(self.scales), strict=False):
-            for part in self._parts(at):
-                sums.add(x_NTC[part], at.valid[part])
-        return self._read(fine, _last_of_each(last), sums, cell_tokens=cell_tokens)
+        readings = self._each(lambda share: share.reading())
+        cells, valid = self._cells(readings, _last_of_each(last), cell_tokens=cell_tokens)
+        return SlideLogits(cells=cells, valid=valid, slide=self._slide(readings, coarse))
 
-    # pass 0 ---------------------------------------------------------------------------------
-
-    def _pass_zero(
-        self, tiles: Iterable[tuple[MacroTile, NDArray[np.uint8]]]
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        at = self.scales[0]
-        dim = self.model.config.dim
-        parts = at.part_side**2
-        raw = self._empty(at.n_windows, parts, dim)
-        pooled = self._empty(at.n_windows, parts, dim)
-        position = self.fine_blocks[0].unit(0).position(at.side)
-        for tile, pixels in tiles:
-            windows = torch.from_numpy(tile.windows)
-            x_NTC = self._stem_windows(tile, pixels)
-            here = windows.to(self.device)
-            if parts:
-                raw[here] = pool(x_NTC, at, self.layout.ratio, part=here)
-                pooled[here] = pool(x_NTC + position, at, self.layout.ratio, part=here)
-            self.store.write(windows, x_NTC)
-            self.step("encode", len(windows))
+    def _coarse_start(self, raw: torch.Tensor) -> list[torch.Tensor]:
         coarse: list[torch.Tensor] = []
         for s, above in enumerate(self.scales[1:]):
             below = self.scales[s]
             made = raw if s == 0 else pool(coarse[-1], below, self.layout.ratio)
-            like = self._empty(above.n_windows, above.side**2, dim)
+            like = self._empty(above.n_windows, above.side**2, self.model.config.dim)
             coarse.append(spread(made, below, like))
-        return coarse, pooled
-
-    def _stem_windows(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
-        image = torch.from_numpy(pixels[None])
-        if self.device.type == "cuda":
-            image = image.pin_memory().to(self.device, non_blocking=True)
-        x_BCYX = self.model.normalise(image).to(self.dtype)
-        tokens = self.model.encoder.stem(x_BCYX)
-        at, area = self.scales[0], tile.area
-        m = at.side
-        top = area.row * m - tile.read.row // STRIDE_PX
-        left = area.col * m - tile.read.col // STRIDE_PX
-        tokens = tokens[0, :, top : top + area.rows * m, left : left + area.cols * m]
-        tokens = pad_map(
-            tokens, rows=area.rows * m - tokens.shape[1], cols=area.cols * m - tokens.shape[2]
-        )
-        cut = tokens.view(-1, area.rows, m, area.cols, m).permute(1, 3, 2, 4, 0)
-        where = at.where[tile.windows]
-        rows = torch.from_numpy(where[:, 1] - area.row)
-        cols = torch.from_numpy(where[:, 2] - area.col)
-        x_NTC = cut[rows, cols].reshape(len(where), m * m, -1)
-        if at.is_full:
-            return x_NTC
-        valid = at.valid[torch.from_numpy(tile.windows).to(self.device)]
-        return torch.where(valid[..., None], x_NTC, 0)
-
-    # passes over the finest scale -----------------------------------------------------------
+        return coarse
 
     def _pass_fine(
-        self,
-        block: MsaBlock,
-        following: list[MsaBlock],
-        coarse: list[torch.Tensor],
-        pooled: torch.Tensor,
-        *,
-        cell_tokens: int,
-        sums: _Readout,
-    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+        self, number: int, block: MsaBlock, coarse: list[torch.Tensor], pooled: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
         at = self.scales[0]
         coarse = [
             x + block.unit(s).position(self.scales[s].side) for s, x in enumerate(coarse, start=1)
@@ -195,37 +134,30 @@ class StreamedPass:
         if coarse:
             coarse[0] = coarse[0] + spread(pooled, at, coarse[0])
         coarse, kv = self._down(block, coarse, first=1)
-        position = block.unit(0).position(at.side)
-        logits, new_parts = [], torch.empty_like(pooled)
-        for part in self._parts(at):
-            x_NTC = self.store.read(part).to(self.device, self.dtype, non_blocking=True) + position
-            x_NTC = block.down(0, x_NTC, at, kv, self.scales[1:], part=part)
-            if coarse:
-                kv_fine = block.unit(0).keys_values(x_NTC)
-                new_parts[part] = block.up_parts(1, coarse[0], at, kv_fine, part=part)
-            if following:
-                self.store.write(part, x_NTC)
-                if coarse:
-                    ahead = x_NTC + following[0].unit(0).position(at.side)
-                    pooled[part] = pool(ahead, at, self.layout.ratio, part=part)
-            else:
-                logits.append(self._cells(x_NTC, part, cell_tokens))
-                if not self.later_stages:
-                    sums.add(x_NTC, at.valid[part])
-            self.step("attend", len(x_NTC))
+        if self.keep_context:
+            self.coarse_kv.append(kv)
+        nearest = coarse[0] if coarse else None
+        attended = self._each(lambda share: share.attend(number, nearest, kv))
         if coarse:
-            coarse[0] = replace(coarse[0], new_parts, at)
+            coarse[0] = replace(coarse[0], self._gather([one.parts for one in attended]), at)
             coarse = self._up(block, coarse, first=1)
-        return coarse, torch.cat(logits) if logits else torch.empty(0), pooled
+        return coarse, self._gather([one.pooled for one in attended])
 
-    def _cells(self, x_NTC: torch.Tensor, part: slice, cell_tokens: int) -> torch.Tensor:
-        """Average the reading of windows over their cells: `(n, K + 1, cells, cells)`."""
-        at = self.scales[0]
-        read = self.model.head.read(0, x_NTC).float()
-        valid = at.valid[part][..., None]
-        both = torch.cat([torch.where(valid, read, 0), valid.float()], dim=-1)
-        both = both.view(len(x_NTC), at.side, at.side, -1).permute(0, 3, 1, 2)
-        return nn.functional.avg_pool2d(both, cell_tokens, ceil_mode=True, divisor_override=1)
+    def _each(self, ask: Callable[[Fine], T]) -> list[T]:
+        if len(self.shares) == 1:
+            return [ask(self.shares[0])]
+        with ThreadPoolExecutor(len(self.shares), thread_name_prefix="atlas-wsi-share") as threads:
+            return list(threads.map(ask, self.shares))
+
+    def _gather(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """Bring what shares made into the order of the layout's list."""
+        if len(parts) == 1:
+            return parts[0].to(self.device)
+        whole = parts[0].new_empty(sum(len(p) for p in parts), *parts[0].shape[1:])
+        if len(whole) == self.scales[0].n_windows:
+            for members, part in zip(self.members, parts, strict=True):
+                whole[members] = part
+        return whole.to(self.device)
 
     # passes over the coarse scales, in memory -----------------------------------------------
 
@@ -274,31 +206,37 @@ class StreamedPass:
 
     # reading out ----------------------------------------------------------------------------
 
-    def _read(
-        self,
-        fine_NKYX: torch.Tensor,
-        coarse: list[torch.Tensor],
-        sums: _Readout,
-        *,
-        cell_tokens: int,
-    ) -> SlideLogits:
+    def _cells(
+        self, readings: list[FineReading], coarse: list[torch.Tensor], *, cell_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         at = self.scales[0]
+        fine_NKYX = self._gather([one.cells for one in readings]).cpu()
         side = fine_NKYX.shape[-1]
         rows, cols = (-(-n // cell_tokens) for n in at.grid)
         n_classes = fine_NKYX.shape[1] - 1
         laid = fine_NKYX.new_zeros(n_classes + 1, at.windows[0], side, at.windows[1], side)
-        i, j = (torch.from_numpy(at.where[:, k]).to(self.device) for k in (1, 2))
+        i, j = (torch.from_numpy(at.where[:, k]) for k in (1, 2))
         laid.permute(1, 3, 0, 2, 4)[i, j] = fine_NKYX
         laid = laid.view(n_classes + 1, at.windows[0] * side, at.windows[1] * side)
         laid = laid[:, :rows, :cols]
-        cells = laid[:-1] / laid[-1].clamp(min=1)
+        valid = laid[-1] > 0
         under = self.model.head.coarse(coarse, self.layout, cell_tokens=cell_tokens)
-        slide = self.model.encoder.fc(self.model.encoder.fc_norm(sums.mean().to(self.dtype)))
-        return SlideLogits(
-            cells=(cells + under[0].float()).cpu(),
-            valid=(laid[-1] > 0).cpu(),
-            slide=slide[0].float().cpu(),
-        )
+        fine = torch.where(valid, mean_cells(laid[None])[0], 0)
+        return fine + under[0].float().cpu(), valid
+
+    def _slide(self, readings: list[FineReading], coarse: list[torch.Tensor]) -> torch.Tensor:
+        """Read the whole image from the scales that are left at the end."""
+        encoder = self.model.encoder
+        total = torch.stack([one.total for one in readings]).sum(dim=0)
+        count = sum(one.count for one in readings)
+        for x_NTC, at in zip(reversed(coarse), reversed(self.scales), strict=False):
+            for part in self._parts(at):
+                valid = at.valid[part]
+                normed = torch.where(valid[..., None], encoder.readout_norm(x_NTC[part]).float(), 0)
+                total = total + normed.sum(dim=(0, 1)).cpu()
+                count += int(valid.sum())
+        mean = (total[None] / max(1, count)).to(self.device, self.dtype)
+        return encoder.fc(encoder.fc_norm(mean))[0].float().cpu()
 
     def _parts(self, at: ScaleLayout) -> Iterator[slice]:
         for start in range(0, at.n_windows, self.batch):
@@ -306,52 +244,6 @@ class StreamedPass:
 
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
-
-
-class _Readout:
-    """The running mean of normalised valid tokens."""
-
-    def __init__(self, model: Model) -> None:
-        self._norm = model.encoder.readout_norm
-        self._total: torch.Tensor | None = None
-        self._count = 0
-
-    def add(self, x_NTC: torch.Tensor, valid_NT: torch.Tensor) -> None:
-        total = torch.where(valid_NT[..., None], self._norm(x_NTC).float(), 0).sum(dim=(0, 1))
-        self._total = total if self._total is None else self._total + total
-        self._count += int(valid_NT.sum())
-
-    def mean(self) -> torch.Tensor:
-        assert self._total is not None
-        return self._total[None] / max(1, self._count)
-
-
-def n_fine_blocks(model: Model, layout: Layout) -> int:
-    """Return how many blocks update the finest scale.
-
-    Parameters
-    ----------
-    model
-        The model.
-    layout
-        Windows of every scale.
-
-    Returns
-    -------
-    int
-        Runs over the fine windows after pass 0.
-    """
-    return sum(model.config.depths[: _n_fine_stages(model, layout)])
-
-
-def _n_fine_stages(model: Model, layout: Layout) -> int:
-    """Count the stages that still have the finest scale; it is dropped unless it is the only one."""
-    return len(model.config.depths) if len(layout.scales) == 1 else 1
-
-
-def _blocks(stage: nn.Module) -> list[MsaBlock]:
-    assert isinstance(stage, nn.ModuleList)
-    return [block for block in stage if isinstance(block, MsaBlock)]
 
 
 def _last_of_each(stages: list[list[torch.Tensor]]) -> list[torch.Tensor]:

@@ -12,6 +12,8 @@ from atlas_wsi.errors import MemoryBudgetError
 from atlas_wsi.grid import Box
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -25,8 +27,10 @@ class MacroTile:
     """Places of its active windows in the layout's list."""
     area: Box
     """Windows it spans: rows and columns of the grid of windows."""
+    want: Box
+    """Working pixels of the area, inside the image."""
     read: Box
-    """Working pixels to read: the area and its halo, inside the image."""
+    """Working pixels to read: the area and what its tokens depend on, inside the image."""
 
 
 def plan_macro_tiles(
@@ -34,7 +38,7 @@ def plan_macro_tiles(
     *,
     image_shape: tuple[int, int],
     window_px: int,
-    halo_px: int,
+    reach: Callable[[Box, tuple[int, int]], Box],
     side: int,
 ) -> list[MacroTile]:
     """Group the active windows into macro-tiles.
@@ -47,9 +51,8 @@ def plan_macro_tiles(
         Rows and columns of the image in working pixels.
     window_px
         Working pixels along a window's side.
-    halo_px
-        Working pixels to read around the windows; none beyond the image, so that zero padding
-        acts where it does in the dense pass.
+    reach
+        Gives the pixels that the tokens of a box of pixels depend on: `reach` of the stem.
     side
         Windows along a macro-tile's side, at most.
 
@@ -67,13 +70,14 @@ def plan_macro_tiles(
         area = Box(
             row=int(row), col=int(col), rows=int(last_row - row) + 1, cols=int(last_col - col) + 1
         )
-        around = Box(
-            row=area.row * window_px - halo_px,
-            col=area.col * window_px - halo_px,
-            rows=area.rows * window_px + 2 * halo_px,
-            cols=area.cols * window_px + 2 * halo_px,
-        )
-        tiles.append(MacroTile(windows=members, area=area, read=around.clip(image_shape)))
+        want = Box(
+            row=area.row * window_px,
+            col=area.col * window_px,
+            rows=area.rows * window_px,
+            cols=area.cols * window_px,
+        ).clip(image_shape)
+        read = reach(want, image_shape)
+        tiles.append(MacroTile(windows=members, area=area, want=want, read=read))
     return tiles
 
 
@@ -121,6 +125,7 @@ def plan_memory(
     dim: int,
     n_scales: int,
     window_px: int,
+    pixel_floats: float,
     itemsize: int,
     batch: int | None = None,
 ) -> MemoryPlan:
@@ -140,6 +145,8 @@ def plan_memory(
         Scales of the image.
     window_px
         Working pixels along a window's side.
+    pixel_floats
+        Numbers a working pixel that the stem holds at once.
     itemsize
         Bytes a number while computing.
     batch
@@ -168,8 +175,7 @@ def plan_memory(
         )
     in_ram = n_windows * window_bytes <= left // 2
     free = left - n_windows * window_bytes if in_ram else left
-    # the widest maps of the stem: 64 and dim / 4 channels at strides 2 and 4, a few at once
-    pixel_bytes = itemsize * (64 / 4 + 4 * (dim / 4) / 16) + 24
+    pixel_bytes = itemsize * pixel_floats + 24
     side = int(np.sqrt(free / 3 / pixel_bytes) / window_px)
     # activations of a window: the residual stream, queries, an MLP four times as wide, and the
     # keys and values of every scale

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -16,15 +17,16 @@ import torch
 
 from atlas_wsi.grid import Grid
 from atlas_wsi.heatmap.heatmap import MAX_LISTED, Heatmap, ModelUsed, Run, SlideInfo, Unreadable
+from atlas_wsi.inference.context import CoarseContext
 from atlas_wsi.inference.engine import Precision, choose_device, choose_dtype, prepare
-from atlas_wsi.inference.passes import SlideLogits, StreamedPass, n_fine_blocks
+from atlas_wsi.inference.fine import fine_blocks
+from atlas_wsi.inference.passes import SlideLogits, StreamedPass
 from atlas_wsi.inference.pixels import WorkingImage, open_working_image
-from atlas_wsi.inference.plan import MemoryPlan, parse_bytes, plan_macro_tiles, plan_memory
-from atlas_wsi.inference.prefetch import prefetch
-from atlas_wsi.inference.tokens import TokenStore
+from atlas_wsi.inference.plan import MemoryPlan, parse_bytes
+from atlas_wsi.inference.stream import open_share, plan_for
 from atlas_wsi.models.model import Model
 from atlas_wsi.models.registry import DEFAULTS, load_model
-from atlas_wsi.models.stem import HALO_PX, STRIDE_PX
+from atlas_wsi.models.stem import STRIDE_PX
 from atlas_wsi.progress import CancelToken, Progress, silent
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.slide import Slide
@@ -32,15 +34,18 @@ from atlas_wsi.tissue.mask import TissueMask, tissue_mask
 from atlas_wsi.tissue.windows import WindowGrid, plan_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import os
+
+    from numpy.typing import NDArray
 
     from atlas_wsi.models.layout import Layout
+
+Preview = Callable[[int, int, np.ndarray[Any, np.dtype[np.float32]]], None]
+"""Takes row, column and probabilities `(class, rows, cols)` of some cells."""
 
 MIN_CELL_TISSUE = 0.2
 """Least share of tissue of a cell that is shown; cells with less are left empty."""
 
-READ_THREADS = 4
-"""Threads that decode, at most."""
 _VERSIONS = ("atlas-wsi", "torch", "numpy", "openslide-python", "tifffile", "rasterio", "zarr")
 
 
@@ -78,6 +83,9 @@ def predict(
     precision: Precision = "auto",
     device: str = "auto",
     batch_size: int | None = None,
+    work: str | os.PathLike[str] | None = None,
+    preview: Preview | None = None,
+    context: bool = False,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Heatmap:
@@ -102,6 +110,15 @@ def predict(
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     batch_size
         Windows that attend at once; by default what fits.
+    work
+        Folder that keeps encoded windows as they come. A call that died is gone on with by a call
+        with the same slide, model and parameters; the folder is removed when a call ends well.
+    preview
+        Called as ``preview(row, col, probabilities)`` with float32 blocks `(class, rows, cols)` of
+        cells that are not final: first of each window seen alone, then seen with its context.
+    context
+        Whether the result can tell what cells attend to (`Heatmap.context`); the slide must stay
+        open for it.
     progress
         Told how far the work is.
     cancel
@@ -133,6 +150,9 @@ def predict(
             precision=precision,
             device=choose_device(device),
             batch_size=batch_size,
+            work=None if work is None else Path(work),
+            preview=preview,
+            context=context,
             report=progress or silent,
             cancel=cancel or CancelToken(),
         )
@@ -151,6 +171,9 @@ def _predict(
     precision: Precision,
     device: torch.device,
     batch_size: int | None,
+    work: Path | None,
+    preview: Preview | None,
+    context: bool,
     report: Progress,
     cancel: CancelToken,
 ) -> Heatmap:
@@ -177,6 +200,7 @@ def _predict(
     )
     probabilities = np.full((n_classes, *cells.shape), np.nan, dtype=np.float32)
     scores: dict[str, float] = {}
+    seen: CoarseContext | None = None
     parameters: dict[str, object] = {
         "cell_px": cell_px,
         "device": str(device),
@@ -188,16 +212,7 @@ def _predict(
     }
     if windows.n_active:
         layout = plan_layout(model, image, windows)
-        plan = plan_memory(
-            budget,
-            n_windows=layout.scales[0].n_windows,
-            tokens=layout.scales[0].side ** 2,
-            dim=model.config.dim,
-            n_scales=len(layout.scales),
-            window_px=model.config.window_px,
-            itemsize=dtype.itemsize,
-            batch=batch_size,
-        )
+        plan = plan_for(model, layout, budget, itemsize=dtype.itemsize, batch=batch_size)
         parameters |= {
             "batch": plan.batch,
             "macro_side": plan.macro_side,
@@ -205,8 +220,20 @@ def _predict(
             "scales": len(layout.scales),
         }
         ready = prepare(model, device=device, dtype=dtype)
-        logits = _encode(ready, layout, image, plan, cell_px=cell_px, report=report, cancel=cancel)
-        shown = logits.valid.numpy() & (mask.coverage(cells) >= MIN_CELL_TISSUE)
+        wanted = mask.coverage(cells) >= MIN_CELL_TISSUE
+        logits, seen = _encode(
+            ready,
+            layout,
+            image,
+            plan,
+            cell_px=cell_px,
+            work=work,
+            preview=preview and _shower(preview, layout, wanted),
+            context=context,
+            report=report,
+            cancel=cancel,
+        )
+        shown = logits.valid.numpy() & wanted
         probabilities[:, shown] = torch.softmax(logits.cells, dim=0).numpy()[:, shown]
         slide_scores = torch.softmax(logits.slide, dim=0).tolist()
         scores = dict(zip(model.card.class_names, slide_scores, strict=True))
@@ -225,6 +252,7 @@ def _predict(
         scores=scores,
         tissue=mask,
         slide=SlideInfo.of(slide),
+        context=seen,
         run=Run.model_validate(
             {
                 "model": ModelUsed(
@@ -293,29 +321,40 @@ def _encode(
     plan: MemoryPlan,
     *,
     cell_px: int,
+    work: Path | None,
+    preview: Callable[[torch.Tensor, torch.Tensor], None] | None,
+    context: bool,
     report: Progress,
     cancel: CancelToken,
-) -> SlideLogits:
-    at = layout.scales[0]
-    tiles = plan_macro_tiles(
-        at.where[:, 1:],
-        image_shape=image.shape,
-        window_px=at.side * STRIDE_PX,
-        halo_px=HALO_PX,
-        side=plan.macro_side,
-    )
-    shape = (at.n_windows, at.side**2, model.config.dim)
-    threads = min(READ_THREADS, os.cpu_count() or 1)
-    dtype = model.encoder.fc.weight.dtype
-    with TokenStore(shape, dtype=dtype, in_ram=plan.tokens_in_ram) as store:
-        totals = {"encode": at.n_windows, "attend": at.n_windows * n_fine_blocks(model, layout)}
-        stream = StreamedPass(
-            model, layout, store, batch=plan.batch, step=_reporter(report, cancel, totals)
-        )
-        pixels = prefetch(
-            lambda tile: image.read(tile.read), tiles, threads=threads, ahead=threads + 1
-        )
-        return stream.run(pixels, cell_tokens=cell_px // STRIDE_PX)
+) -> tuple[SlideLogits, CoarseContext | None]:
+    n, n_blocks = layout.scales[0].n_windows, len(fine_blocks(model, layout))
+    step = _reporter(report, cancel, {"encode": n, "attend": n * n_blocks})
+    cell_tokens = cell_px // STRIDE_PX
+    with open_share(
+        model, layout, image, plan, cell_tokens=cell_tokens, step=step, work=work, preview=preview
+    ) as share:
+        whole = [(np.arange(n), share)]
+        stream = StreamedPass(model, layout, whole, batch=plan.batch, keep_context=context)
+        logits = stream.run(cell_tokens=cell_tokens)
+    seen = CoarseContext(model, layout, image, stream.coarse_kv, cell_tokens) if context else None
+    return logits, seen
+
+
+def _shower(
+    preview: Preview, layout: Layout, wanted: NDArray[np.bool_]
+) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """Turn logits of windows into blocks of probabilities on the heatmap."""
+    where = layout.scales[0].where
+
+    def show(windows: torch.Tensor, logits: torch.Tensor) -> None:
+        blocks = torch.softmax(logits, dim=1).numpy()
+        for (_, i, j), block in zip(where[windows.numpy()], blocks, strict=True):
+            row, col = int(i) * block.shape[1], int(j) * block.shape[2]
+            here = wanted[row : row + block.shape[1], col : col + block.shape[2]]
+            block = block[:, : here.shape[0], : here.shape[1]]
+            preview(row, col, np.where(here, block, np.nan).astype(np.float32))
+
+    return show
 
 
 def _reporter(

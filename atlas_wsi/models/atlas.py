@@ -1,5 +1,8 @@
 """The Atlas encoder: a convolution stem under Multi-Scale Attention.
 
+A MambaVision can take the stem's place, with Multi-Scale Attention over it (``mambavision+msa``)
+or with nothing over it (``mambavision``: no cell sees further than the windows around it).
+
 Source: arXiv 2503.12355; published implementation (Apache-2.0), whose checkpoints load.
 """
 
@@ -7,8 +10,9 @@ Source: arXiv 2503.12355; published implementation (Apache-2.0), whose checkpoin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,11 +20,16 @@ from torch import nn
 
 from atlas_wsi.models.checkpoints import load_exactly, rename_published
 from atlas_wsi.models.layout import Alignment, Layout, count_scales, plan_layout
+from atlas_wsi.models.mambavision import MambaVisionConfig
+from atlas_wsi.models.mambavision_stem import MambaVisionStem
 from atlas_wsi.models.msa import MsaBlock, pool, spread
 from atlas_wsi.models.stem import STRIDE_PX, Stem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+
+Backbone = Literal["atlas", "mambavision", "mambavision+msa"]
+"""What makes the tokens, and whether coarse scales lie over them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +41,7 @@ class AtlasConfig:
     heads: int = 12
     """Attention heads."""
     depths: tuple[int, ...] = (2, 10)
-    """Blocks a stage; after each stage the finest scale is dropped."""
+    """Blocks a stage; after each stage the finest scale is dropped. Empty for a MambaVision alone."""
     n_scales: int = 2
     """Scales with parameters of their own."""
     window: int = 16
@@ -45,14 +54,38 @@ class AtlasConfig:
     """Channels of an image."""
     alignment: Alignment = "spatial"
     """Which coarse window a window looks up to."""
+    mambavision: MambaVisionConfig | None = None
+    """The MambaVision in the place of the convolution stem."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))
+        stored: object = self.mambavision
+        if isinstance(stored, Mapping):
+            object.__setattr__(self, "mambavision", MambaVisionConfig(**stored))
         if self.dim % 4 or self.dim % self.heads or self.window % self.ratio:
             raise ValueError(
                 f"dim {self.dim} must be divisible by 4 and by heads {self.heads}, "
                 f"window {self.window} by ratio {self.ratio}"
             )
+        if self.mambavision is None:
+            if not self.depths:
+                raise ValueError("an Atlas needs at least one stage of blocks; depths is empty")
+            return
+        made = self.mambavision.level_dim(2 if self.depths else 3)
+        if self.dim != made or self.in_channels != self.mambavision.in_chans:
+            raise ValueError(
+                f"dim {self.dim} and {self.in_channels} channels do not fit this MambaVision: its "
+                f"tokens have {made} and its images {self.mambavision.in_chans}"
+            )
+        if not self.depths and self.n_scales != 1:
+            raise ValueError(f"a MambaVision alone has one scale, not {self.n_scales}")
+
+    @property
+    def backbone(self) -> Backbone:
+        """What makes the tokens, and whether coarse scales lie over them."""
+        if self.mambavision is None:
+            return "atlas"
+        return "mambavision+msa" if self.depths else "mambavision"
 
     @property
     def window_px(self) -> int:
@@ -77,6 +110,8 @@ class Encoding:
 
     def last(self) -> list[torch.Tensor]:
         """Return the tokens of every scale after the last stage that had it, finest first."""
+        if not self.stages:
+            return list(self.initial)
         out: list[torch.Tensor] = []
         n = len(self.layout.scales)
         for scale in range(n):
@@ -97,7 +132,7 @@ class Atlas(nn.Module):
     def __init__(self, config: AtlasConfig) -> None:
         super().__init__()
         self.config = config
-        self.stem = Stem(config.dim // 4, in_channels=config.in_channels)
+        self.stem = _make_stem(config)
         self.stages = nn.ModuleList(
             nn.ModuleList(
                 MsaBlock(config.dim, config.heads, n_scales=max(1, config.n_scales - i))
@@ -108,7 +143,8 @@ class Atlas(nn.Module):
         self.readout_norm = nn.LayerNorm(config.dim)
         self.fc_norm = nn.LayerNorm(config.dim)
         self.fc = nn.Linear(config.dim, config.n_classes)
-        self.apply(_init)
+        for module in (self.stages, self.fc):
+            module.apply(_init)
 
     @classmethod
     def from_published(
@@ -182,6 +218,8 @@ class Atlas(nn.Module):
         """
         tokens = (-(-shape_px[0] // STRIDE_PX), -(-shape_px[1] // STRIDE_PX))
         side = min(self.config.window, max(tokens))
+        if not self.stages:
+            n_scales = 1
         if active_windows is None:
             active = np.ones((n_images, -(-tokens[0] // side), -(-tokens[1] // side)), dtype=bool)
         else:
@@ -242,7 +280,7 @@ class Atlas(nn.Module):
         torch.Tensor
             `(B, C)`.
         """
-        tokens = encoding.stages[-1]
+        tokens = encoding.stages[-1] if encoding.stages else encoding.initial
         layout = encoding.layout
         total = tokens[0].new_zeros(layout.n_images, self.config.dim)
         count = tokens[0].new_zeros(layout.n_images, 1)
@@ -291,7 +329,15 @@ class Atlas(nn.Module):
             At least 1.
         """
         longer = -(-max(shape_px) // STRIDE_PX)
+        if not self.stages:
+            return 1
         return count_scales(longer, window=self.config.window, ratio=self.config.ratio)
+
+
+def _make_stem(config: AtlasConfig) -> Stem | MambaVisionStem:
+    if config.mambavision is None:
+        return Stem(config.dim // 4, in_channels=config.in_channels)
+    return MambaVisionStem(config.mambavision, last_level=2 if config.depths else 3)
 
 
 def initial_tokens(x_NTC: torch.Tensor, layout: Layout) -> list[torch.Tensor]:

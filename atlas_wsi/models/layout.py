@@ -9,7 +9,7 @@ index arithmetic on integers; no weights, no features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -138,6 +138,34 @@ class Layout:
             return x_NTC
         return torch.where(at.valid.to(x.device)[..., None], x_NTC, 0)
 
+    def share(self, members: NDArray[np.int64]) -> Layout:
+        """Restrict the finest scale to some of its windows.
+
+        Parameters
+        ----------
+        members
+            Places in the list of the finest scale's windows.
+
+        Returns
+        -------
+        Layout
+            With those windows alone; the coarser scales are whole. What lies over a window of the
+            share is found (`up`), what lies under a coarse token is not (`down` is empty).
+        """
+        at = self.scales[0]
+        index = torch.from_numpy(members).to(at.valid.device)
+        valid = at.valid[index]
+        mine = replace(
+            at,
+            where=at.where[members],
+            valid=valid,
+            is_full=bool(valid.all()),
+            parents=tuple(p[index] for p in at.parents),
+            up=at.up[index],
+            down=at.down[:0],
+        )
+        return replace(self, scales=(mine, *self.scales[1:]))
+
     def to(self, device: torch.device) -> Layout:
         """Move the index tensors to a device.
 
@@ -154,21 +182,16 @@ class Layout:
         if self.scales[0].valid.device == device:
             return self
         moved = tuple(
-            ScaleLayout(
-                grid=at.grid,
-                side=at.side,
-                windows=at.windows,
-                where=at.where,
+            replace(
+                at,
                 valid=at.valid.to(device),
-                is_full=at.is_full,
                 parents=tuple(p.to(device) for p in at.parents),
                 up=at.up.to(device),
                 down=at.down.to(device),
-                part_side=at.part_side,
             )
             for at in self.scales
         )
-        return Layout(n_images=self.n_images, scales=moved, ratio=self.ratio)
+        return replace(self, scales=moved)
 
 
 def pad_map(x_BCYX: torch.Tensor, *, rows: int, cols: int) -> torch.Tensor:

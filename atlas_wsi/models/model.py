@@ -150,7 +150,7 @@ class Model(nn.Module):
         }
         facts = {
             "format": _FORMAT,
-            "backbone": "atlas",
+            "backbone": self.config.backbone,
             "config": self.config.as_dict(),
             "card": self.card.model_dump(mode="json"),
         }

@@ -12,6 +12,7 @@ import torch
 from atlas_wsi.errors import UnknownModelError
 from atlas_wsi.models.atlas import AtlasConfig
 from atlas_wsi.models.card import ModelCard, ModelClass
+from atlas_wsi.models.mambavision import MambaVisionConfig
 from atlas_wsi.models.model import Model
 
 if TYPE_CHECKING:
@@ -33,7 +34,19 @@ _TEST_CARD = ModelCard(
     data="none: random weights",
     limits="for tests and benchmarks only",
 )
-_TEST_CONFIG = AtlasConfig(dim=16, heads=2, depths=(1, 1), n_scales=2, n_classes=3)
+_TEST_TRUNK = MambaVisionConfig(
+    dim=8, in_dim=8, depths=(1, 1, 2, 2), num_heads=(1, 1, 2, 2), window_size=(8, 8, 14, 7)
+)
+TEST_CONFIGS = {
+    "atlas_test": AtlasConfig(dim=16, heads=2, depths=(1, 1), n_scales=2, n_classes=3),
+    "mambavision_test": AtlasConfig(
+        dim=64, heads=2, depths=(), n_scales=1, n_classes=3, mambavision=_TEST_TRUNK
+    ),
+    "mambavision_msa_test": AtlasConfig(
+        dim=32, heads=2, depths=(1, 1), n_scales=2, n_classes=3, mambavision=_TEST_TRUNK
+    ),
+}
+"""Tiny models with random weights, one a backbone, for tests and benchmarks."""
 
 
 def shipped_models() -> dict[str, Path]:
@@ -51,7 +64,7 @@ def shipped_models() -> dict[str, Path]:
 def load_model(name_or_path: str | os.PathLike[str]) -> Model:
     """Load a model by its shipped name or from a file.
 
-    ``atlas_test`` is a tiny model with random weights, for tests and benchmarks.
+    The names of `TEST_CONFIGS` are tiny models with random weights, for tests and benchmarks.
 
     Parameters
     ----------
@@ -72,8 +85,8 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Model:
     name = str(name_or_path)
     if name in shipped:
         return Model.load(shipped[name])
-    if name == "atlas_test":
-        return _test_model()
+    if name in TEST_CONFIGS:
+        return _test_model(name)
     if Path(name).exists() or "/" in name or name.endswith(".safetensors"):
         return Model.load(name)
     raise UnknownModelError(
@@ -82,10 +95,11 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Model:
     )
 
 
-def _test_model() -> Model:
+def _test_model(name: str) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Model(_TEST_CONFIG, _TEST_CARD).eval()
+        card = _TEST_CARD.model_copy(update={"name": name})
+        model = Model(TEST_CONFIGS[name], card).eval()
     digest = hashlib.sha256()
     for value in model.state_dict().values():
         digest.update(value.numpy().tobytes())

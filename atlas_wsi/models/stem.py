@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from atlas_wsi.grid import Box
 
 STRIDE_PX = 16
 """Working pixels a token along one side."""
@@ -80,9 +83,128 @@ class Stem(nn.Module):
         self.down1 = Downsample(features)
         self.stage2 = nn.Sequential(*(ResidualBlock(2 * features) for _ in range(3)))
         self.down2 = Downsample(2 * features)
+        # the widest maps: 64 channels at stride 2, `features` at stride 4, a few at once
+        self.floats_a_pixel = 64 / 4 + 4 * features / 16
 
     def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
         """Return tokens ``(B, 4 * features, ceil(Y / 16), ceil(X / 16))``."""
         x_BCYX = torch.relu(self.bn1(self.conv1(x_BCYX)))
         x_BCYX = torch.relu(self.bn2(self.conv2(x_BCYX)))
         return self.down2(self.stage2(self.down1(self.stage1(x_BCYX))))
+
+    def reach(self, want: Box, image: tuple[int, int]) -> Box:
+        """Return the pixels that the tokens of a region depend on.
+
+        Parameters
+        ----------
+        want
+            Pixels whose tokens are wanted; starts at a whole token.
+        image
+            Rows and columns of the image.
+
+        Returns
+        -------
+        Box
+            The region and its halo; none beyond the image, so that zero padding acts where it does
+            when the whole image is encoded.
+        """
+        return grow(want, HALO_PX).clip(image)
+
+    def part(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:
+        """Encode a region exactly as it would be encoded in the whole image.
+
+        Parameters
+        ----------
+        x_BCYX
+            The pixels that `reach` says.
+        want
+            Pixels whose tokens are wanted.
+        image
+            Rows and columns of the image.
+
+        Returns
+        -------
+        torch.Tensor
+            Tokens ``(B, C, rows, cols)`` of what `want` has inside the image.
+        """
+        read = self.reach(want, image)
+        return crop(self(x_BCYX), tokens_of(want.clip(image)), tokens_of(read))
+
+    def fold_(self) -> Stem:
+        """Fold batch norms into the convolutions before them, in place; for inference only.
+
+        Returns
+        -------
+        Stem
+            This stem, channels last in memory.
+        """
+        for module in self.modules():
+            for i in (1, 2):
+                conv, bn = getattr(module, f"conv{i}", None), getattr(module, f"bn{i}", None)
+                if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+                    setattr(module, f"conv{i}", fuse_conv_bn_eval(conv, bn))
+                    setattr(module, f"bn{i}", nn.Identity())
+        return self.to(memory_format=torch.channels_last)
+
+
+def grow(box: Box, by: int) -> Box:
+    """Return a box with a margin.
+
+    Parameters
+    ----------
+    box
+        A box.
+    by
+        Margin on each side.
+
+    Returns
+    -------
+    Box
+        May reach over the image.
+    """
+    return Box(row=box.row - by, col=box.col - by, rows=box.rows + 2 * by, cols=box.cols + 2 * by)
+
+
+def tokens_of(pixels: Box, *, stride: int = STRIDE_PX) -> Box:
+    """Return the tokens that pixels lie in.
+
+    Parameters
+    ----------
+    pixels
+        A box of pixels.
+    stride
+        Pixels a token along one side.
+
+    Returns
+    -------
+    Box
+        The smallest box of tokens that covers it.
+    """
+    row, col = pixels.row // stride, pixels.col // stride
+    return Box(
+        row=row,
+        col=col,
+        rows=-(-pixels.row_end // stride) - row,
+        cols=-(-pixels.col_end // stride) - col,
+    )
+
+
+def crop(x_BCYX: torch.Tensor, want: Box, have: Box) -> torch.Tensor:
+    """Cut a box out of a map.
+
+    Parameters
+    ----------
+    x_BCYX
+        The map of `have`.
+    want
+        What is wanted of it, in the same units.
+    have
+        Where the map lies.
+
+    Returns
+    -------
+    torch.Tensor
+        A view.
+    """
+    top, left = want.row - have.row, want.col - have.col
+    return x_BCYX[..., top : top + want.rows, left : left + want.cols]

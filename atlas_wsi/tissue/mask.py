@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from atlas_wsi.tissue.segment import find_tissue
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -31,6 +33,8 @@ class TissueMask:
     """Where the mask's cells lie on level 0."""
     method: str
     """How the mask was found, such as ``"brightfield"``, ``"fluorescence"``, ``"valid"``."""
+    is_drawn: bool = False
+    """Whether somebody chose the area: then every window it touches is computed."""
 
     def __post_init__(self) -> None:
         if self.mask.shape != self.grid.shape or self.mask.dtype != np.bool_:
@@ -74,6 +78,58 @@ class TissueMask:
             table = np.diff(table, axis=axis)
             cell_area *= step
         return np.clip(table / cell_area, 0, 1).astype(np.float32)
+
+    def within(self, polygons: Sequence[NDArray[Any]]) -> TissueMask:
+        """Cut the mask to areas of interest.
+
+        Parameters
+        ----------
+        polygons
+            Each `(n, 2)`: level-0 row and column of its corners. Cells that a polygon touches
+            are kept; areas may lie apart.
+
+        Returns
+        -------
+        TissueMask
+            Tissue inside the areas, with cells small enough for the smallest of them.
+
+        Raises
+        ------
+        ValueError
+            If a polygon has less than three corners or a corner that is no number.
+        """
+        from rasterio.features import rasterize
+
+        corners = [np.asarray(polygon, dtype=np.float64) for polygon in polygons]
+        for polygon in corners:
+            if polygon.ndim != 2 or polygon.shape[1] != 2 or len(polygon) < 3:
+                raise ValueError(f"a polygon is an (n, 2) array of corners, not {polygon.shape}")
+            if not np.isfinite(polygon).all():
+                raise ValueError("a polygon has a corner that is not a finite number")
+        finer = self._fine_enough(corners)
+        mask = np.kron(self.mask, np.ones((finer, finer), bool)) if finer > 1 else self.mask
+        grid = Grid(
+            shape=(mask.shape[0], mask.shape[1]),
+            step_px=(self.grid.step_px[0] / finer, self.grid.step_px[1] / finer),
+            origin_px=self.grid.origin_px,
+        )
+        shapes = []
+        for polygon in corners:
+            y, x = ((polygon - grid.origin_px) / grid.step_px).T
+            ring = np.stack([x, y], axis=1).tolist()
+            shapes.append({"type": "Polygon", "coordinates": [[*ring, ring[0]]]})
+        inside = np.zeros(mask.shape, bool)
+        if shapes:
+            inside = rasterize(shapes, out_shape=mask.shape, all_touched=True, dtype=np.uint8) > 0
+        return replace(self, mask=mask & inside, grid=grid, is_drawn=True)
+
+    def _fine_enough(self, corners: Sequence[NDArray[np.float64]]) -> int:
+        """Return into how many cells a side to cut a cell, so that small areas keep their form."""
+        if not corners:
+            return 1
+        smallest = min(float(np.min(np.ptp(p, axis=0) / self.grid.step_px)) for p in corners)
+        room = int(MAX_CELLS // max(self.mask.shape))
+        return max(1, min(room, math.ceil(16 / max(smallest, 1e-3))))
 
     def write_png(self, path: str | os.PathLike[str]) -> Path:
         """Write the mask as a grey picture, white where there is tissue.

@@ -62,7 +62,7 @@ def plan_windows(
         Working pixels along a window's side.
     min_tissue
         Least share of tissue, of the part of a window that lies on the slide, 0 to 1. A window
-        without any tissue is never active.
+        without any tissue is never active; with a drawn mask, one with any is.
 
     Returns
     -------
@@ -95,7 +95,9 @@ def plan_windows(
         active = np.ones(grid.shape, bool)
     else:
         share = mask.coverage(grid) / _share_on_slide(grid, slide_shape)
-        active = (share > 0) & (share >= min_tissue - 1e-6)
+        active = share > 0
+        if not mask.is_drawn:
+            active &= share >= min_tissue - 1e-6
     return WindowGrid(
         grid=grid, active=active, window_px=window_px, image_shape=image_shape, mpp=mpp_yx
     )

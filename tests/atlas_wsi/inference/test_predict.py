@@ -10,12 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import atlas_wsi
-from atlas_wsi.errors import Cancelled, MemoryBudgetError, MissingResolutionError, ModelError
+from atlas_wsi.errors import (
+    Cancelled,
+    MemoryBudgetError,
+    MissingResolutionError,
+    ModelError,
+    OutputNotWritableError,
+)
 from atlas_wsi.inference.engine import choose_device, choose_dtype, prepare
 from atlas_wsi.inference.plan import parse_bytes, plan_macro_tiles, plan_memory
 from atlas_wsi.inference.predict import MIN_CELL_TISSUE
 from atlas_wsi.inference.prefetch import prefetch
-from atlas_wsi.inference.tokens import TokenStore
+from atlas_wsi.inference.tokens import FileTokens, KeptTokens
 from atlas_wsi.models import load_model
 from atlas_wsi.slides.synthetic import make_svs
 
@@ -162,7 +168,14 @@ def test_what_is_no_amount_of_memory_is_refused(text):
 def test_a_budget_below_the_coarse_scales_is_a_clear_error():
     with pytest.raises(MemoryBudgetError, match="do not suffice"):
         plan_memory(
-            2**20, n_windows=10_000, tokens=256, dim=128, n_scales=4, window_px=256, itemsize=4
+            2**20,
+            n_windows=10_000,
+            tokens=256,
+            dim=128,
+            n_scales=4,
+            window_px=256,
+            pixel_floats=20,
+            itemsize=4,
         )
 
 
@@ -177,6 +190,7 @@ def test_a_memory_plan_stays_within_its_budget(budget, n_windows, dim):
             dim=dim,
             n_scales=4,
             window_px=256,
+            pixel_floats=20,
             itemsize=4,
         )
     except MemoryBudgetError:
@@ -200,14 +214,16 @@ def test_macro_tiles_hold_every_window_once_and_their_halo(rows, cols, side, sha
     active[rng.integers(rows), rng.integers(cols)] = True
     where = np.argwhere(active)
     shape = (rows * 64 - int(rng.integers(0, 64)), cols * 64 - int(rng.integers(0, 64)))
-    tiles = plan_macro_tiles(where, image_shape=shape, window_px=64, halo_px=96, side=side)
+    stem = load_model("atlas_test").encoder.stem
+    tiles = plan_macro_tiles(where, image_shape=shape, window_px=64, reach=stem.reach, side=side)
     listed = np.concatenate([tile.windows for tile in tiles])
     assert sorted(listed) == list(range(len(where)))
     for tile in tiles:
         assert max(tile.area.rows, tile.area.cols) <= side
-        assert tile.read.row in (0, tile.area.row * 64 - 96)
-        assert tile.read.row_end in (shape[0], tile.area.row_end * 64 + 96)
-        assert tile.read.col_end in (shape[1], tile.area.col_end * 64 + 96)
+        assert tile.want == tile.want.clip(shape)
+        assert tile.read.row == max(0, tile.area.row * 64 - 96)
+        assert tile.read.row_end == min(shape[0], min(shape[0], tile.area.row_end * 64) + 96)
+        assert tile.read.col_end == min(shape[1], min(shape[1], tile.area.col_end * 64) + 96)
 
 
 def test_prefetch_keeps_the_order_and_raises_what_the_reader_raised():
@@ -229,11 +245,37 @@ def test_a_token_store_on_disk_leaves_no_file(tmp_path, monkeypatch):
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with TokenStore((5, 4, 8), dtype=torch.bfloat16, in_ram=False) as store:
-        x = torch.randn(2, 4, 8).bfloat16()
-        store.write(slice(1, 3), x)
-        assert torch.equal(store.read(slice(1, 3)), x)
-        assert not any(tmp_path.iterdir())  # it has no name: a killed process leaves nothing
+    store = FileTokens((5, 4, 8), dtype=torch.bfloat16)
+    x = torch.randn(2, 4, 8).bfloat16()
+    store.write(slice(1, 3), x)
+    assert torch.equal(store.read(slice(1, 3)), x)
+    assert torch.equal(store.read(torch.tensor([2, 1])), x.flip(0))
+    assert not any(tmp_path.iterdir())  # it has no name: a killed process leaves nothing
+    store.close()
+
+
+def test_kept_tokens_are_found_again_and_damage_is_not_taken_for_tokens(tmp_path):
+    shape, key = (6, 4, 8), {"slide": "a"}
+    x = torch.randn(3, 4, 8)
+    first = KeptTokens(tmp_path / "w", key, shape, dtype=torch.float32)
+    assert len(first.kept) == 0
+    first.write(torch.tensor([5, 0, 1]), x)
+    with pytest.raises(OutputNotWritableError, match="Another run"):
+        KeptTokens(tmp_path / "w", key, shape, dtype=torch.float32)
+    first.close()
+
+    with (tmp_path / "w" / "tokens.bin").open("r+b") as file:
+        file.seek(4 * 8 * 4 + 7)  # in window 1
+        file.write(b"!")
+    second = KeptTokens(tmp_path / "w", key, shape, dtype=torch.float32)
+    assert second.kept.tolist() == [0, 5]
+    assert torch.equal(second.read(second.kept), x[[1, 0]])
+    second.close()
+
+    third = KeptTokens(tmp_path / "w", {"slide": "b"}, shape, dtype=torch.float32)
+    assert len(third.kept) == 0  # what another slide left is not taken
+    third.discard()
+    assert not (tmp_path / "w").exists()
 
 
 def test_a_device_that_is_not_there_is_a_clear_error():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_wsi.inference.engine import prepare
+from atlas_wsi.inference.fine import FineWindows
 from atlas_wsi.inference.passes import StreamedPass
-from atlas_wsi.inference.plan import plan_macro_tiles
-from atlas_wsi.inference.tokens import TokenStore
+from atlas_wsi.inference.stream import macro_tiles
+from atlas_wsi.inference.tokens import FileTokens, RamTokens
 from atlas_wsi.models import AtlasConfig, Model, ModelCard, ModelClass
+from atlas_wsi.models.mambavision import MambaMixer, MambaVisionConfig
 
 CARD = ModelCard(
     name="law",
@@ -22,10 +26,26 @@ CARD = ModelCard(
 )
 
 
-def make_model(depths: tuple[int, ...], n_scales: int, window: int, ratio: int) -> Model:
+def make_model(
+    depths: tuple[int, ...], n_scales: int, window: int, ratio: int, mamba: tuple[int, ...] = ()
+) -> Model:
     torch.manual_seed(1)
+    dim = 16
+    trunk = None
+    if mamba:
+        trunk = MambaVisionConfig(
+            dim=4, in_dim=4, depths=(1, 1, 2, 2), num_heads=(1, 1, 2, 2), window_size=(8, 8, *mamba)
+        )
+        dim = trunk.level_dim(2 if depths else 3)
     config = AtlasConfig(
-        dim=16, heads=2, depths=depths, n_scales=n_scales, window=window, ratio=ratio, n_classes=3
+        dim=dim,
+        heads=2,
+        depths=depths,
+        n_scales=n_scales if depths else 1,
+        window=window,
+        ratio=ratio,
+        n_classes=3,
+        mambavision=trunk,
     )
     model = Model(config, CARD).eval()
     for module in model.modules():  # statistics and weights that matter
@@ -34,26 +54,37 @@ def make_model(depths: tuple[int, ...], n_scales: int, window: int, ratio: int) 
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.normal_(module.weight, std=0.2)
+        if isinstance(module, MambaMixer):  # steps as large as a trained model's
+            torch.nn.init.constant_(module.dt_proj.bias, -1.0)
     return model
 
 
-def stream(model, image, active, *, side, batch, in_ram, cell_tokens=4):
+def stream(model, image, active, *, side, batch, in_ram, cell_tokens=4, shares=1):
     layout = model.encoder.plan(image.shape[:2], active_windows=active)
-    at = layout.scales[0]
-    tiles = plan_macro_tiles(
-        at.where[:, 1:],
-        image_shape=image.shape[:2],
-        window_px=at.side * 16,
-        halo_px=96,
-        side=side,
-    )
-    shape = (at.n_windows, at.side**2, model.config.dim)
     ready = prepare(model, device=torch.device("cpu"), dtype=torch.float32)
-    with TokenStore(shape, dtype=torch.float32, in_ram=in_ram) as store:
-        done: list[int] = []
-        run = StreamedPass(ready, layout, store, batch=batch, step=lambda what, n: done.append(n))
-        pixels = ((tile, image[tile.read.slices]) for tile in tiles)
-        return run.run(pixels, cell_tokens=cell_tokens), done
+    done: list[int] = []
+    made = []
+    n_windows = layout.scales[0].n_windows
+    for members in np.array_split(np.random.default_rng(0).permutation(n_windows), shares):
+        if len(members):
+            mine = layout.share(np.sort(members))
+            at = mine.scales[0]
+            store = (RamTokens if in_ram else FileTokens)(
+                (at.n_windows, at.side**2, model.config.dim), dtype=torch.float32
+            )
+            tiles = macro_tiles(model, mine, image.shape[:2], side)
+            share = FineWindows(
+                ready,
+                mine,
+                ((tile, image[tile.read.slices]) for tile in tiles),
+                store=store,
+                image_shape=image.shape[:2],
+                batch=batch,
+                cell_tokens=cell_tokens,
+                step=lambda what, n: done.append(n),
+            )
+            made.append((np.sort(members), share))
+    return StreamedPass(ready, layout, made, batch=batch).run(cell_tokens=cell_tokens), done
 
 
 @st.composite
@@ -64,8 +95,15 @@ def cases(draw):
     shape = draw(st.tuples(st.integers(1, 420), st.integers(1, 420)))
     seed = draw(st.integers(0, 2**16))
     keep = draw(st.sampled_from([0.2, 0.6, 1.0]))
-    cut = draw(st.tuples(st.integers(1, 5), st.integers(1, 9), st.booleans()))
-    return window, ratio, depths, n_scales, shape, seed, keep, cut
+    cut = draw(st.tuples(st.integers(1, 5), st.integers(1, 9), st.booleans(), st.integers(1, 3)))
+    mamba = draw(st.sampled_from([(), (3, 2), (4, 2), (5, 3), (8, 4)]))
+    if mamba and draw(st.booleans()):
+        depths = ()
+    return window, ratio, depths, n_scales, mamba, shape, seed, keep, cut
+
+
+EXAMPLES = int(os.environ.get("ATLAS_WSI_EXAMPLES", "60"))
+"""Cases of the law; CHANGELOG and docs/streaming.md name the run with 1000."""
 
 
 def windows_of(model, shape):
@@ -74,11 +112,12 @@ def windows_of(model, shape):
     return tuple(-(-n // side) for n in tokens)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(cases())
 def test_streamed_is_dense_for_any_size_mask_cut_and_store(case):
-    window, ratio, depths, n_scales, shape, seed, keep, (side, batch, in_ram) = case
-    model = make_model(depths, n_scales, window, ratio)
+    window, ratio, depths, n_scales, mamba, shape, seed, keep, cut = case
+    side, batch, in_ram, shares = cut
+    model = make_model(depths, n_scales, window, ratio, mamba)
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     active = rng.random(windows_of(model, shape)) < keep
@@ -87,7 +126,7 @@ def test_streamed_is_dense_for_any_size_mask_cut_and_store(case):
     with torch.inference_mode():
         x = model.normalise(torch.from_numpy(image[None]))
         dense = model(x, active_windows=active)
-    streamed, _ = stream(model, image, active, side=side, batch=batch, in_ram=in_ram)
+    streamed, _ = stream(model, image, active, side=side, batch=batch, in_ram=in_ram, shares=shares)
 
     assert torch.equal(streamed.valid, dense.valid[0])
     torch.testing.assert_close(streamed.slide, dense.slide[0], atol=1e-4, rtol=1e-4)

@@ -1,0 +1,375 @@
+"""The finest scale of a streamed pass: everything that is done window by window.
+
+A share of the windows needs nothing of the other shares but the coarse scales, so shares may lie
+in one process, or one in each worker of a cluster.
+"""
+
+# N windows, T tokens a window, P tokens of the next scale over a window, C channels, K classes
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+
+from atlas_wsi.models.layout import pad_map
+from atlas_wsi.models.msa import MsaBlock, pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from atlas_wsi.inference.plan import MacroTile
+    from atlas_wsi.inference.tokens import TokenStore
+    from atlas_wsi.models import Model
+    from atlas_wsi.models.layout import Layout, ScaleLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooled:
+    """What the windows of a share give to the scale above them, each `(N, P, C)`."""
+
+    raw: torch.Tensor
+    """Pooled tokens."""
+    placed: torch.Tensor
+    """Pooled tokens with the position of the first block added."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attended:
+    """What a block over the windows of a share gives to the scale above them, each `(N, P, C)`."""
+
+    parts: torch.Tensor
+    """Tokens of the scale above, updated from below (step 4)."""
+    pooled: torch.Tensor
+    """Pooled tokens with the position of the following block added; empty after the last one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineReading:
+    """What is read from the windows of a share at the end."""
+
+    cells: torch.Tensor
+    """float32 `(N, K + 1, rows, cols)`: sums of logits a cell, and the count of valid tokens."""
+    total: torch.Tensor
+    """float32 `(C,)`: sum of normalised valid tokens; zeros if the finest scale is dropped."""
+    count: int
+    """Tokens in `total`."""
+
+
+class Fine(Protocol):
+    """A share of the windows of the finest scale, here or in another process."""
+
+    def encode(self) -> Pooled:
+        """Read and encode every window."""
+
+    def attend(
+        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
+    ) -> Attended:
+        """Run one block over every window."""
+
+    def reading(self) -> FineReading:
+        """Return what was read after the last block."""
+
+
+class FineWindows:
+    """A share of the fine windows in this process.
+
+    Parameters
+    ----------
+    model
+        From `atlas_wsi.inference.engine.prepare`.
+    layout
+        Windows of every scale; those of the finest are the share's (`Layout.share`).
+    tiles
+        Macro-tiles and their pixels; every window in exactly one, unless `kept` says that its
+        tokens are in the store.
+    store
+        Where tokens lie between passes.
+    image_shape
+        Rows and columns of the image in working pixels.
+    batch
+        Windows that attend at once.
+    cell_tokens
+        Fine tokens along a cell's side.
+    step
+        Called after each piece of work with the number of windows done in it; may raise to stop.
+    scratch
+        Where tokens are written by blocks that another block follows; `store` by default.
+    kept
+        Places of windows whose tokens are in the store already.
+    preview
+        Called with places of windows and logits `(n, K, rows, cols)` a cell, not yet final: first of
+        each window seen alone, then seen with its context.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        layout: Layout,
+        tiles: Iterable[tuple[MacroTile, NDArray[np.uint8]]],
+        *,
+        store: TokenStore,
+        image_shape: tuple[int, int],
+        batch: int,
+        cell_tokens: int,
+        step: Callable[[str, int], None],
+        scratch: TokenStore | None = None,
+        kept: torch.Tensor | None = None,
+        preview: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.tiles = tiles
+        self.store = store
+        self.scratch = scratch or store
+        self.image_shape = image_shape
+        self.batch = batch
+        self.cell_tokens = cell_tokens
+        self.step = step
+        self.kept = torch.empty(0, dtype=torch.long) if kept is None else kept
+        self.preview = preview
+        weight = model.encoder.fc.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.layout = layout.to(self.device)
+        self.at: ScaleLayout = self.layout.scales[0]
+        self.blocks = fine_blocks(model, layout)
+        self.is_kept = len(self.blocks) == sum(model.config.depths)
+        cells = -(-self.at.side // cell_tokens)
+        n_classes = model.config.n_classes
+        self._cells = torch.zeros(self.at.n_windows, n_classes + 1, cells, cells)
+        self._total = torch.zeros(model.config.dim)
+        self._count = 0
+
+    @torch.inference_mode()
+    def encode(self) -> Pooled:
+        """Read and encode every window (pass 0).
+
+        Returns
+        -------
+        Pooled
+            What the next scale is made of.
+        """
+        at, dim = self.at, self.model.config.dim
+        shape = (at.n_windows, at.part_side**2, dim)
+        out = Pooled(raw=self._empty(*shape), placed=self._empty(*shape))
+        for start in range(0, len(self.kept), self.batch):
+            windows = self.kept[start : start + self.batch]
+            self._take_in(windows, self.store.read(windows).to(self.device), out)
+        for tile, pixels in self.tiles:
+            windows = torch.from_numpy(tile.windows)
+            x_NTC = self._stem_windows(tile, pixels)
+            if self.blocks:
+                self.store.write(windows, x_NTC)
+            self._take_in(windows, x_NTC, out)
+        return out
+
+    @torch.inference_mode()
+    def attend(
+        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
+    ) -> Attended:
+        """Run one block over every window (pass b).
+
+        Parameters
+        ----------
+        number
+            Number of the block among those that have the finest scale.
+        coarse
+            Tokens of the next scale after its way down; None if there is none.
+        kv
+            Keys and values of every coarser scale, nearest first.
+
+        Returns
+        -------
+        Attended
+            What the next scale takes.
+        """
+        block, following = self.blocks[number], self.blocks[number + 1 : number + 2]
+        at, coarser = self.at, self.layout.scales[1:]
+        if coarse is not None:
+            coarse, kv = coarse.to(self.device), [t.to(self.device) for t in kv]
+        shape = (at.n_windows, at.part_side**2, self.model.config.dim)
+        parts = self._empty(*shape)
+        pooled = self._empty(*(shape if following else (0, 0, 0)))
+        position = block.unit(0).position(at.side)
+        store = self.scratch if number else self.store
+        for part in self._parts():
+            x_NTC = store.read(part).to(self.device, self.dtype, non_blocking=True) + position
+            x_NTC = block.down(0, x_NTC, at, kv, coarser, part=part)
+            if coarse is not None:
+                kv_fine = block.unit(0).keys_values(x_NTC)
+                parts[part] = block.up_parts(1, coarse, at, kv_fine, part=part)
+            if following:
+                self.scratch.write(part, x_NTC)
+                if coarse is not None:
+                    ahead = x_NTC + following[0].unit(0).position(at.side)
+                    pooled[part] = pool(ahead, at, self.layout.ratio, part=part)
+            else:
+                self._read_out(part, x_NTC)
+            self.step("attend", len(x_NTC))
+        return Attended(parts=parts, pooled=pooled)
+
+    def reading(self) -> FineReading:
+        """Return what was read after the last block.
+
+        Returns
+        -------
+        FineReading
+            On the CPU.
+        """
+        return FineReading(cells=self._cells, total=self._total, count=self._count)
+
+    def tokens_of_tile(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        """Encode the windows of one macro-tile.
+
+        Parameters
+        ----------
+        tile
+            Which windows.
+        pixels
+            uint8, what the tile says to read.
+
+        Returns
+        -------
+        torch.Tensor
+            Tokens `(n, T, C)`, zero where invalid.
+        """
+        return self._stem_windows(tile, pixels)
+
+    def _stem_windows(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        image = torch.from_numpy(pixels[None])
+        if self.device.type == "cuda":
+            image = image.pin_memory().to(self.device, non_blocking=True)
+        x_BCYX = self.model.normalise(image).to(self.dtype)
+        tokens = self.model.encoder.stem.part(x_BCYX, tile.want, self.image_shape)[0]
+        at, area, m = self.at, tile.area, self.at.side
+        tokens = pad_map(
+            tokens, rows=area.rows * m - tokens.shape[1], cols=area.cols * m - tokens.shape[2]
+        )
+        cut = tokens.reshape(-1, area.rows, m, area.cols, m).permute(1, 3, 2, 4, 0)
+        where = at.where[tile.windows]
+        rows = torch.from_numpy(where[:, 1] - area.row)
+        cols = torch.from_numpy(where[:, 2] - area.col)
+        x_NTC = cut[rows, cols].reshape(len(where), m * m, -1)
+        if at.is_full:
+            return x_NTC
+        valid = at.valid[torch.from_numpy(tile.windows).to(self.device)]
+        return torch.where(valid[..., None], x_NTC, 0)
+
+    def _take_in(self, windows: torch.Tensor, x_NTC: torch.Tensor, out: Pooled) -> None:
+        """Give the tokens of windows to the scale above, or read them if nothing follows."""
+        at, here = self.at, windows.to(self.device)
+        if not self.blocks:
+            self._read_out(here, x_NTC)
+        elif at.part_side:
+            position = self.blocks[0].unit(0).position(at.side)
+            out.raw[here] = pool(x_NTC, at, self.layout.ratio, part=here)
+            out.placed[here] = pool(x_NTC + position, at, self.layout.ratio, part=here)
+        if self.preview is not None and self.blocks:
+            self._preview_alone(here, x_NTC)
+        self.step("encode", len(windows))
+
+    def _preview_alone(self, windows: torch.Tensor, x_NTC: torch.Tensor) -> None:
+        """Show windows as if each were a whole image."""
+        assert self.preview is not None
+        alone = replace(self.at, parents=())
+        for start in range(0, len(windows), self.batch):
+            part = windows[start : start + self.batch]
+            x = x_NTC[start : start + self.batch]
+            for block in self.blocks:
+                x = block.down(0, x + block.unit(0).position(alone.side), alone, [], (), part=part)
+            self.preview(part.cpu(), mean_cells(self._sum_cells(part, x)))
+
+    def _read_out(self, part: slice | torch.Tensor, x_NTC: torch.Tensor) -> None:
+        cells = self._sum_cells(part, x_NTC)
+        self._cells[part] = cells
+        if self.is_kept:
+            valid = self.at.valid[part]
+            norm = self.model.encoder.readout_norm
+            total = torch.where(valid[..., None], norm(x_NTC).float(), 0).sum(dim=(0, 1))
+            self._total += total.cpu()
+            self._count += int(valid.sum())
+        if self.preview is not None:
+            places = torch.arange(self.at.n_windows)[part]
+            self.preview(places, mean_cells(cells))
+
+    def _sum_cells(self, part: slice | torch.Tensor, x_NTC: torch.Tensor) -> torch.Tensor:
+        """Sum the reading of windows over their cells: `(n, K + 1, cells, cells)`."""
+        at = self.at
+        read = self.model.head.read(0, x_NTC).float()
+        valid = at.valid[part][..., None]
+        both = torch.cat([torch.where(valid, read, 0), valid.float()], dim=-1)
+        both = both.view(len(x_NTC), at.side, at.side, -1).permute(0, 3, 1, 2)
+        summed = nn.functional.avg_pool2d(
+            both, self.cell_tokens, ceil_mode=True, divisor_override=1
+        )
+        return summed.cpu()
+
+    def _parts(self) -> Iterator[slice]:
+        for start in range(0, self.at.n_windows, self.batch):
+            yield slice(start, min(start + self.batch, self.at.n_windows))
+
+    def _empty(self, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+
+def mean_cells(summed: torch.Tensor) -> torch.Tensor:
+    """Turn sums a cell into means.
+
+    Parameters
+    ----------
+    summed
+        `(n, K + 1, rows, cols)`, counts last.
+
+    Returns
+    -------
+    torch.Tensor
+        `(n, K, rows, cols)`; NaN where no token is valid.
+    """
+    return summed[:, :-1] / summed[:, -1:]
+
+
+def fine_blocks(model: Model, layout: Layout) -> list[MsaBlock]:
+    """Return the blocks that have the finest scale.
+
+    Parameters
+    ----------
+    model
+        The model.
+    layout
+        Windows of every scale.
+
+    Returns
+    -------
+    list of MsaBlock
+        In order. The finest scale is dropped after the first stage unless it is the only one.
+    """
+    stages = stage_blocks(model)
+    return [
+        block
+        for stage in stages[: len(stages) if len(layout.scales) == 1 else 1]
+        for block in stage
+    ]
+
+
+def stage_blocks(model: Model) -> list[list[MsaBlock]]:
+    """Return the blocks of every stage.
+
+    Parameters
+    ----------
+    model
+        The model.
+
+    Returns
+    -------
+    list of list of MsaBlock
+        In order; empty for a MambaVision alone.
+    """
+    stages = []
+    for stage in model.encoder.stages:
+        assert isinstance(stage, nn.ModuleList)
+        stages.append([block for block in stage if isinstance(block, MsaBlock)])
+    return stages

@@ -1,0 +1,240 @@
+"""A slide's fine windows in this process: macro-tiles, decoding ahead, the store of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from atlas_wsi.errors import DiskFullError
+from atlas_wsi.inference.fine import FineWindows, fine_blocks
+from atlas_wsi.inference.plan import MacroTile, MemoryPlan, plan_macro_tiles, plan_memory
+from atlas_wsi.inference.prefetch import prefetch
+from atlas_wsi.inference.tokens import FileTokens, KeptTokens, RamTokens, TokenStore
+from atlas_wsi.models.stem import STRIDE_PX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from atlas_wsi.inference.pixels import WorkingImage
+    from atlas_wsi.models.layout import Layout
+    from atlas_wsi.models.model import Model
+
+_log = logging.getLogger(__name__)
+
+READ_THREADS = 4
+"""Threads that decode, at most."""
+
+
+def read_threads() -> int:
+    """Return how many threads decode.
+
+    Returns
+    -------
+    int
+        At most `READ_THREADS`.
+    """
+    return min(READ_THREADS, os.cpu_count() or 1)
+
+
+def macro_tiles(model: Model, layout: Layout, shape: tuple[int, int], side: int) -> list[MacroTile]:
+    """Group the fine windows of a layout into macro-tiles.
+
+    Parameters
+    ----------
+    model
+        The model.
+    layout
+        Windows of every scale, or a share of them.
+    shape
+        Rows and columns of the image in working pixels.
+    side
+        Windows along a macro-tile's side, at most.
+
+    Returns
+    -------
+    list of MacroTile
+        Every window in exactly one.
+    """
+    at = layout.scales[0]
+    return plan_macro_tiles(
+        at.where[:, 1:],
+        image_shape=shape,
+        window_px=at.side * STRIDE_PX,
+        reach=model.encoder.stem.reach,
+        side=side,
+    )
+
+
+def plan_for(
+    model: Model, layout: Layout, budget: int, *, itemsize: int, batch: int | None = None
+) -> MemoryPlan:
+    """Divide a memory budget for a model and the windows of a slide.
+
+    Parameters
+    ----------
+    model
+        The model.
+    layout
+        Windows of every scale.
+    budget
+        Bytes that the pass may take.
+    itemsize
+        Bytes a number while computing.
+    batch
+        Windows at once, if the caller chose it.
+
+    Returns
+    -------
+    MemoryPlan
+        What fits.
+    """
+    at = layout.scales[0]
+    return plan_memory(
+        budget,
+        n_windows=at.n_windows if model.encoder.stages else 0,
+        tokens=at.side**2,
+        dim=model.config.dim,
+        n_scales=len(layout.scales),
+        window_px=model.config.window_px,
+        pixel_floats=model.encoder.stem.floats_a_pixel,
+        itemsize=itemsize,
+        batch=batch,
+    )
+
+
+@contextmanager
+def open_share(
+    model: Model,
+    layout: Layout,
+    image: WorkingImage,
+    plan: MemoryPlan,
+    *,
+    cell_tokens: int,
+    step: Callable[[str, int], None],
+    work: Path | None = None,
+    preview: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+) -> Iterator[FineWindows]:
+    """Make ready a share of a slide's windows; pixels are decoded ahead of the encoder.
+
+    Parameters
+    ----------
+    model
+        From `atlas_wsi.inference.engine.prepare`.
+    layout
+        Windows of every scale; those of the finest are the share's.
+    image
+        The slide at the working resolution.
+    plan
+        How the memory is spent.
+    cell_tokens
+        Fine tokens along a cell's side.
+    step
+        Called after each piece of work with its kind and the number of windows; may raise to stop.
+    work
+        Folder that keeps encoded windows, for the case that this run dies; removed when the share
+        is closed without an error.
+    preview
+        See `FineWindows`.
+
+    Yields
+    ------
+    FineWindows
+        To be encoded and attended.
+    """
+    at, blocks = layout.scales[0], fine_blocks(model, layout)
+    shape = (at.n_windows if blocks else 0, at.side**2, model.config.dim)
+    dtype = model.encoder.fc.weight.dtype
+    tiles = macro_tiles(model, layout, image.shape, plan.macro_side)
+    stores: list[TokenStore] = []
+    kept = torch.empty(0, dtype=torch.long)
+    if work is not None and blocks:
+        try:
+            held = KeptTokens(work, kept_key(model, layout, image, plan), shape, dtype=dtype)
+        except DiskFullError as error:
+            _log.warning("%s Encoded windows are not kept.", error.message)
+        else:
+            stores.append(held)
+            kept, tiles = _divide(held.kept, tiles, at.n_windows)
+    try:
+        if not stores or len(blocks) > 1:
+            in_ram = plan.tokens_in_ram or not blocks
+            stores.append((RamTokens if in_ram else FileTokens)(shape, dtype=dtype))
+        threads = read_threads()
+        pixels = prefetch(
+            lambda tile: image.read(tile.read), tiles, threads=threads, ahead=threads + 1
+        )
+        yield FineWindows(
+            model,
+            layout,
+            pixels,
+            store=stores[0],
+            scratch=stores[-1],
+            image_shape=image.shape,
+            batch=plan.batch,
+            cell_tokens=cell_tokens,
+            step=step,
+            kept=kept,
+            preview=preview,
+        )
+        if isinstance(stores[0], KeptTokens):
+            stores[0].discard()
+    finally:
+        for store in stores:
+            store.close()
+
+
+def _divide(
+    kept: torch.Tensor, tiles: list[MacroTile], n_windows: int
+) -> tuple[torch.Tensor, list[MacroTile]]:
+    """Tell which windows are taken as kept, and which tiles are still to be encoded, whole."""
+    has = np.zeros(n_windows, dtype=bool)
+    has[kept.numpy()] = True
+    open_tiles = [tile for tile in tiles if not has[tile.windows].all()]
+    has[:] = True
+    for tile in open_tiles:
+        has[tile.windows] = False
+    return torch.from_numpy(np.flatnonzero(has)), open_tiles
+
+
+def kept_key(model: Model, layout: Layout, image: WorkingImage, plan: MemoryPlan) -> dict[str, Any]:
+    """Tell what the tokens of pass 0 depend on.
+
+    Parameters
+    ----------
+    model
+        The model.
+    layout
+        Windows of every scale.
+    image
+        The slide at the working resolution.
+    plan
+        How the memory is spent: the cut into macro-tiles changes the last bits.
+
+    Returns
+    -------
+    dict
+        JSON types.
+    """
+    path = image.slide.path
+    facts = os.stat(path) if os.path.exists(path) else None  # noqa: PTH110, PTH116 - may be a URL
+    return {
+        "torch": torch.__version__,
+        "slide": path,
+        "size": facts.st_size if facts else None,
+        "changed": facts.st_mtime_ns if facts else None,
+        "mpp": list(image.mpp),
+        "channels": list(image.channels),
+        "range": [image.low.tolist(), image.high.tolist()],
+        "model": model.sha256,
+        "dtype": str(model.encoder.fc.weight.dtype),
+        "device": str(model.encoder.fc.weight.device.type),
+        "macro_side": plan.macro_side,
+        "windows": hashlib.sha256(layout.scales[0].where.tobytes()).hexdigest(),
+    }
