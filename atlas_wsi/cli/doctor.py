@@ -91,7 +91,8 @@ def _accelerators() -> list[dict[str, Any]]:
         return checks
     import torch
 
-    from atlas_wsi.inference.engine import has_bfloat16
+    from atlas_wsi.inference.engine import choose_device, choose_dtype, has_bfloat16
+    from atlas_wsi.models.kernels import name_kernels
 
     capability = torch.backends.cpu.get_cpu_capability()
     bf16 = "bfloat16 in hardware" if has_bfloat16(torch.device("cpu")) else "float32 only"
@@ -103,6 +104,9 @@ def _accelerators() -> list[dict[str, Any]]:
         )
     else:
         checks.append(_check("cuda", "no GPU is visible to torch; the CPU is used", "missing"))
+    device = choose_device()
+    for kernel, who in name_kernels(device, choose_dtype(device)).items():
+        checks.append(_check(kernel, f"on {device}: {who}"))
     return checks
 
 
