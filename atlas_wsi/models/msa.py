@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from atlas_kernels import multiscale_window_attention
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -94,7 +96,14 @@ class ScaleUnit(nn.Module):
         return self.kv(self.norm_kv(x_NTC))
 
     def update(
-        self, x_NTC: torch.Tensor, kv_NKC: torch.Tensor, valid_NK: torch.Tensor | None
+        self,
+        x_NTC: torch.Tensor,
+        kv_NKC: torch.Tensor,
+        valid_NK: torch.Tensor | None,
+        *,
+        coarse_kv: Sequence[torch.Tensor] = (),
+        index: Sequence[torch.Tensor] = (),
+        coarse_valid: Sequence[torch.Tensor | None] = (),
     ) -> torch.Tensor:
         """Attend to the keys, then run the MLP, each with its residual.
 
@@ -103,22 +112,31 @@ class ScaleUnit(nn.Module):
         x_NTC
             Tokens that ask.
         kv_NKC
-            Keys and values `(N, K, 2C)`.
+            Own keys and values `(N, K, 2C)`.
         valid_NK
-            Which keys exist; None if all do. Every window needs at least one.
+            Which of them exist; None if all do.
+        coarse_kv
+            Keys and values of coarser scales, `(N', K', 2C)` each.
+        index
+            The coarse window that a window sees, `(N,)` a coarser scale.
+        coarse_valid
+            Which coarse keys exist, `(N', K')` or None a coarser scale.
 
         Returns
         -------
         torch.Tensor
             The updated tokens `(N, T, C)`.
         """
-        n, t, c = x_NTC.shape
-        d = c // self.heads
-        q_NHTD = self.q(self.norm_q(x_NTC)).view(n, t, self.heads, d).transpose(1, 2)
-        kv = kv_NKC.view(n, -1, 2, self.heads, d).permute(2, 0, 3, 1, 4)
-        mask = None if valid_NK is None else valid_NK[:, None, None, :]
-        a_NHTD = functional.scaled_dot_product_attention(q_NHTD, kv[0], kv[1], attn_mask=mask)
-        x_NTC = x_NTC + self.proj(a_NHTD.transpose(1, 2).reshape(n, t, c))
+        a_NTC = multiscale_window_attention(
+            self.q(self.norm_q(x_NTC)),
+            kv_NKC,
+            coarse_kv,
+            index,
+            heads=self.heads,
+            valid=valid_NK,
+            coarse_valid=coarse_valid,
+        )
+        x_NTC = x_NTC + self.proj(a_NTC)
         return x_NTC + self.fc2(functional.gelu(self.fc1(self.norm_mlp(x_NTC))))
 
 
@@ -238,16 +256,14 @@ class MsaBlock(nn.Module):
             Updated tokens.
         """
         unit = self.unit(scale)
-        parents = [p[part] for p in at.parents]
-        kv = torch.cat(
-            [unit.keys_values(x_NTC), *(kv[p] for kv, p in zip(coarse_kv, parents, strict=True))],
-            dim=1,
+        return unit.update(
+            x_NTC,
+            unit.keys_values(x_NTC),
+            None if at.is_full else at.valid[part],
+            coarse_kv=coarse_kv,
+            index=[parents[part] for parents in at.parents],
+            coarse_valid=[None if c.is_full else c.valid for c in coarse],
         )
-        valid = None
-        if not (at.is_full and all(c.is_full for c in coarse)):
-            seen = (c.valid[p] for c, p in zip(coarse, parents, strict=True))
-            valid = torch.cat([at.valid[part], *seen], dim=1)
-        return unit.update(x_NTC, kv, valid)
 
     def up(self, x: Sequence[torch.Tensor], scales: Sequence[ScaleLayout]) -> list[torch.Tensor]:
         """Let every coarser scale attend to the windows under it (step 4).

@@ -181,6 +181,13 @@ def test_gradients_are_those_of_finite_differences(implementation):
     )
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("masks", ["random", "none"])
+def test_a_few_windows_at_a_time_agree_with_float64(dtype, masks, monkeypatch):
+    monkeypatch.setattr(batched, "_BATCH_ENTRIES", 1)
+    check(make_inputs(dtype=dtype, masks=masks), "torch", dtype)
+
+
 def test_cutting_into_batches_does_not_change_the_result(monkeypatch):
     inputs = make_inputs(7)
     whole = run(inputs, "torch")
