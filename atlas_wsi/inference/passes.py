@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from atlas_wsi.inference.fine import Fine, FineReading, fine_blocks, mean_cells, stage_blocks
+from atlas_wsi.inference.heap import kept_heap
 from atlas_wsi.models.msa import MsaBlock, pool, replace, spread
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ class StreamedPass:
         SlideLogits
             On the CPU.
         """
+        with kept_heap():
+            return self._run(cell_tokens)
+
+    def _run(self, cell_tokens: int) -> SlideLogits:
         made = self._each(lambda share: share.encode())
         pooled = self._gather([one.placed for one in made])
         coarse = self._coarse_start(self._gather([one.raw for one in made]))

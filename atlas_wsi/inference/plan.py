@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_SETUP_PX = 20_000
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -59,13 +60,11 @@ def plan_macro_tiles(
     Returns
     -------
     list of MacroTile
-        In row-major order; every active window is in exactly one.
+        In row-major order of blocks of `side`; every active window is in exactly one. A block whose
+        active windows leave much of it empty is cut where that saves pixels.
     """
-    block = where // side
-    order = np.lexsort((block[:, 1], block[:, 0]))
-    starts = np.flatnonzero(np.any(np.diff(block[order], axis=0, prepend=-1) != 0, axis=1))
-    tiles = []
-    for members in np.split(order, starts[1:]):
+
+    def tile_of(members: NDArray[np.int64]) -> MacroTile:
         (row, col), (last_row, last_col) = where[members].min(axis=0), where[members].max(axis=0)
         area = Box(
             row=int(row), col=int(col), rows=int(last_row - row) + 1, cols=int(last_col - col) + 1
@@ -76,9 +75,33 @@ def plan_macro_tiles(
             rows=area.rows * window_px,
             cols=area.cols * window_px,
         ).clip(image_shape)
-        read = reach(want, image_shape)
-        tiles.append(MacroTile(windows=members, area=area, want=want, read=read))
+        return MacroTile(windows=members, area=area, want=want, read=reach(want, image_shape))
+
+    def cut(tile: MacroTile) -> list[MacroTile]:
+        places = where[tile.windows]
+        best: list[MacroTile] = []
+        least = _cost(tile)
+        for axis in (0, 1):
+            for at in np.unique(places[:, axis])[1:]:
+                before = places[:, axis] < at
+                parts = [tile_of(tile.windows[before]), tile_of(tile.windows[~before])]
+                cost = sum(_cost(part) for part in parts)
+                if cost < least:
+                    best, least = parts, cost
+        return [piece for part in best for piece in cut(part)] if best else [tile]
+
+    block = where // side
+    order = np.lexsort((block[:, 1], block[:, 0]))
+    starts = np.flatnonzero(np.any(np.diff(block[order], axis=0, prepend=-1) != 0, axis=1))
+    tiles = []
+    for members in np.split(order, starts[1:]):
+        tiles += cut(tile_of(members))
     return tiles
+
+
+def _cost(tile: MacroTile) -> int:
+    """Return the pixels of a tile, and those that could be encoded while it is set up."""
+    return tile.read.rows * tile.read.cols + _SETUP_PX
 
 
 def parse_bytes(text: str | int) -> int:

@@ -88,8 +88,8 @@ class Stem(nn.Module):
 
     def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
         """Return tokens ``(B, 4 * features, ceil(Y / 16), ceil(X / 16))``."""
-        x_BCYX = torch.relu(self.bn1(self.conv1(x_BCYX)))
-        x_BCYX = torch.relu(self.bn2(self.conv2(x_BCYX)))
+        x_BCYX = torch.relu_(self.bn1(self.conv1(x_BCYX)))
+        x_BCYX = torch.relu_(self.bn2(self.conv2(x_BCYX)))
         return self.down2(self.stage2(self.down1(self.stage1(x_BCYX))))
 
     def reach(self, want: Box, image: tuple[int, int]) -> Box:
