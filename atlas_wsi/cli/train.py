@@ -37,6 +37,12 @@ def tiles(
         float, typer.Option(help="Share kept for measuring, by whole groups.", min=0.01, max=0.9)
     ] = 0.2,
     epochs: Annotated[float, typer.Option(help="How often the tiles are seen.", min=0.01)] = 30,
+    backbone: Annotated[
+        Literal["atlas", "mambavision", "mambavision+msa"],
+        typer.Option(
+            help="atlas and mambavision+msa see the whole slide, mambavision 256 px windows only."
+        ),
+    ] = "atlas",
     dim: Annotated[int, typer.Option(help="Channels of a token; a multiple of 32.", min=32)] = 128,
     rate: Annotated[float, typer.Option(help="Highest learning rate.", min=1e-6)] = 1.5e-3,
     seed: Annotated[int, typer.Option(help="The same seed gives the same model.", min=0)] = 0,
@@ -45,7 +51,7 @@ def tiles(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Train an Atlas on labelled tiles and measure it on tiles held out by group.
+    """Train a model on labelled tiles and measure it on tiles held out by group.
 
     FOLDER holds a folder a class. A groups.csv in it (columns path, class, group) keeps copies and
     tiles of one patient on one side of the split. Beside the model its card is written:
@@ -82,7 +88,7 @@ def tiles(
             name=name,
             domain=domain,
             mpp=mpp,
-            recipe=Recipe(dim=dim, epochs=epochs, rate=rate, seed=seed),
+            recipe=Recipe(backbone=backbone, dim=dim, epochs=epochs, rate=rate, seed=seed),
             held_out=held_out,
             stored=dtype,
             progress=report,

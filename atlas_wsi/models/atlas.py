@@ -97,6 +97,53 @@ class AtlasConfig:
         return asdict(self)
 
 
+def make_config(
+    backbone: Backbone, *, dim: int, depths: tuple[int, ...], n_scales: int, n_classes: int
+) -> AtlasConfig:
+    """Choose the sizes of a small model of a backbone.
+
+    Parameters
+    ----------
+    backbone
+        What makes the tokens, and whether coarse scales lie over them.
+    dim
+        Channels at stride 16, a multiple of 32; those of a MambaVision alone are twice as many, for
+        it reads stride 32.
+    depths
+        Blocks a stage of Multi-Scale Attention.
+    n_scales
+        Scales with parameters of their own.
+    n_classes
+        Classes.
+
+    Returns
+    -------
+    AtlasConfig
+        MambaVision's windows are 256 px wide, as those of Multi-Scale Attention.
+    """
+    heads = max(1, dim // 32)
+    if backbone == "atlas":
+        return AtlasConfig(
+            dim=dim, heads=heads, depths=depths, n_scales=n_scales, n_classes=n_classes
+        )
+    trunk = MambaVisionConfig(
+        dim=dim // 4,
+        in_dim=32,
+        depths=(1, 1, 4, 2),
+        num_heads=(1, 1, heads, 2 * heads),
+        window_size=(8, 8, 16, 8),
+    )
+    alone = backbone == "mambavision"
+    return AtlasConfig(
+        dim=2 * dim if alone else dim,
+        heads=heads,
+        depths=() if alone else depths,
+        n_scales=1 if alone else n_scales,
+        n_classes=n_classes,
+        mambavision=trunk,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
     """Tokens of a batch of images after every stage."""

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from atlas_wsi.models.atlas import AtlasConfig
+from atlas_wsi.models.atlas import Backbone, make_config
 from atlas_wsi.models.checkpoints import load_exactly
 from atlas_wsi.models.model import Model
 from atlas_wsi.progress import CancelToken, Progress, silent
@@ -43,8 +43,10 @@ _MIN_LABELLED = 0.05
 class Recipe:
     """What decides a training run, beside the tiles."""
 
+    backbone: Backbone = "atlas"
+    """What makes the tokens, and whether coarse scales lie over them."""
     dim: int = 128
-    """Channels of a token."""
+    """Channels at stride 16."""
     depths: tuple[int, ...] = (1, 2)
     """Blocks a stage."""
     n_scales: int = 3
@@ -225,9 +227,9 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = Model(
-            AtlasConfig(
+            make_config(
+                recipe.backbone,
                 dim=recipe.dim,
-                heads=max(1, recipe.dim // 32),
                 depths=recipe.depths,
                 n_scales=recipe.n_scales,
                 n_classes=len(tiles.classes),

@@ -9,10 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import atlas_wsi
 from atlas_wsi.cli.app import app
 from atlas_wsi.errors import Cancelled, CheckpointMismatchError, DatasetError
 from atlas_wsi.models import load_model
 from atlas_wsi.progress import CancelToken
+from atlas_wsi.slides.synthetic import make_svs
 from atlas_wsi.training.dense import evaluate_mosaics
 from atlas_wsi.training.loop import Recipe
 from atlas_wsi.training.metrics import color_baseline, confusion, summarise
@@ -46,6 +48,22 @@ def test_textures_are_learnt_that_colour_cannot_tell(trained):
     metrics = load_model(trained).card.metrics
     assert metrics["balanced_accuracy"] > 0.6
     assert set(metrics) >= {"accuracy", "colour_baseline_accuracy", "recall dots"}
+
+
+@pytest.mark.parametrize("backbone", ["mambavision", "mambavision+msa"])
+def test_a_mambavision_learns_the_same_textures_and_predicts_slides(
+    tile_folder, tmp_path, backbone
+):
+    model = train_small(tile_folder, epochs=30, backbone=backbone)
+    assert model.config.backbone == backbone
+    assert model.card.metrics["balanced_accuracy"] > 0.5
+    loaded = load_model(model.save(tmp_path / "mine.safetensors"))
+    assert loaded.config == model.config
+    slide = tmp_path / "slide.svs"
+    make_svs(slide, shape=(1500, 2100), mpp=1.0, tissue=0.8)
+    result = atlas_wsi.predict(slide, loaded)
+    assert np.isfinite(result.probabilities).any()
+    assert result.run.parameters["scales"] == (1 if backbone == "mambavision" else 3)
 
 
 def test_evaluate_reproduces_the_card_from_the_stored_file(trained, tile_folder):
