@@ -63,6 +63,17 @@ def predict(
             help="Output to write; may be given several times. By default all that suit the file.",
         ),
     ] = None,
+    tissue: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to predict, made elsewhere: a picture over the whole slide, black where "
+            "there is no tissue, or GeoJSON polygons. By default tissue is found."
+        ),
+    ] = None,
+    roi: Annotated[
+        Path | None,
+        typer.Option(help="GeoJSON polygons: predict the tissue inside them only."),
+    ] = None,
     keep_fat: Annotated[bool, typer.Option("--keep-fat", help="Take pale fat as tissue.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail at the first tile that cannot be read.")
@@ -99,6 +110,8 @@ def predict(
                     memory=memory,
                     batch_size=batch_size,
                     formats=formats,
+                    tissue=tissue,
+                    roi=roi,
                     keep_fat=keep_fat,
                     strict=strict,
                     overwrite=overwrite,
@@ -142,6 +155,8 @@ def _one(
     strict: bool,
     overwrite: bool,
     keep_fat: bool,
+    tissue: Path | None,
+    roi: Path | None,
     formats: list[str] | None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -149,6 +164,7 @@ def _one(
     from atlas_wsi.inference.predict import choose_model
     from atlas_wsi.inference.predict import predict as run
     from atlas_wsi.slides.open import open_slide
+    from atlas_wsi.tissue.areas import read_areas, read_tissue
     from atlas_wsi.tissue.mask import tissue_mask
 
     with open_slide(path, mpp=mpp, strict=strict) as slide:
@@ -163,7 +179,9 @@ def _one(
         console.say(f"{slide.name}: model {chosen.card.name}, {reason}", quiet=quiet)
         with console.progress_of(slide.name, quiet=quiet) as report:
             report("find tissue", 0, 1)
-            mask = tissue_mask(slide, keep_fat=keep_fat)
+            mask = read_tissue(tissue, slide) if tissue else tissue_mask(slide, keep_fat=keep_fat)
+            if roi is not None:
+                mask = mask.within(read_areas(roi, slide))
             report("find tissue", 1, 1)
             work = out / f".{folder.name}.work"
             if overwrite:

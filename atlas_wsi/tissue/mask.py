@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    import shapely
     from numpy.typing import NDArray
 
     from atlas_wsi.slides.slide import Slide
@@ -79,14 +80,15 @@ class TissueMask:
             cell_area *= step
         return np.clip(table / cell_area, 0, 1).astype(np.float32)
 
-    def within(self, polygons: Sequence[NDArray[Any]]) -> TissueMask:
+    def within(self, areas: Sequence[NDArray[Any] | shapely.Polygon]) -> TissueMask:
         """Cut the mask to areas of interest.
 
         Parameters
         ----------
-        polygons
-            Each `(n, 2)`: level-0 row and column of its corners. Cells that a polygon touches
-            are kept; areas may lie apart.
+        areas
+            Each an array `(n, 2)` of the level-0 row and column of its corners, or a polygon in
+            level-0 `(x, y)`, which may have holes. Cells that an area touches are kept; areas may
+            lie apart.
 
         Returns
         -------
@@ -96,40 +98,37 @@ class TissueMask:
         Raises
         ------
         ValueError
-            If a polygon has less than three corners or a corner that is no number.
+            If an area has less than three corners or a corner that is no number.
         """
+        from affine import Affine
         from rasterio.features import rasterize
 
-        corners = [np.asarray(polygon, dtype=np.float64) for polygon in polygons]
-        for polygon in corners:
-            if polygon.ndim != 2 or polygon.shape[1] != 2 or len(polygon) < 3:
-                raise ValueError(f"a polygon is an (n, 2) array of corners, not {polygon.shape}")
-            if not np.isfinite(polygon).all():
-                raise ValueError("a polygon has a corner that is not a finite number")
-        finer = self._fine_enough(corners)
+        polygons = [_polygon(area) for area in areas]
+        finer = self._fine_enough(polygons)
         mask = np.kron(self.mask, np.ones((finer, finer), bool)) if finer > 1 else self.mask
-        grid = Grid(
-            shape=(mask.shape[0], mask.shape[1]),
-            step_px=(self.grid.step_px[0] / finer, self.grid.step_px[1] / finer),
-            origin_px=self.grid.origin_px,
-        )
-        shapes = []
-        for polygon in corners:
-            y, x = ((polygon - grid.origin_px) / grid.step_px).T
-            ring = np.stack([x, y], axis=1).tolist()
-            shapes.append({"type": "Polygon", "coordinates": [[*ring, ring[0]]]})
+        step = (self.grid.step_px[0] / finer, self.grid.step_px[1] / finer)
+        grid = replace(self.grid, shape=mask.shape, step_px=step)
+        to_cells = Affine(step[1], 0, grid.origin_px[1], 0, step[0], grid.origin_px[0])
         inside = np.zeros(mask.shape, bool)
-        if shapes:
-            inside = rasterize(shapes, out_shape=mask.shape, all_touched=True, dtype=np.uint8) > 0
+        if polygons:
+            inside = rasterize(
+                polygons,
+                out_shape=mask.shape,
+                transform=to_cells,
+                all_touched=True,
+                dtype=np.uint8,
+            ).astype(bool)
         return replace(self, mask=mask & inside, grid=grid, is_drawn=True)
 
-    def _fine_enough(self, corners: Sequence[NDArray[np.float64]]) -> int:
+    def _fine_enough(self, polygons: Sequence[shapely.Polygon]) -> int:
         """Return into how many cells a side to cut a cell, so that small areas keep their form."""
-        if not corners:
-            return 1
-        smallest = min(float(np.min(np.ptp(p, axis=0) / self.grid.step_px)) for p in corners)
         room = int(MAX_CELLS // max(self.mask.shape))
-        return max(1, min(room, math.ceil(16 / max(smallest, 1e-3))))
+        finest = 1
+        for polygon in polygons:
+            x0, y0, x1, y1 = polygon.bounds
+            sides = (y1 - y0) / self.grid.step_px[0], (x1 - x0) / self.grid.step_px[1]
+            finest = max(finest, math.ceil(16 / max(*map(abs, sides), 1e-3)))
+        return max(1, min(room, finest))
 
     def write_png(self, path: str | os.PathLike[str]) -> Path:
         """Write the mask as a grey picture, white where there is tissue.
@@ -149,6 +148,19 @@ class TissueMask:
         path = Path(path)
         Image.fromarray(self.mask.astype(np.uint8) * 255).save(path, format="PNG")
         return path
+
+
+def _polygon(area: NDArray[Any] | shapely.Polygon) -> shapely.Polygon:
+    import shapely
+
+    if isinstance(area, shapely.Polygon):
+        return area
+    corners = np.asarray(area, dtype=np.float64)
+    if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3:
+        raise ValueError(f"an area is an (n, 2) array of corners, not {corners.shape}")
+    if not np.isfinite(corners).all():
+        raise ValueError("an area has a corner that is not a finite number")
+    return shapely.Polygon(corners[:, ::-1])
 
 
 def tissue_mask(slide: Slide, *, mpp: float = 8.0, keep_fat: bool = False) -> TissueMask:
