@@ -91,10 +91,19 @@ def check(dim: int) -> None:
 
 
 @torch.inference_mode()
-def measure(size: int, args: argparse.Namespace) -> dict[str, float]:
-    """Time everything at one size."""
+def measure(
+    size: int, args: argparse.Namespace, before: dict[int, dict[str, float]]
+) -> dict[str, float]:
+    """Time everything at one size, but what would take longer than --patience."""
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     found: dict[str, float] = {}
+
+    def is_hopeless(name: str) -> bool:
+        last = max(before, default=0)
+        if not last:
+            return False
+        least = before[last].get(name, np.inf) * (size / last) ** 2
+        return least > args.patience
 
     def put(name: str, call) -> None:
         found[name] = best(call, args.repeats, args.limit)
@@ -111,7 +120,9 @@ def measure(size: int, args: argparse.Namespace) -> dict[str, float]:
         put(f"{label} ours bfloat16", streamed(model, torch.bfloat16, image))
     for name in args.peers:
         for dtype in (torch.float32, torch.bfloat16):
-            put(f"{name} {str(dtype).removeprefix('torch.')}", peer(name, size, dtype))
+            label = f"{name} {str(dtype).removeprefix('torch.')}"
+            if not is_hopeless(label):
+                put(label, peer(name, size, dtype))
     return found
 
 
@@ -132,15 +143,20 @@ def table(results: dict[int, dict[str, float]]) -> None:
 def main() -> None:
     """Run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=20, help="seconds; slower is run once")
+    parser.add_argument(
+        "--patience", type=float, default=200, help="seconds; what would take longer is left out"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     check(768)
     check(384)
-    results = {size: measure(size, args) for size in args.sizes}
+    results: dict[int, dict[str, float]] = {}
+    for size in args.sizes:
+        results[size] = measure(size, args, results)
     table(results)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
