@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from atlas_kernels import selective_scan
+from atlas_wsi.models.linear import Linear
 
 _STATES = 8
 
@@ -59,8 +60,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x_NTC: torch.Tensor) -> torch.Tensor:
         """Return tokens of the same shape."""
@@ -82,12 +83,12 @@ class MambaMixer(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         inner, rank = dim // 2, math.ceil(dim / 16)
-        self.in_proj = nn.Linear(dim, dim, bias=False)
-        self.x_proj = nn.Linear(inner, rank + 2 * _STATES, bias=False)
-        self.dt_proj = nn.Linear(rank, inner)
+        self.in_proj = Linear(dim, dim, bias=False)
+        self.x_proj = Linear(inner, rank + 2 * _STATES, bias=False)
+        self.dt_proj = Linear(rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, _STATES + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = nn.Linear(dim, dim, bias=False)
+        self.out_proj = Linear(dim, dim, bias=False)
         self.conv1d_x = nn.Conv1d(inner, inner, 3, groups=inner, bias=False)
         self.conv1d_z = nn.Conv1d(inner, inner, 3, groups=inner, bias=False)
 
@@ -125,12 +126,12 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x_NTC: torch.Tensor) -> torch.Tensor:
         """Return tokens of the same shape."""
-        return self.fc2(functional.gelu(self.fc1(x_NTC)))
+        return self.fc2(self.fc1.gelu(x_NTC))
 
 
 class WindowBlock(nn.Module):

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from atlas_kernels import multiscale_window_attention
+from atlas_wsi.models.linear import Linear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,12 +74,12 @@ class ScaleUnit(nn.Module):
         self.position = Position(dim)
         self.norm_q = nn.LayerNorm(dim, eps=1e-5)
         self.norm_kv = nn.LayerNorm(dim, eps=1e-5)
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
+        self.proj = Linear(dim, dim)
         self.norm_mlp = nn.LayerNorm(dim, eps=1e-5)
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
+        self.fc1 = Linear(dim, 4 * dim)
+        self.fc2 = Linear(4 * dim, dim)
 
     def keys_values(self, x_NTC: torch.Tensor) -> torch.Tensor:
         """Project tokens to keys and values.
@@ -137,7 +138,7 @@ class ScaleUnit(nn.Module):
             coarse_valid=coarse_valid,
         )
         x_NTC = x_NTC + self.proj(a_NTC)
-        return x_NTC + self.fc2(functional.gelu(self.fc1(self.norm_mlp(x_NTC))))
+        return x_NTC + self.fc2(self.fc1.gelu(self.norm_mlp(x_NTC)))
 
 
 class MsaBlock(nn.Module):
