@@ -37,10 +37,12 @@ def compile_all() -> str:
 def resource_table(records: str) -> str:
     """Return the table of registers, shared memory and spills."""
     lines = [
-        "| kernel | shape | target | warps | registers | shared, bytes | spilled, bytes |",
-        "|---|---|---|--:|--:|--:|--:|",
+        "| kernel | shape | target | sizes | warps | registers | shared, bytes | spilled, bytes |",
+        "|---|---|---|---|--:|--:|--:|--:|",
     ]
-    columns = ("kernel", "shape", "target", "warps", "registers", "shared_bytes", "spilled_bytes")
+    columns = (
+        "kernel", "shape", "target", "sizes", "warps", "registers", "shared_bytes", "spilled_bytes",
+    )  # fmt: skip
     for record in map(json.loads, records.splitlines()):
         cells = " | ".join(str(record[c]) for c in columns)
         lines.append(f"| {cells} |".replace("_kernel ", " "))

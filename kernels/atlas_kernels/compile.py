@@ -57,6 +57,8 @@ class Resources:
     kernel: str
     shape: str
     target: str
+    sizes: str
+    """What an entry of the autotuning table sets, beside the warps."""
     warps: int
     registers: int
     """Vector registers a thread."""
@@ -111,6 +113,11 @@ def compile_launch(launch: Launch, target: str) -> Resources:
         kernel=launch.kernel.__name__,
         shape=launch.shape,
         target=target,
+        sizes=" x ".join(
+            str(launch.constants[n])
+            for n in ("BLOCK_Q", "BLOCK_K", "CHANNELS")
+            if n in launch.constants
+        ),
         warps=launch.num_warps,
         registers=registers,
         shared_bytes=compiled.metadata.shared,

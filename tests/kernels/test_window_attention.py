@@ -155,9 +155,9 @@ def test_strided_inputs_agree_with_float64(implementation):
 
 @pytest.mark.parametrize("implementation", WHO)
 def test_many_windows_under_one_coarse_window_agree(implementation, monkeypatch):
-    from atlas_kernels.window_attention import kernel
+    from atlas_kernels.window_attention import gpu
 
-    monkeypatch.setattr(kernel, "SPLIT_WINDOWS", 2)  # the gradient of coarse keys is split
+    monkeypatch.setattr(gpu, "SPLIT_WINDOWS", 2)  # the gradient of coarse keys is split
     check(make_inputs(9, 2, 2, 4, 1, coarse=((2, 3), (1, 2))), implementation)
 
 

@@ -19,14 +19,22 @@ import torch
 import triton
 import triton.language as tl
 
+from atlas_kernels.tuning import Choice, launch
+
 CHUNK = 7
 """Steps of a chunk: 196 and 49 steps are whole chunks, and the replayed states fit registers."""
 
 CHANNELS = 32
-"""Channels a program."""
+"""Channels a program of the backward pass; its sums are laid out by them."""
 
-N_WARPS = {8: (1, 2), 16: (2, 8)}
-"""Warps a program (forward, backward) by the padded number of states."""
+FORWARD = {8: ((32, 1), (64, 2), (16, 1), (32, 2)), 16: ((32, 2), (16, 1), (32, 4))}
+"""Choices of channels and warps a program by the padded number of states."""
+
+BACKWARD = {8: (2,), 16: (8,)}
+"""Choices of warps a program; any other number spills on one of the targets. All choices compile without a spilled register on A100, H100 and
+MI300 (docs/kernels.md); on a GPU, the fastest is kept for every shape."""
+
+_KEY = ("channels", "states", "length")
 
 
 @triton.jit
@@ -175,16 +183,58 @@ def scan_backward_kernel(
     tl.store(dbias + b * channels + d, grad_shift, mask=has_d)
 
 
-def _sizes(u: torch.Tensor, A: torch.Tensor) -> dict[str, int]:
+def forward_choices(channels: int, states: int) -> tuple[Choice, ...]:
+    """Return the sizes that the forward kernel may be launched with.
+
+    Parameters
+    ----------
+    channels
+        Channels of a sequence.
+    states
+        States a channel.
+
+    Returns
+    -------
+    tuple of Choice
+        The most trusted first.
+    """
+    most = triton.next_power_of_2(channels)
+    return tuple(
+        dict.fromkeys(  # each once, in order
+            Choice((("CHANNELS", min(wide, most)),), warps)
+            for wide, warps in FORWARD[8 if states <= 8 else 16]
+        )
+    )
+
+
+def backward_choices(channels: int, states: int) -> tuple[Choice, ...]:
+    """Return the sizes that the backward kernel may be launched with.
+
+    Parameters
+    ----------
+    channels
+        Channels of a sequence.
+    states
+        States a channel.
+
+    Returns
+    -------
+    tuple of Choice
+        The most trusted first; they differ in warps alone.
+    """
+    wide = min(CHANNELS, triton.next_power_of_2(channels))
+    return tuple(
+        Choice((("CHANNELS", wide),), warps) for warps in BACKWARD[8 if states <= 8 else 16]
+    )
+
+
+def _strides(**tensors: torch.Tensor) -> dict[str, int]:
+    """Name the strides of tensors as the kernels do: ``u_b, u_d, u_l``, ``B_b, B_n, B_l``."""
     return {
-        "CHUNK": CHUNK,
-        "CHANNELS": min(CHANNELS, triton.next_power_of_2(u.shape[1])),
-        "STATES": triton.next_power_of_2(A.shape[1]),
+        f"{name}_{axis}": stride
+        for name, tensor in tensors.items()
+        for axis, stride in zip("bnl" if name in "BC" else "bdl", tensor.stride(), strict=True)
     }
-
-
-def _warps(states: int, *, backward: bool) -> int:
-    return N_WARPS[8 if states <= 8 else 16][backward]
 
 
 class _Scan(torch.autograd.Function):
@@ -209,14 +259,16 @@ class _Scan(torch.autograd.Function):
         saved = A.new_empty(
             (batch, n_chunks, channels, states) if needs else (0,), dtype=torch.float32
         )
-        sizes = _sizes(u, A)
-        strides = [s for t in (u, delta, B, C, y) for s in t.stride()]
         if y.numel():
-            scan_forward_kernel[batch, triton.cdiv(channels, sizes["CHANNELS"])](
-                u, delta, A, B, C, D, bias, y, saved,
-                channels, states, length, n_chunks, *strides,
-                SOFTPLUS=softplus, SAVE=needs, **sizes,
-                num_warps=_warps(states, backward=False),
+            launch(
+                scan_forward_kernel,
+                forward_choices(channels, states),
+                key=_KEY,
+                grid=lambda sizes: (batch, triton.cdiv(channels, sizes["CHANNELS"])),
+                u=u, delta=delta, A=A, B=B, C=C, D=D, bias=bias, y=y, saved=saved,
+                channels=channels, states=states, length=length, n_chunks=n_chunks,
+                **_strides(u=u, delta=delta, B=B, C=C, y=y),
+                SOFTPLUS=softplus, SAVE=needs, CHUNK=CHUNK, STATES=triton.next_power_of_2(states),
             )  # fmt: skip
         ctx.save_for_backward(u, delta, A, B, C, D, bias, saved)
         ctx.softplus = softplus
@@ -227,19 +279,24 @@ class _Scan(torch.autograd.Function):
         u, delta, A, B, C, D, bias, saved = ctx.saved_tensors
         batch, channels, length = u.shape
         states = A.shape[1]
-        sizes = _sizes(u, A)
-        groups = triton.cdiv(channels, sizes["CHANNELS"])
+        choices = backward_choices(channels, states)
+        groups = triton.cdiv(channels, dict(choices[0].constants)["CHANNELS"])
         du, ddelta = (t.new_empty(batch, length, channels) for t in (u, delta))
         float32 = {"dtype": torch.float32, "device": u.device}
         dA = torch.empty(batch, channels, states, **float32)
         dB, dC = (torch.empty(batch, groups, length, states, **float32) for _ in range(2))
         dD, dbias = (torch.empty(batch, channels, **float32) for _ in range(2))
-        strides = [s for t in (u, delta, B, C, dy) for s in t.stride()]
         if u.numel():
-            scan_backward_kernel[batch, groups](
-                u, delta, A, B, C, D, bias, saved, dy, du, ddelta, dA, dB, dC, dD, dbias,
-                channels, states, length, saved.shape[1], groups, *strides,
-                SOFTPLUS=ctx.softplus, **sizes, num_warps=_warps(states, backward=True),
+            launch(
+                scan_backward_kernel,
+                choices,
+                key=_KEY,
+                grid=lambda _: (batch, groups),
+                u=u, delta=delta, A=A, B=B, C=C, D=D, bias=bias, saved=saved, dy=dy,
+                du=du, ddelta=ddelta, dA=dA, dB=dB, dC=dC, dD=dD, dbias=dbias,
+                channels=channels, states=states, length=length, n_chunks=saved.shape[1],
+                groups=groups, **_strides(u=u, delta=delta, B=B, C=C, dy=dy),
+                SOFTPLUS=ctx.softplus, CHUNK=CHUNK, STATES=triton.next_power_of_2(states),
             )  # fmt: skip
         else:
             for t in (dA, dD, dbias):

@@ -92,7 +92,7 @@ def multiscale_window_attention(
 @cache
 def _load(name: Implementation) -> Callable[..., Any]:
     if name == "triton":
-        from atlas_kernels.window_attention.kernel import window_attention_triton
+        from atlas_kernels.window_attention.gpu import window_attention_triton
 
         return window_attention_triton
     if name == "torch":

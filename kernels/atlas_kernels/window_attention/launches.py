@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from atlas_kernels.compile import Launch
+from atlas_kernels.window_attention.gpu import block_d, tiles
 from atlas_kernels.window_attention.kernel import (
     attention_forward_kernel,
     attention_key_gradient_kernel,
     attention_query_gradient_kernel,
-    tile,
 )
 
 if TYPE_CHECKING:
@@ -59,21 +59,23 @@ def attention_launches() -> Iterator[Launch]:
         }  # fmt: skip
         for kernel, types in pointers.items():
             step = kernel.__name__.removeprefix("attention_").removesuffix("_kernel")
-            sizes = tile(step, 4 if kind == "fp32" else 2, dim, tokens=tokens, keys=keys)
-            num_warps = sizes.pop("num_warps")
-            constants = {"HAS_VALID": True, "UPCAST": False, **sizes}
             owns_keys = kernel is attention_key_gradient_kernel
+            constants = {"HAS_VALID": True, "UPCAST": False, "BLOCK_D": block_d(dim)}
+            if not owns_keys:
+                constants["HAS_COARSE_VALID"] = True
             integers = (
                 {"windows": 4096, "splits": 1}
                 if owns_keys
                 else {"n_scales": int(has_coarse), "coarse_t": 2 * channels}
             )
-            yield Launch(
-                kernel=kernel,
-                shape=name,
-                pointers=types,
-                integers={**count, **strides, **integers},
-                constants=constants if owns_keys else {**constants, "HAS_COARSE_VALID": True},
-                floats=("scale",),
-                num_warps=num_warps,
-            )
+            entry_bytes = 4 if kind == "fp32" else 2
+            for choice in tiles(step, entry_bytes, dim, tokens=tokens, keys=keys):
+                yield Launch(
+                    kernel=kernel,
+                    shape=name,
+                    pointers=types,
+                    integers={**count, **strides, **integers},
+                    constants={**constants, **dict(choice.constants)},
+                    floats=("scale",),
+                    num_warps=choice.warps,
+                )

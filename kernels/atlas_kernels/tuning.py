@@ -1,0 +1,93 @@
+"""Tables of launch sizes for a Triton kernel, of which the fastest is kept on every GPU.
+
+A kernel comes with a few choices that all compile without spilled registers. The first call of a
+shape on a GPU times each of them; later calls use the fastest. The interpreter takes the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import triton
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Sizes of one way to launch a kernel."""
+
+    constants: tuple[tuple[str, int], ...]
+    """Name and value of every ``tl.constexpr`` that may vary."""
+    warps: int
+    """Warps a program."""
+
+    def as_arguments(self) -> dict[str, int]:
+        """Return the keyword arguments of a launch."""
+        return {**dict(self.constants), "num_warps": self.warps}
+
+
+def is_interpreted(kernel: Any) -> bool:
+    """Tell whether a kernel runs in Triton's interpreter.
+
+    Parameters
+    ----------
+    kernel
+        A function under ``@triton.jit``.
+
+    Returns
+    -------
+    bool
+        False if it is compiled.
+    """
+    return not isinstance(kernel, triton.JITFunction)
+
+
+@cache
+def tuned(kernel: Any, choices: tuple[Choice, ...], key: tuple[str, ...]) -> Any:
+    """Return a kernel that picks among choices by timing them, once for each key.
+
+    Parameters
+    ----------
+    kernel
+        A function under ``@triton.jit``; running it twice must not change its result.
+    choices
+        The table; its order is the order of trust.
+    key
+        Names of the integer arguments whose values decide which choice is fastest; types of
+        tensors always do.
+
+    Returns
+    -------
+    Autotuner
+        Launched as ``tuned(...)[grid](**arguments)``; a grid that depends on a choice is a
+        function of its constants.
+    """
+    return triton.autotune(
+        configs=[triton.Config(dict(c.constants), num_warps=c.warps) for c in choices],
+        key=list(key),
+    )(kernel)
+
+
+def launch(
+    kernel: Any, choices: tuple[Choice, ...], *, key: tuple[str, ...], grid: Any, **arguments: Any
+) -> None:
+    """Run a kernel with the fastest of some choices.
+
+    Parameters
+    ----------
+    kernel
+        A function under ``@triton.jit``; running it twice must not change its result.
+    choices
+        What may be chosen; the interpreter takes the first.
+    key
+        Names of the integer arguments whose values decide which choice is fastest.
+    grid
+        A function of the choice's constants.
+    arguments
+        All other arguments of the kernel, by name.
+    """
+    if is_interpreted(kernel) or len(choices) == 1:
+        kernel[grid](**arguments, **choices[0].as_arguments())
+    else:
+        tuned(kernel, choices, key)[grid](**arguments)
