@@ -228,14 +228,15 @@ def _predict(
             plan,
             cell_px=cell_px,
             work=work,
-            preview=preview and _shower(preview, layout, wanted),
+            preview=preview and _shower(preview, layout, wanted, model.card.temperature),
             context=context,
             report=report,
             cancel=cancel,
         )
         shown = logits.valid.numpy() & wanted
-        probabilities[:, shown] = torch.softmax(logits.cells, dim=0).numpy()[:, shown]
-        slide_scores = torch.softmax(logits.slide, dim=0).tolist()
+        heat = model.card.temperature
+        probabilities[:, shown] = torch.softmax(logits.cells / heat, dim=0).numpy()[:, shown]
+        slide_scores = torch.softmax(logits.slide / heat, dim=0).tolist()
         scores = dict(zip(model.card.class_names, slide_scores, strict=True))
     else:
         warnings.append("No tissue was found; the result is empty.")
@@ -341,13 +342,13 @@ def _encode(
 
 
 def _shower(
-    preview: Preview, layout: Layout, wanted: NDArray[np.bool_]
+    preview: Preview, layout: Layout, wanted: NDArray[np.bool_], temperature: float
 ) -> Callable[[torch.Tensor, torch.Tensor], None]:
     """Turn logits of windows into blocks of probabilities on the heatmap."""
     where = layout.scales[0].where
 
     def show(windows: torch.Tensor, logits: torch.Tensor) -> None:
-        blocks = torch.softmax(logits, dim=1).numpy()
+        blocks = torch.softmax(logits / temperature, dim=1).numpy()
         for (_, i, j), block in zip(where[windows.numpy()], blocks, strict=True):
             row, col = int(i) * block.shape[1], int(j) * block.shape[2]
             here = wanted[row : row + block.shape[1], col : col + block.shape[2]]

@@ -39,6 +39,8 @@ class ModelCard(BaseModel):
         Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
     ] = (0.25, 0.25, 0.25)
     """What channels are then divided by."""
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """What logits are divided by before they become probabilities."""
     licence: Text = "unknown"
     """Licence of the weights."""
     data: Text = ""

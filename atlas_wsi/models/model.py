@@ -216,6 +216,23 @@ class Model(nn.Module):
         return model.eval()
 
 
+def stored_dtype(path: str | os.PathLike[str]) -> torch.dtype:
+    """Return the type that the weights of a model file are stored in.
+
+    Parameters
+    ----------
+    path
+        A file that `Model.save` wrote.
+
+    Returns
+    -------
+    torch.dtype
+        float16 or float32.
+    """
+    state, _ = read_safetensors(Path(path))
+    return next(value.dtype for value in state.values() if value.is_floating_point())
+
+
 def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(metadata["atlas_wsi"])

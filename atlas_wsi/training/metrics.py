@@ -22,7 +22,7 @@ def predict_tiles(
     Parameters
     ----------
     model
-        The model, in evaluation mode.
+        The model, in evaluation mode; its temperature is used.
     images
         uint8 `(N, rows, cols, 3)` at the model's resolution.
     batch
@@ -35,20 +35,68 @@ def predict_tiles(
     NDArray
         float32 `(N, classes)`.
     """
+    logits, valid = tile_logits(model, images, batch=batch, progress=progress)
+    return mean_probabilities(logits, valid, temperature=model.card.temperature)
+
+
+def mean_probabilities(
+    logits: NDArray[np.float32], valid: NDArray[np.bool_], *, temperature: float = 1.0
+) -> NDArray[np.float32]:
+    """Average the class probabilities of the cells of tiles.
+
+    Parameters
+    ----------
+    logits
+        `(N, classes, rows, cols)`.
+    valid
+        bool `(N, rows, cols)`.
+    temperature
+        Divides the logits.
+
+    Returns
+    -------
+    NDArray
+        float32 `(N, classes)`.
+    """
+    p = torch.softmax(torch.from_numpy(logits) / temperature, dim=1).numpy()
+    inside = valid[:, None]
+    mean: NDArray[np.float32] = (p * inside).sum(axis=(2, 3)) / inside.sum(axis=(2, 3))
+    return mean.astype(np.float32)
+
+
+def tile_logits(
+    model: Model, images: NDArray[np.uint8], *, batch: int = 32, progress: Progress | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Run a model on tiles one by one.
+
+    Parameters
+    ----------
+    model
+        The model, in evaluation mode.
+    images
+        uint8 `(N, rows, cols, 3)` at the model's resolution.
+    batch
+        Tiles at once.
+    progress
+        Told how many tiles are done.
+
+    Returns
+    -------
+    tuple
+        Logits of the cells, float32 `(N, classes, rows, cols)`, and which are valid.
+    """
     device = model.encoder.fc.weight.device
-    out = []
+    out, inside = [], []
     with torch.inference_mode():
         for start in range(0, len(images), batch):
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + batch]))
             x_BCYX = model.normalise(part.to(device))
             found = model(x_BCYX.to(model.encoder.fc.weight.dtype))
-            p_BKYX = torch.softmax(found.cells.float(), dim=1)
-            valid_B1YX = found.valid[:, None]
-            mean_BK = (p_BKYX * valid_B1YX).sum(dim=(2, 3)) / valid_B1YX.sum(dim=(2, 3))
-            out.append(mean_BK.cpu().numpy())
+            out.append(found.cells.float().cpu().numpy())
+            inside.append(found.valid.cpu().numpy())
             if progress is not None:
                 progress("evaluate", min(start + batch, len(images)), len(images))
-    return np.concatenate(out).astype(np.float32)
+    return np.concatenate(out), np.concatenate(inside)
 
 
 def confusion(

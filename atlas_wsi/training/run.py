@@ -11,8 +11,16 @@ import torch
 
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.models.card import ModelCard, ModelClass
+from atlas_wsi.training.calibration import fit_temperature
 from atlas_wsi.training.loop import Recipe, channel_statistics, class_colors, train
-from atlas_wsi.training.metrics import color_baseline, confusion, predict_tiles, summarise
+from atlas_wsi.training.metrics import (
+    color_baseline,
+    confusion,
+    predict_tiles,
+    summarise,
+    tile_logits,
+)
+from atlas_wsi.training.scores import Interval, Reliability, class_scores, reliability
 from atlas_wsi.training.tiles import TileSet, read_tiles, split
 
 if TYPE_CHECKING:
@@ -37,6 +45,12 @@ class Evaluation:
     """Tiles by true class (row) and predicted class (column)."""
     metrics: Mapping[str, float]
     """``accuracy``, ``balanced_accuracy``, and ``recall NAME`` a class."""
+    scores: Mapping[str, Any]
+    """From `atlas_wsi.training.scores.class_scores`."""
+    reliability: Reliability
+    """How far the probabilities can be believed."""
+    temperature: float
+    """What the logits were divided by."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as JSON types."""
@@ -45,6 +59,21 @@ class Evaluation:
             "tiles": int(self.confusion.sum()),
             "metrics": dict(self.metrics),
             "confusion": self.confusion.tolist(),
+            "intervals": {
+                name: score.as_list()
+                for name, score in self.scores.items()
+                if isinstance(score, Interval)
+            },
+            "per_class": {
+                self.classes[k]: dict(score) for k, score in self.scores["per_class"].items()
+            },
+            "ece": self.reliability.ece,
+            "temperature": self.temperature,
+            "reliability": {
+                "confidence": _plain(self.reliability.confidence),
+                "accuracy": _plain(self.reliability.accuracy),
+                "tiles": self.reliability.count.tolist(),
+            },
         }
 
 
@@ -147,11 +176,64 @@ def evaluate(model: Model, tiles: TileSet, *, progress: Progress | None = None) 
     Evaluation
         Over the model's classes.
 
-    Raises
-    ------
-    DatasetError
-        If the tiles have a class that the model does not know.
     """
+    names = model.card.class_names
+    labels = _places(model, tiles)[tiles.labels]
+    probabilities = predict_tiles(model, tiles.images, progress=progress)
+    counts = confusion(labels, probabilities.argmax(axis=1), len(names))
+    recall = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
+    metrics = summarise(counts) | {
+        f"recall {name}": float(value)
+        for name, value, seen in zip(names, recall, counts.sum(axis=1), strict=True)
+        if seen
+    }
+    groups = np.unique(np.array(tiles.groups), return_inverse=True)[1]
+    return Evaluation(
+        classes=names,
+        confusion=counts,
+        metrics=metrics,
+        scores=class_scores(labels, probabilities, groups=groups),
+        reliability=reliability(labels, probabilities),
+        temperature=model.card.temperature,
+    )
+
+
+def calibrate(
+    model: Model, tiles: TileSet, *, seed: int = 0, progress: Progress | None = None
+) -> TileSet:
+    """Fit a model's temperature on half of the groups of some tiles.
+
+    Parameters
+    ----------
+    model
+        The model; the temperature is put into its card.
+    tiles
+        Tiles that it was not trained on.
+    seed
+        Decides which half.
+    progress
+        Told how many tiles are done.
+
+    Returns
+    -------
+    TileSet
+        The other half, to measure it on.
+    """
+    measured, fitted = split(tiles, held_out=0.5, seed=seed)
+    part = tiles.subset(fitted)
+    place = _places(model, part)
+    logits, valid = tile_logits(model, part.images, progress=progress)
+    temperature = fit_temperature(logits, valid, place[part.labels])
+    model.card = model.card.model_copy(update={"temperature": round(temperature, 4)})
+    return tiles.subset(measured)
+
+
+def _plain(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _places(model: Model, tiles: TileSet) -> NDArray[np.int64]:
+    """Return the model's class of each class of the tiles."""
     names = model.card.class_names
     strangers = [name for name in tiles.classes if name not in names]
     if strangers:
@@ -159,17 +241,7 @@ def evaluate(model: Model, tiles: TileSet, *, progress: Progress | None = None) 
             f"The model {model.card.name} does not know {', '.join(strangers)}; "
             f"it knows {', '.join(names)}."
         )
-    place = np.array([names.index(name) for name in tiles.classes])
-    labels = place[tiles.labels]
-    predicted = predict_tiles(model, tiles.images, progress=progress).argmax(axis=1)
-    counts = confusion(labels, predicted, len(names))
-    recall = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
-    metrics = summarise(counts) | {
-        f"recall {name}": float(value)
-        for name, value, seen in zip(names, recall, counts.sum(axis=1), strict=True)
-        if seen
-    }
-    return Evaluation(classes=names, confusion=counts, metrics=metrics)
+    return np.array([names.index(name) for name in tiles.classes])
 
 
 def held_out_tiles(model: Model, tiles: TileSet) -> TileSet:

@@ -244,9 +244,9 @@ def test_the_program_runs_and_stops_with_a_clear_message(tmp_path):
 
 def test_ctrl_c_leaves_nothing_half_written(tmp_path):
     slide = tmp_path / "large.svs"
-    make_svs(slide, shape=(6000, 6000), tissue=0.6)
+    make_svs(slide, shape=(8000, 8000), tissue=0.6)
     command = [sys.executable, "-m", "atlas_wsi.cli.app", "predict", str(slide)]
-    command += ["-o", str(tmp_path / "out"), "--model", "atlas_test"]
+    command += ["-o", str(tmp_path / "out"), "--model", "lung-he"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
     )
