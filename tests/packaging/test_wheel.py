@@ -8,7 +8,11 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"atlas_wsi": ROOT / "atlas_wsi", "atlas_kernels": ROOT / "kernels" / "atlas_kernels"}
+PACKAGES = {
+    "atlas_wsi": ROOT / "atlas_wsi",
+    "atlas_kernels": ROOT / "kernels" / "atlas_kernels",
+    "napari_atlas_wsi": ROOT / "plugins" / "napari" / "napari_atlas_wsi",
+}
 
 
 def test_every_file_of_the_packages_is_in_the_wheel(tmp_path):

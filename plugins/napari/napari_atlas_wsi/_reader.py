@@ -1,0 +1,69 @@
+"""What napari calls to open slides, scenes and results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from napari_atlas_wsi._layers import LayerTuple
+
+
+def get_reader(
+    path: str | Sequence[str],
+) -> Callable[[str | Sequence[str]], list[LayerTuple]] | None:
+    """Tell whether a path may be a slide, a scene or a result; reads nothing of it.
+
+    Parameters
+    ----------
+    path
+        A path or several.
+
+    Returns
+    -------
+    callable or None
+        The reader; None for a folder that is neither result, DICOM series nor OME-Zarr.
+    """
+    paths = [path] if isinstance(path, str) else list(path)
+    return read if paths and all(_may_read(p) for p in paths) else None
+
+
+def read(path: str | Sequence[str]) -> list[LayerTuple]:
+    """Open slides and results as layers.
+
+    Parameters
+    ----------
+    path
+        A path or several.
+
+    Returns
+    -------
+    list
+        Layers of all of them.
+    """
+    from atlas_wsi import open_result, open_slide
+    from napari_atlas_wsi._layers import heatmap_layers, slide_layers
+
+    layers: list[LayerTuple] = []
+    for one in [path] if isinstance(path, str) else path:
+        if _is_result(Path(one)):
+            layers += heatmap_layers(open_result(one))
+        else:
+            layers += slide_layers(open_slide(one))
+    return layers
+
+
+def _is_result(path: Path) -> bool:
+    return path.is_dir() and (path / "summary.json").is_file()
+
+
+def _may_read(path: str) -> bool:
+    if "://" in path:
+        return True
+    place = Path(path)
+    if not place.is_dir() or _is_result(place):
+        return True
+    names = ("zarr.json", ".zgroup", ".zattrs")
+    return any((place / n).exists() for n in names) or any(place.glob("*.dcm"))
