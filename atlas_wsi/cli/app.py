@@ -21,6 +21,7 @@ from atlas_wsi.cli import (
     sample,
     tissue,
     train,
+    view,
 )
 from atlas_wsi.errors import AtlasError, Cancelled
 
@@ -78,6 +79,7 @@ def _options(
 
 app.command("predict")(predict.predict)
 app.command("info")(info.info)
+app.command("view")(view.view)
 app.command("tissue")(tissue.tissue)
 app.command("sample")(sample.sample)
 app.command("doctor")(doctor.doctor)

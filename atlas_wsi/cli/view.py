@@ -1,0 +1,56 @@
+"""`atlas-wsi view`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atlas_wsi.errors import AtlasError
+
+
+def view(
+    slide: Annotated[str, typer.Argument(help="Slide or scene.")],
+    result: Annotated[
+        Path | None, typer.Argument(help="Folder of its result, to be laid over it.")
+    ] = None,
+) -> None:
+    """Open a slide, and its result over it, in napari."""
+    from atlas_wsi.heatmap.write import open_result
+    from atlas_wsi.slides.open import open_slide
+
+    open_slide(slide).close()  # what cannot be read is told here, not in a window
+    if result is not None:
+        open_result(result)
+    _require_window()
+    import napari
+
+    viewer = napari.Viewer(title=f"atlas-wsi: {slide}")
+    for path in [slide] if result is None else [slide, str(result)]:
+        viewer.open(path, plugin="atlas-wsi")
+    if any(layer.affine.affine_matrix[0, 0] < 0 for layer in viewer.layers):
+        viewer.camera.orientation2d = ("up", "right")  # north is up
+    viewer.scale_bar.visible = True
+    viewer.reset_view()
+    napari.run()
+
+
+def _require_window() -> None:
+    """Tell in words what Qt would say by ending the process."""
+    try:
+        import napari  # noqa: F401
+        import qtpy  # noqa: F401
+    except ImportError as error:
+        raise AtlasError(
+            "napari, which shows slides, is not installed.",
+            hint="Install it: pip install 'atlas-wsi[napari]'",
+        ) from error
+    told = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in told):
+        raise AtlasError(
+            "There is no screen to open a window on.",
+            hint="Run it on a desktop, or over `ssh -X`, or under xvfb-run.",
+        )
