@@ -63,6 +63,10 @@ def test_a_result_lies_over_its_slide_and_shows_three_layers(slide_path, result_
     np.testing.assert_allclose(corner, -0.25)
     np.testing.assert_allclose(probability.scale, step * 0.5)
     assert tuple(probability.contrast_limits) == (0, 1)
+    largest = max(result.areas(), key=result.areas().get)
+    assert probability.name == f"tissue: {largest}"
+    expected = result.probabilities[result.classes.index(largest)].astype(np.float16)
+    np.testing.assert_array_equal(probability.data, expected.astype(np.float32))
     np.testing.assert_array_equal(classes.data, result.argmax() + 1)
     assert tissue.data.shape == result.tissue.mask.shape
     row, col = np.argwhere(result.argmax() >= 0)[0]

@@ -136,7 +136,7 @@ def slide_layers(slide: Slide) -> list[LayerTuple]:
     return layers
 
 
-def heatmap_layers(heatmap: Heatmap, shown: int = 0) -> list[LayerTuple]:
+def heatmap_layers(heatmap: Heatmap, shown: int | None = None) -> list[LayerTuple]:
     """Show a result: probabilities of one class, class map, tissue.
 
     Parameters
@@ -144,13 +144,15 @@ def heatmap_layers(heatmap: Heatmap, shown: int = 0) -> list[LayerTuple]:
     heatmap
         The result.
     shown
-        Index of the class whose probabilities are shown.
+        Index of the class whose probabilities are shown; None takes the one of largest area.
 
     Returns
     -------
     list
         Three layers; probabilities are always shown from 0 to 1, so that slides compare.
     """
+    if shown is None:
+        shown = int(np.argmax(list(heatmap.areas().values())))
     frame = Frame.of(heatmap.slide)
     place = frame.place(heatmap.grid.step_px, heatmap.grid.origin_px)
     mask = heatmap.tissue
@@ -189,7 +191,7 @@ def heatmap_layers(heatmap: Heatmap, shown: int = 0) -> list[LayerTuple]:
             {
                 **place,
                 **meta,
-                "name": f"{name}: probability",
+                "name": f"{name}: {heatmap.classes[shown]}",
                 "colormap": "turbo",
                 "contrast_limits": (0, 1),
                 "opacity": 0.5,
