@@ -161,7 +161,7 @@ class FineWindows:
             self._take_in(windows, self.store.read(windows).to(self.device), out)
         for tile, pixels in self.tiles:
             windows = torch.from_numpy(tile.windows)
-            x_NTC = self._stem_windows(tile, pixels)
+            x_NTC = self.tokens_of_tile(tile, pixels)
             if self.blocks:
                 self.store.write(windows, x_NTC)
             self._take_in(windows, x_NTC, out)
@@ -237,9 +237,6 @@ class FineWindows:
         torch.Tensor
             Tokens `(n, T, C)`, zero where invalid.
         """
-        return self._stem_windows(tile, pixels)
-
-    def _stem_windows(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
         image = torch.from_numpy(pixels[None])
         if self.device.type == "cuda":
             image = image.pin_memory().to(self.device, non_blocking=True)

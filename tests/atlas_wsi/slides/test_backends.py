@@ -21,13 +21,9 @@ from atlas_wsi.slides.tiff import open_tiff
 
 
 class BackendTests:
-    """What every back end does; a subclass names `open_file` and makes a file."""
+    """What every back end does; a subclass names `open_file` and has a fixture `path`: its file."""
 
     open_file = None
-
-    @pytest.fixture
-    def path(self, tmp_path):
-        raise NotImplementedError
 
     @pytest.fixture
     def backend(self, path):
