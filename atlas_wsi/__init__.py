@@ -9,11 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atlas_wsi.grid import Box, Grid
+    from atlas_wsi.heatmap.geojson import Annotation, write_annotations
     from atlas_wsi.heatmap.heatmap import AttentionMap, Heatmap
+    from atlas_wsi.heatmap.regions import find_regions
     from atlas_wsi.heatmap.write import open_result
-    from atlas_wsi.inference.predict import predict
+    from atlas_wsi.inference.predict import choose_model, predict
     from atlas_wsi.models.model import Model
-    from atlas_wsi.models.registry import load_model
+    from atlas_wsi.models.registry import load_model, shipped_models
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.slides.open import open_slide
     from atlas_wsi.slides.samples import fetch_sample
@@ -24,6 +27,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Annotation": "atlas_wsi.heatmap.geojson",
+    "Box": "atlas_wsi.grid",
+    "Grid": "atlas_wsi.grid",
+    "choose_model": "atlas_wsi.inference.predict",
+    "find_regions": "atlas_wsi.heatmap.regions",
+    "shipped_models": "atlas_wsi.models.registry",
+    "write_annotations": "atlas_wsi.heatmap.geojson",
     "AttentionMap": "atlas_wsi.heatmap.heatmap",
     "CancelToken": "atlas_wsi.progress",
     "Heatmap": "atlas_wsi.heatmap.heatmap",
@@ -41,8 +51,11 @@ _HOME = {
 }
 
 __all__ = [
+    "Annotation",
     "AttentionMap",
+    "Box",
     "CancelToken",
+    "Grid",
     "Heatmap",
     "Model",
     "Progress",
@@ -50,12 +63,16 @@ __all__ = [
     "TissueMask",
     "WindowGrid",
     "__version__",
+    "choose_model",
     "fetch_sample",
+    "find_regions",
     "load_model",
     "open_result",
     "open_slide",
     "predict",
+    "shipped_models",
     "tissue_mask",
+    "write_annotations",
 ]
 
 

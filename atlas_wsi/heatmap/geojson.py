@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atlas_wsi.errors import OutputNotWritableError
 from atlas_wsi.heatmap.regions import MAX_REGIONS, MIN_CELLS, Region, find_regions
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import os
+    from collections.abc import Sequence
 
-    from atlas_wsi.heatmap.heatmap import Heatmap
+    from shapely import MultiPolygon, Polygon
+
+    from atlas_wsi.heatmap.heatmap import Heatmap, SlideInfo
+    from atlas_wsi.slides.slide import Slide
 
 _NAMESPACE = uuid.UUID("6d0d6c1e-6b5f-5b0e-9a53-6f0a4f3b7f21")
 
@@ -40,59 +47,124 @@ def write_geojson(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
     longitude and latitude; GIS programs read the older member, and nothing is reprojected.
     """
     found = find_regions(heatmap)
-    collection: dict[str, Any] = {"type": "FeatureCollection"}
-    name = _crs_name(heatmap.slide.crs) if heatmap.slide.is_georeferenced else None
-    if name is not None:
-        collection["crs"] = {"type": "name", "properties": {"name": name}}
-    collection["features"] = [_feature(heatmap, region) for region in found.regions]
+    collection = _collection(heatmap.slide, [_feature(heatmap, region) for region in found.regions])
     collection["atlas"] = {
         "slide": heatmap.slide.name,
         "model": heatmap.run.model.name,
         "min_cells": MIN_CELLS,
         "left_out": found.n_left_out,
     }
-    path.write_text(
-        json.dumps(collection, allow_nan=False, separators=(",", ":"), ensure_ascii=False),
-        encoding="utf-8",
-    )
+    _write_json(collection, path)
     if not found.n_left_out:
         return ()
     left_out = f"{found.n_left_out} smaller ones are in the heatmap only"
     return (f"{path.name} holds the {MAX_REGIONS} largest regions; {left_out}.",)
 
 
-def _feature(heatmap: Heatmap, region: Region) -> dict[str, Any]:
-    import shapely
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Annotation:
+    """An area that a person drew or confirmed."""
 
-    name = heatmap.classes[region.class_index]
-    polygon = region.polygon
-    area = float(polygon.area) * heatmap.slide.mpp[0] * heatmap.slide.mpp[1]
+    polygon: Polygon | MultiPolygon
+    """In level-0 pixels `(x, y)`; may have holes."""
+    name: str
+    """Its class."""
+    color: str
+    """Colour of the class, ``#rrggbb``."""
+
+
+def write_annotations(
+    annotations: Sequence[Annotation], path: str | os.PathLike[str], slide: SlideInfo | Slide
+) -> None:
+    """Write areas as QuPath reads them and `atlas-wsi train regions` learns from them.
+
+    Parameters
+    ----------
+    annotations
+        The areas.
+    path
+        The file to write; it appears when it is whole.
+    slide
+        What the areas lie on.
+
+    Raises
+    ------
+    OutputNotWritableError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    features = [
+        _annotation(slide, one.polygon, name=one.name, color=one.color, measurements={})
+        for one in annotations
+    ]
+    try:
+        _write_json(_collection(slide, features), partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputNotWritableError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _write_json(collection: dict[str, Any], path: Path) -> None:
+    path.write_text(
+        json.dumps(collection, allow_nan=False, separators=(",", ":"), ensure_ascii=False),
+        encoding="utf-8",
+    )
+
+
+def _collection(slide: SlideInfo | Slide, features: list[dict[str, Any]]) -> dict[str, Any]:
+    collection: dict[str, Any] = {"type": "FeatureCollection"}
+    if slide.is_georeferenced:
+        name = _crs_name(slide.crs)
+        collection["crs"] = {"type": "name", "properties": {"name": name}}
+    return {**collection, "features": features}
+
+
+def _feature(heatmap: Heatmap, region: Region) -> dict[str, Any]:
+    area = float(region.polygon.area) * heatmap.slide.mpp[0] * heatmap.slide.mpp[1]
     area /= 1e12 if heatmap.slide.is_georeferenced else 1e6
-    if heatmap.slide.is_georeferenced:
-        polygon = shapely.transform(polygon, lambda xy: _to_crs(heatmap, xy))
     measurements = {
         f"prob_{other}": round(p, 5)
         for other, p in zip(heatmap.classes, region.probabilities, strict=True)
     }
     measurements[f"area_{heatmap.area_unit}"] = area
+    return _annotation(
+        heatmap.slide,
+        region.polygon,
+        name=heatmap.classes[region.class_index],
+        color=heatmap.colors[region.class_index],
+        measurements=measurements,
+    )
+
+
+def _annotation(
+    slide: SlideInfo | Slide,
+    polygon: Polygon | MultiPolygon,
+    *,
+    name: str,
+    color: str,
+    measurements: dict[str, float],
+) -> dict[str, Any]:
+    import shapely
+
+    if slide.is_georeferenced:
+        polygon = shapely.transform(polygon, lambda xy: _to_crs(slide, xy))
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(_NAMESPACE, f"{heatmap.slide.name}/{name}/{polygon.wkt}")),
+        "id": str(uuid.uuid5(_NAMESPACE, f"{slide.name}/{name}/{polygon.wkt}")),
         "geometry": json.loads(shapely.to_geojson(polygon)),
         "properties": {
             "objectType": "annotation",
-            "classification": {
-                "name": name,
-                "color": list(bytes.fromhex(heatmap.colors[region.class_index][1:])),
-            },
+            "classification": {"name": name, "color": list(bytes.fromhex(color[1:]))},
             "measurements": measurements,
         },
     }
 
 
-def _to_crs(heatmap: Heatmap, xy: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    assert heatmap.slide.transform is not None
-    a, b, c, d, e, f = heatmap.slide.transform
+def _to_crs(slide: SlideInfo | Slide, xy: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    assert slide.transform is not None
+    a, b, c, d, e, f = slide.transform
     x, y = xy[:, 0], xy[:, 1]
     return np.column_stack([a * x + b * y + c, d * x + e * y + f])
 

