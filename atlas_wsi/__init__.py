@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atlas_wsi.grid import Box, Grid
-    from atlas_wsi.heatmap.geojson import Annotation, write_annotations
+    from atlas_wsi.heatmap.geojson import Annotation, write_annotations, write_geojson
     from atlas_wsi.heatmap.heatmap import AttentionMap, Heatmap
     from atlas_wsi.heatmap.regions import find_regions
     from atlas_wsi.heatmap.write import open_result
@@ -34,6 +34,7 @@ _HOME = {
     "find_regions": "atlas_wsi.heatmap.regions",
     "shipped_models": "atlas_wsi.models.registry",
     "write_annotations": "atlas_wsi.heatmap.geojson",
+    "write_geojson": "atlas_wsi.heatmap.geojson",
     "AttentionMap": "atlas_wsi.heatmap.heatmap",
     "CancelToken": "atlas_wsi.progress",
     "Heatmap": "atlas_wsi.heatmap.heatmap",
@@ -73,6 +74,7 @@ __all__ = [
     "shipped_models",
     "tissue_mask",
     "write_annotations",
+    "write_geojson",
 ]
 
 
