@@ -1,0 +1,1 @@
+"""Archives of slides on one machine or a cluster."""

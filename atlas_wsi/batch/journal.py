@@ -1,0 +1,267 @@
+"""What an archive's output folder knows of every slide: one small file a slide, written whole.
+
+::
+
+    OUT/
+      <slide name>/          a result, as `atlas-wsi predict` writes it
+      archive.parquet        a row a slide (atlas_wsi.batch.archive)
+      .batch/
+        options.json         what decides the results; the same for every launcher
+        slides.jsonl         the slides asked for, in order; grows, never shrinks
+        rows/<name>.json     how a slide ended: a `Row`
+        leases/<name>.<n>    the n-th try of a slide that has not ended (atlas_wsi.batch.lease)
+        work/<name>/         encoded windows of a slide that has not ended
+
+Nothing here needs a lock: a slide's row is written by the holder of its lease alone, and every
+file is renamed into place when it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from atlas_wsi.errors import CorruptResultError
+from atlas_wsi.heatmap.heatmap import Count, Positive, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class SlideAsked(Record):
+    """A slide of the archive, as it was asked for."""
+
+    name: str
+    """Name of its folder in the output folder; no two slides share one."""
+    source: str
+    """Absolute path or URL."""
+    mpp: Positive | None = None
+    """Micrometres a level-0 pixel, where the list of slides says so."""
+
+
+class Row(Record):
+    """How one slide of an archive ended: a row of ``archive.parquet``."""
+
+    schema_version: Literal[1] = 1
+    """Raised when a reader of the old version would misread the new one."""
+    name: str
+    """Name of the slide's folder in the output folder."""
+    source: str
+    """Absolute path or URL of the slide."""
+    state: Literal["done", "failed"]
+    """Whether there is a result."""
+    error: str = ""
+    """Kind of the error, such as ``"UnreadableSlideError"``; ``"WorkerDied"`` for a slide whose
+    worker died each time. Empty if done."""
+    reason: str = ""
+    """Why it failed, in words for the user. Empty if done."""
+    tries: Count = 1
+    """How many times the slide was begun."""
+    worker: str = ""
+    """Host and process that ended it."""
+    started: str = ""
+    """When the last try began, ISO 8601 with offset."""
+    ended: str = ""
+    """When it ended."""
+    wall_s: Seconds = 0.0
+    """Seconds of the last try, opening to writing."""
+    peak_memory_bytes: Count = 0
+    """Largest resident memory of the worker's process until then."""
+    result_bytes: Count = 0
+    """Bytes of all files of the result."""
+    slide_bytes: Count = 0
+    """Bytes of the slide's file; 0 where that is not known (folders, URLs)."""
+    shape: tuple[Count, Count] | None = None
+    """Level-0 rows and columns."""
+    mpp: tuple[Positive, Positive] | None = None
+    """Micrometres a level-0 pixel `(y, x)`."""
+    mpp_source: str = ""
+    """Where the resolution was read, or ``"argument"``."""
+    mpp_used: tuple[Positive, Positive] | None = None
+    """Working resolution at which the encoder saw the slide, micrometres `(y, x)`."""
+    model: str = ""
+    """Name of the model."""
+    model_sha256: str = ""
+    """Of its weights."""
+    windows: Count = 0
+    """Windows that were encoded."""
+    tissue_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Part of the slide that is tissue."""
+    area_unit: Literal["mm2", "m2"] | None = None
+    """Unit of the areas."""
+    predicted_area: Annotated[float, Field(ge=0)] | None = None
+    """Area of the cells for which there is a prediction."""
+    areas: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Area where each class is the most probable one."""
+    scores: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    """Probability of each class for the slide as a whole."""
+    n_unreadable: Count = 0
+    """How many blocks could not be decoded."""
+    warnings: tuple[str, ...] = ()
+    """What the user may want to act on."""
+
+
+class Journal:
+    """The records in an archive's output folder.
+
+    Parameters
+    ----------
+    out
+        The output folder.
+    """
+
+    def __init__(self, out: str | os.PathLike[str]) -> None:
+        self.out = Path(out)
+        self.folder = self.out / ".batch"
+        self.options_file = self.folder / "options.json"
+        self.slides_file = self.folder / "slides.jsonl"
+        self.rows_folder = self.folder / "rows"
+        self.leases_folder = self.folder / "leases"
+        self.work_folder = self.folder / "work"
+
+    @property
+    def exists(self) -> bool:
+        """Whether an archive was begun in the folder."""
+        return self.slides_file.is_file()
+
+    def make_folders(self) -> None:
+        """Make the folders that are missing."""
+        for folder in (self.rows_folder, self.leases_folder, self.work_folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def read_slides(self) -> list[SlideAsked]:
+        """Read which slides were asked for.
+
+        Returns
+        -------
+        list of SlideAsked
+            In the order in which they were asked for; empty if no archive was begun.
+
+        Raises
+        ------
+        CorruptResultError
+            If the list is not what we write.
+        """
+        if not self.exists:
+            return []
+        lines = self.slides_file.read_bytes().splitlines()
+        try:
+            return [SlideAsked.model_validate_json(line) for line in lines]
+        except ValidationError as error:
+            raise CorruptResultError(
+                f"{self.slides_file} is not a list of slides: {error.errors()[0]['msg']}."
+            ) from error
+
+    def write_slides(self, slides: list[SlideAsked]) -> None:
+        """Write which slides were asked for.
+
+        Parameters
+        ----------
+        slides
+            All of them; places in the list must not change once they are written.
+        """
+        lines = [slide.model_dump_json(exclude_none=True) + "\n" for slide in slides]
+        write_whole(self.slides_file, "".join(lines))
+
+    def read_rows(self) -> dict[str, Row]:
+        """Read how slides ended.
+
+        Returns
+        -------
+        dict[str, Row]
+            By the slide's name, sorted; slides that have not ended are not in it.
+        """
+        return {row.name: row for row in self._rows()}
+
+    def _rows(self) -> Iterator[Row]:
+        if not self.rows_folder.is_dir():
+            return
+        for path in sorted(self.rows_folder.glob("*.json")):
+            row = _read_row(path)
+            if row is not None:
+                yield row
+
+    def row(self, name: str) -> Row | None:
+        """Read how a slide ended.
+
+        Parameters
+        ----------
+        name
+            The slide's name.
+
+        Returns
+        -------
+        Row or None
+            None if it has not ended.
+        """
+        return _read_row(self._row_file(name))
+
+    def ended(self) -> set[str]:
+        """List which slides ended, well or not, without reading how.
+
+        Returns
+        -------
+        set[str]
+            Names.
+        """
+        if not self.rows_folder.is_dir():
+            return set()
+        return {path.name.removesuffix(".json") for path in self.rows_folder.glob("*.json")}
+
+    def write_row(self, row: Row) -> None:
+        """Record how a slide ended.
+
+        Parameters
+        ----------
+        row
+            What is recorded.
+        """
+        write_whole(self._row_file(row.name), row.model_dump_json(indent=1) + "\n")
+
+    def remove_row(self, name: str) -> None:
+        """Forget how a slide ended, so that it is done again.
+
+        Parameters
+        ----------
+        name
+            The slide's name.
+        """
+        self._row_file(name).unlink(missing_ok=True)
+
+    def _row_file(self, name: str) -> Path:
+        return self.rows_folder / f"{name}.json"
+
+
+def _read_row(path: Path) -> Row | None:
+    """Read a row; one that is damaged is as good as none, and is made again."""
+    try:
+        return Row.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that nobody ever reads half of it.
+
+    Parameters
+    ----------
+    path
+        The file; replaced if it is there.
+    text
+        What it holds.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
