@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ _DEFAULT_GLASS = 243.0
 _MIN_TISSUE_UM2, _MAX_HOLE_UM2 = 5_000.0, 5_000.0
 _INK_WIDTH_UM = 100.0
 _JOIN_UM, _MAX_FAT_UM2 = 20.0, 40_000.0
+_COUNTED_PIXELS = 1_000_000
 
 
 def find_tissue(
@@ -59,7 +61,8 @@ def find_tissue(
     picture = _as_8_bit(np.moveaxis(pixels, -1, 0))
     if not valid.any():
         return np.zeros(valid.shape, bool), "brightfield"
-    if _is_dark(picture, valid):
+    every = _thinning(valid)
+    if _is_dark(picture[:, ::every, ::every], valid[::every, ::every]):
         lit = _close(_find_lit(picture, valid, cell_um), cell_um)
         return _clean(lit, valid, cell_um), "fluorescence"
     rgb = picture[:3] if len(picture) >= 3 else picture[:1].repeat(3, axis=0)
@@ -76,6 +79,11 @@ def _as_8_bit(pixels: NDArray[Any]) -> Picture:
     picture = np.nan_to_num(picture)
     top = float(np.percentile(picture, 99.9))
     return np.clip(picture * (255 / top), 0, 255) if top > 0 else np.zeros_like(picture)
+
+
+def _thinning(valid: Mask) -> int:
+    """Return the step at which a picture is sampled where only its colours are counted."""
+    return max(1, math.isqrt(valid.size // _COUNTED_PIXELS))
 
 
 def _whiteness(rgb: Picture, weight: float) -> Picture:
@@ -141,7 +149,9 @@ def _glass_color(rgb: Picture, valid: Mask) -> Picture:
     from scipy.ndimage import gaussian_gradient_magnitude
 
     # Without colour, or tinted (as some scanners show it) but without texture.
-    slope = gaussian_gradient_magnitude(rgb.mean(axis=0), 1.0)
+    every = _thinning(valid)
+    slope = gaussian_gradient_magnitude(rgb.mean(axis=0), 1.0)[::every, ::every]
+    rgb, valid = rgb[:, ::every, ::every], valid[::every, ::every]
     is_glass = _whiteness(rgb, 4) >= _GREY_WHITENESS
     is_glass |= (_whiteness(rgb, 2) >= _TINTED_WHITENESS) & (slope < _FLAT)
     white = rgb[:, is_glass & valid]
@@ -156,7 +166,9 @@ def _glass_color(rgb: Picture, valid: Mask) -> Picture:
 
 
 def _optical_density(rgb: Picture, glass: Picture) -> Picture:
-    density: Picture = np.log((glass[:, None, None] + 1) / (rgb + 1))
+    density: Picture = rgb + 1
+    np.divide(glass[:, None, None] + 1, density, out=density)
+    np.log(density, out=density)
     return np.maximum(density, 0, out=density)
 
 
