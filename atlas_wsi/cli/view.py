@@ -28,13 +28,9 @@ def view(
     _require_window()
     import napari
 
-    viewer = napari.Viewer(title=f"atlas-wsi: {slide}")
-    for path in [slide] if result is None else [slide, str(result)]:
-        viewer.open(path, plugin="atlas-wsi")
-    if any(layer.affine.affine_matrix[0, 0] < 0 for layer in viewer.layers):
-        viewer.camera.orientation2d = ("up", "right")  # north is up
-    viewer.scale_bar.visible = True
-    viewer.reset_view()
+    from napari_atlas_wsi._open import open_viewer
+
+    open_viewer(slide, None if result is None else str(result))
     napari.run()
 
 

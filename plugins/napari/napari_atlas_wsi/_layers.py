@@ -2,104 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from napari_atlas_wsi._frame import Frame
 
+if TYPE_CHECKING:
     from atlas_wsi import Heatmap, Slide
 
     LayerTuple = tuple[Any, dict[str, Any], str]
 
 SLIDE_KEY = "atlas_wsi_slide"
 RESULT_KEY = "atlas_wsi_result"
+PART_KEY = "atlas_wsi_part"
+FRAME_KEY = "atlas_wsi_frame"
 UNPREDICTED = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
-    """From level-0 pixel edges `(y, x)` to the viewer's world."""
-
-    matrix: NDArray[np.float64]
-    """3 x 3, applied to `(y, x, 1)`."""
-    unit: str
-    """Unit of the world: ``"um"``, ``"m"`` or ``"pixel"``."""
-    is_map: bool
-    """Whether the world is a map, whose north is up."""
-
-    @classmethod
-    def of(cls, slide: Any) -> Frame:
-        """Place a slide, or the record that a result keeps of it.
-
-        Parameters
-        ----------
-        slide
-            A `Slide` or a heatmap's `SlideInfo`.
-
-        Returns
-        -------
-        Frame
-            Map metres for scenes in a projected system, micrometres where the resolution is
-            known, else pixels. Off the map, world 0 is the centre of the first pixel.
-        """
-        if slide.is_georeferenced:
-            from rasterio.crs import CRS
-
-            crs = CRS.from_wkt(slide.crs)
-            if crs.is_projected:
-                a, b, c, d, e, f = slide.transform
-                metres = crs.linear_units_factor[1]
-                matrix = np.array([[e, d, f], [b, a, c], [0, 0, 1 / metres]]) * metres
-                return cls(matrix=matrix, unit="m", is_map=True)
-        mpp, unit = slide.mpp or (1.0, 1.0), "um" if slide.mpp else "pixel"
-        if slide.is_georeferenced:
-            mpp, unit = (mpp[0] / 1e6, mpp[1] / 1e6), "m"
-        matrix = np.array([[mpp[0], 0, -mpp[0] / 2], [0, mpp[1], -mpp[1] / 2], [0, 0, 1]])
-        return cls(matrix=matrix, unit=unit, is_map=False)
-
-    def place(
-        self, step: tuple[float, float] = (1, 1), origin: tuple[float, float] = (0, 0)
-    ) -> dict[str, Any]:
-        """Return the layer arguments that lay cells over the slide.
-
-        Parameters
-        ----------
-        step
-            Level-0 pixels a cell `(y, x)`.
-        origin
-            Level-0 corner of the first cell `(y, x)`.
-
-        Returns
-        -------
-        dict
-            Placement and units; every layer needs them, or the viewer drops all units.
-        """
-        cells = np.diag([*step, 1.0])
-        cells[:2, 2] = [o + s / 2 for o, s in zip(origin, step, strict=True)]
-        world = self.matrix @ cells
-        units = {"units": (self.unit, self.unit), "axis_labels": ("y", "x")}
-        if self.is_map:
-            return {"affine": world, **units}
-        return {"scale": tuple(np.diag(world)[:2]), "translate": tuple(world[:2, 2]), **units}
-
-    def to_level0(self, world: tuple[float, float]) -> tuple[float, float]:
-        """Return the level-0 position `(y, x)`, in pixel edges, of a place in the world.
-
-        Parameters
-        ----------
-        world
-            Position `(y, x)` in the viewer.
-
-        Returns
-        -------
-        tuple
-            Row and column.
-        """
-        y, x, _ = np.linalg.solve(self.matrix, [world[0], world[1], 1.0])
-        return float(y), float(x)
 
 
 def slide_layers(slide: Slide) -> list[LayerTuple]:
@@ -115,11 +33,12 @@ def slide_layers(slide: Slide) -> list[LayerTuple]:
     list
         One layer for RGB, else one a channel.
     """
+    frame = Frame.of(slide)
     common: dict[str, Any] = {
-        **Frame.of(slide).place(),
+        **frame.place(),
         "multiscale": True,
         "cache": False,  # the slide keeps decoded tiles, bounded in bytes
-        "metadata": {SLIDE_KEY: slide},
+        "metadata": {SLIDE_KEY: slide, FRAME_KEY: frame},
     }
     if slide.n_channels == 3 and slide.dtype == np.uint8:
         return [(list(slide.levels), {**common, "name": slide.name, "rgb": True}, "image")]
@@ -136,13 +55,17 @@ def slide_layers(slide: Slide) -> list[LayerTuple]:
     return layers
 
 
-def heatmap_layers(heatmap: Heatmap, shown: int | None = None) -> list[LayerTuple]:
-    """Show a result: probabilities of one class, class map, tissue.
+def heatmap_layers(
+    heatmap: Heatmap, frame: Frame | None = None, *, shown: int | None = None
+) -> list[LayerTuple]:
+    """Show a result: tissue, class map, probabilities of one class.
 
     Parameters
     ----------
     heatmap
         The result.
+    frame
+        Where the slide lies in the world; None places it as the result remembers it.
     shown
         Index of the class whose probabilities are shown; None takes the one of largest area.
 
@@ -153,19 +76,22 @@ def heatmap_layers(heatmap: Heatmap, shown: int | None = None) -> list[LayerTupl
     """
     if shown is None:
         shown = int(np.argmax(list(heatmap.areas().values())))
-    frame = Frame.of(heatmap.slide)
+    frame = frame or Frame.of(heatmap.slide)
     place = frame.place(heatmap.grid.step_px, heatmap.grid.origin_px)
     mask = heatmap.tissue
-    meta = {"metadata": {RESULT_KEY: heatmap}}
+
+    def part(name: str) -> dict[str, Any]:
+        return {"metadata": {RESULT_KEY: heatmap, PART_KEY: name, FRAME_KEY: frame}}
+
     name = heatmap.slide.name
     return [
         (
             mask.mask.astype(np.uint8),
             {
                 **frame.place(mask.grid.step_px, mask.grid.origin_px),
-                **meta,
+                **part("tissue"),
                 "name": f"{name}: tissue",
-                "opacity": 0.3,
+                "opacity": 0.9,
                 "visible": False,
             },
             "labels",
@@ -174,7 +100,7 @@ def heatmap_layers(heatmap: Heatmap, shown: int | None = None) -> list[LayerTupl
             (heatmap.argmax() + 1).astype(np.uint8 if len(heatmap.classes) < 255 else np.uint16),
             {
                 **place,
-                **meta,
+                **part("classes"),
                 "name": f"{name}: classes",
                 "colormap": class_colormap(heatmap),
                 "features": {
@@ -190,7 +116,7 @@ def heatmap_layers(heatmap: Heatmap, shown: int | None = None) -> list[LayerTupl
             heatmap.probabilities[shown].astype(np.float32),
             {
                 **place,
-                **meta,
+                **part("probability"),
                 "name": f"{name}: {heatmap.classes[shown]}",
                 "colormap": "turbo",
                 "contrast_limits": (0, 1),
@@ -248,8 +174,33 @@ def describe(heatmap: Heatmap, y: float, x: float) -> str:
     if np.isnan(values).any():
         return ""
     best = int(values.argmax())
-    um = y * heatmap.slide.mpp[0], x * heatmap.slide.mpp[1]
-    return f"{heatmap.classes[best]} {values[best]:.2f} at y {um[0]:.0f}, x {um[1]:.0f} um"
+    return f"{heatmap.classes[best]} {values[best]:.2f} at {place_of(heatmap.slide, y, x)}"
+
+
+def place_of(slide: Any, y: float, x: float) -> str:
+    """Tell a position in the units of the field.
+
+    Parameters
+    ----------
+    slide
+        A `Slide` or a heatmap's `SlideInfo`.
+    y
+        Level-0 row.
+    x
+        Level-0 column.
+
+    Returns
+    -------
+    str
+        Micrometres from the slide's corner; for scenes the coordinates of the map.
+    """
+    if slide.is_georeferenced:
+        a, b, c, d, e, f = tuple(slide.transform)[:6]
+        digits = 5 if max(abs(a), abs(e)) < 0.01 else 0  # degrees
+        return f"x {a * x + b * y + c:.{digits}f}, y {d * x + e * y + f:.{digits}f}"
+    if slide.mpp is None:
+        return f"y {y:.0f}, x {x:.0f} px"
+    return f"y {y * slide.mpp[0]:.0f}, x {x * slide.mpp[1]:.0f} um"
 
 
 def _channel_color(slide: Slide, k: int) -> str:

@@ -5,8 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atlas_wsi.errors import SlideError
+from napari_atlas_wsi._layers import FRAME_KEY
+from napari_atlas_wsi._shown import install_hover
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from napari.layers import Layer
+    from napari.utils.events import Event
 
     from napari_atlas_wsi._layers import LayerTuple
 
@@ -43,6 +50,8 @@ def read(path: str | Sequence[str]) -> list[LayerTuple]:
     list
         Layers of all of them.
     """
+    import napari
+
     from atlas_wsi import open_result, open_slide
     from napari_atlas_wsi._layers import heatmap_layers, slide_layers
 
@@ -52,7 +61,30 @@ def read(path: str | Sequence[str]) -> list[LayerTuple]:
             layers += heatmap_layers(open_result(one))
         else:
             layers += slide_layers(open_slide(one))
+    viewer = napari.current_viewer()
+    _refuse_mixture([*layers, *(() if viewer is None else map(_facts, viewer.layers))])
+    if viewer is not None:
+        viewer.layers.events.inserted.connect(_added)
     return layers
+
+
+def _added(event: Event) -> None:
+    install_hover(event.value)
+
+
+def _facts(layer: Layer) -> LayerTuple:
+    return None, {"metadata": layer.metadata}, ""
+
+
+def _refuse_mixture(layers: list[LayerTuple]) -> None:
+    """One window shows micrometres or a map: both at once is beyond its range."""
+    frames = [facts["metadata"].get(FRAME_KEY) for _, facts, _ in layers]
+    units = {frame.unit for frame in frames if frame is not None}
+    if len(units) > 1:
+        raise SlideError(
+            f"Slides and scenes measured in {' and '.join(sorted(units))} cannot share a window.",
+            hint="Open it in a window of its own.",
+        )
 
 
 def _is_result(path: Path) -> bool:

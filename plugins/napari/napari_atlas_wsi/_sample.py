@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from napari_atlas_wsi._layers import LayerTuple
 
-GENERATED = (80_000, 100_000)
-
 
 def real() -> list[LayerTuple]:
     """Open the CMU-1 region, a real scan; fetched once.
@@ -32,16 +30,7 @@ def generated() -> list[LayerTuple]:
     list
         One layer.
     """
-    import platformdirs
-
-    from atlas_wsi.slides.synthetic import make_svs
+    from atlas_wsi import fetch_sample
     from napari_atlas_wsi._reader import read
 
-    folder = platformdirs.user_cache_path("atlas-wsi") / "samples"
-    path = folder / "generated-100k-80k.svs"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        make_svs(partial, GENERATED, levels=5)
-        partial.replace(path)
-    return read(str(path))
+    return read(str(fetch_sample("generated-8-gigapixel")))

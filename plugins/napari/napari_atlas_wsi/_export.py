@@ -1,0 +1,228 @@
+"""What a person takes home: areas, regions, a picture of the view, corrections."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_wsi.errors import DatasetError, OutputNotWritableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from atlas_wsi import Annotation, Heatmap
+    from napari_atlas_wsi._shown import ShownHeatmap
+
+DPI = 100
+_LEGEND_PX, _MARGIN_PX, _ROW_PX = 300, 20, 26
+
+
+def export_areas(heatmap: Heatmap, path: Path, *, threshold: float = 0.0) -> None:
+    """Write the area of each class as a table.
+
+    Parameters
+    ----------
+    heatmap
+        The result.
+    path
+        A CSV file.
+    threshold
+        Cells whose most probable class has less are left out of the last column.
+    """
+    areas, sure = heatmap.areas(), heatmap.areas(threshold=threshold)
+    total, unit = sum(areas.values()), heatmap.area_unit
+    with _whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        heads = ["slide", "class", f"area_{unit}", "share", f"area_{unit}_from_{threshold:g}"]
+        writer.writerow([*heads, "slide_score", "model"])
+        for name, area in areas.items():
+            share = area / total if total else 0.0
+            score = heatmap.scores.get(name)
+            row = [heatmap.slide.name, name, f"{area:.6g}", f"{share:.4f}", f"{sure[name]:.6g}"]
+            model = heatmap.run.model.name
+            writer.writerow([*row, "" if score is None else f"{score:.4f}", model])
+
+
+def export_regions(heatmap: Heatmap, path: Path) -> None:
+    """Write the regions of each class as QuPath reads them.
+
+    Parameters
+    ----------
+    heatmap
+        The result.
+    path
+        A GeoJSON file.
+    """
+    from atlas_wsi import write_geojson
+
+    with _whole(path) as partial:
+        write_geojson(heatmap, partial)
+
+
+def export_corrections(shown: ShownHeatmap, path: Path, *, whole: bool = False) -> int:
+    """Write what a person corrected as annotations to train on.
+
+    Parameters
+    ----------
+    shown
+        The heatmap in the viewer.
+    path
+        A GeoJSON file.
+    whole
+        Whether the cells that nobody changed are written too.
+
+    Returns
+    -------
+    int
+        Number of areas.
+
+    Raises
+    ------
+    DatasetError
+        If nothing was changed.
+    """
+    from atlas_wsi import write_annotations
+
+    heatmap = shown.corrected(whole=whole)
+    areas = list(annotations_of(heatmap))
+    if not areas:
+        raise DatasetError(
+            "Nothing of the class map was changed, so there is nothing to save.",
+            hint="Choose a class, press 'Correct by hand' and paint on the class map.",
+        )
+    write_annotations(areas, path, heatmap.slide)
+    return len(areas)
+
+
+def annotations_of(heatmap: Heatmap) -> Iterator[Annotation]:
+    """Outline a class map, cell by cell.
+
+    Parameters
+    ----------
+    heatmap
+        The classes of its cells.
+
+    Yields
+    ------
+    Annotation
+        One a connected part.
+    """
+    from atlas_wsi import Annotation, find_regions
+
+    for region in find_regions(heatmap, min_cells=1).regions:
+        yield Annotation(
+            polygon=region.polygon,
+            name=heatmap.classes[region.class_index],
+            color=heatmap.colors[region.class_index],
+        )
+
+
+def export_view(
+    shown: ShownHeatmap, picture: NDArray[np.uint8], path: Path, *, threshold: float = 0.0
+) -> None:
+    """Write a picture of the canvas with a legend.
+
+    Parameters
+    ----------
+    shown
+        The heatmap in the viewer.
+    picture
+        uint8 RGBA `(rows, cols, 4)` of the canvas, scale bar and all.
+    path
+        A PNG file.
+    threshold
+        What is named under the legend, if it hides anything.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, cols = picture.shape[:2]
+    classes = shown.layer("classes")
+    entries = _entries(shown) if classes is not None and classes.visible else []
+    height = max(rows, _ROW_PX * (len(entries) + 6)) + 2 * _MARGIN_PX
+    width = cols + _LEGEND_PX + 3 * _MARGIN_PX
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    left, top = _MARGIN_PX / width, 1 - _MARGIN_PX / height
+    axes = figure.add_axes((left, top - rows / height, cols / width, rows / height))
+    axes.imshow(picture, interpolation="none", aspect="auto")
+    axes.axis("off")
+    _legend(figure, shown, entries, x_px=cols + 2 * _MARGIN_PX, threshold=threshold)
+    with _whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI)
+
+
+def _entries(shown: ShownHeatmap) -> Sequence[tuple[str, str]]:
+    heatmap = shown.heatmap
+    return list(zip(heatmap.classes, heatmap.colors, strict=True))
+
+
+def _legend(
+    figure: Figure,
+    shown: ShownHeatmap,
+    entries: Sequence[tuple[str, str]],
+    *,
+    x_px: int,
+    threshold: float,
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    width, height = figure.get_size_inches() * DPI
+    heatmap = shown.heatmap
+
+    def write(y_px: float, text: str, *, indent: int = 0, **style: Any) -> None:
+        style = {"size": 9, "color": "#1c1c1e", **style}
+        x, y = (x_px + indent) / width, 1 - y_px / height
+        figure.text(x, y, text[:44], va="center", parse_math=False, **style)
+
+    write(34, heatmap.slide.name, size=11, weight="bold")
+    write(58, heatmap.run.model.name, color="#6b6b70")
+    y_px = 96.0
+    for name, color in entries:
+        place = (x_px / width, 1 - (y_px + 7) / height)
+        box = Rectangle(place, 14 / width, 14 / height, color=color, transform=figure.transFigure)
+        figure.add_artist(box)
+        write(y_px, name, indent=24)
+        y_px += _ROW_PX
+    probability = shown.layer("probability")
+    if probability is not None and probability.visible:
+        write(y_px + 4, f"Probability of {heatmap.classes[shown.index]}")
+        place = (x_px / width, 1 - (y_px + 36) / height, 200 / width, 14 / height)
+        bar = figure.add_axes(place)
+        colors = probability.colormap.map(np.linspace(0, 1, 256))
+        bar.imshow(colors[None], aspect="auto", extent=(0, 1, 0, 1))
+        bar.set_yticks([])
+        bar.set_xticks([0, 0.5, 1])
+        bar.tick_params(labelsize=8, length=2)
+        if threshold > 0:
+            write(y_px + 70, f"from {threshold:.2f} on", color="#6b6b70")
+
+
+class _whole:
+    """A neighbour to write to, which takes the file's name when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(path)
+        self._partial = self._path.with_name(f".{self._path.name}.partial")
+
+    def __enter__(self) -> Path:
+        return self._partial
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, _: object) -> None:
+        try:
+            if kind is None:
+                self._partial.replace(self._path)
+        except OSError as failure:
+            error = failure
+        self._partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OutputNotWritableError(
+                f"{self._path} cannot be written: {error.strerror}.",
+                hint="Choose another folder.",
+            ) from error

@@ -1,0 +1,359 @@
+"""The panel that predicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Shapes
+from napari.qt.threading import create_worker
+from napari.utils.notifications import show_error, show_info
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDoubleSpinBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from atlas_wsi.errors import AtlasError
+from napari_atlas_wsi._layers import FRAME_KEY, SLIDE_KEY
+from napari_atlas_wsi._run import Job, Run
+from napari_atlas_wsi._scope import SCOPES, areas_of_shapes, areas_of_view
+from napari_atlas_wsi._settings import settings
+from napari_atlas_wsi._shown import ShownHeatmap
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from qtpy.QtGui import QCloseEvent
+
+    from atlas_wsi import Slide
+
+AUTO_MODEL = "what suits the slide"
+OTHER_MODEL = "a file …"
+
+
+class PredictWidget(QWidget):
+    """Choose a slide, a model and where; watch the heatmap grow.
+
+    Parameters
+    ----------
+    napari_viewer
+        The viewer that the panel belongs to.
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.job_run: Run | None = None
+        self.shown: ShownHeatmap | None = None
+        chosen = settings()
+        self.slide_box = QComboBox()
+        self.model_box = QComboBox()
+        self.model_box.addItem(AUTO_MODEL, None)
+        self.model_box.addItem(OTHER_MODEL, OTHER_MODEL)
+        self.card = QLabel()
+        self.card.setWordWrap(True)
+        self.mpp = _number(0.0, 1e9, 0.05, decimals=4, special="as the file says")
+        self.scope_box = QComboBox()
+        self.scope_box.addItems(SCOPES)
+        self.shapes_box = QComboBox()
+        self.device = QComboBox()
+        self.device.setEditable(True)
+        self.device.addItems(["auto", "cpu", "cuda", "mps"])
+        self.device.setCurrentText(chosen.device)
+        self.memory = _number(0.25, 4096.0, 0.5, suffix=" GB")
+        self.memory.setValue(chosen.memory_gb)
+        self.threshold = _number(0.0, 1.0, 0.05)
+        self.run_button = QPushButton("Predict")
+        self.cancel_button = QPushButton("Cancel")
+        self.cancel_button.setEnabled(False)
+        self.bar = QProgressBar()
+        self.status = QLabel("")
+        self.status.setWordWrap(True)
+        self._lay_out()
+        self.timer = QTimer(self)
+        self.timer.setInterval(int(1000 / max(0.5, chosen.refresh_hz)))
+        self.timer.timeout.connect(self.watch)
+        self.run_button.clicked.connect(self.start)
+        self.cancel_button.clicked.connect(self.cancel)
+        self.model_box.activated.connect(self._choose_model)
+        self.model_box.currentIndexChanged.connect(self.show_card)
+        self.slide_box.currentIndexChanged.connect(self.show_card)
+        self.scope_box.currentTextChanged.connect(self._show_shapes_box)
+        self.viewer.layers.events.inserted.connect(self.list_layers)
+        self.viewer.layers.events.removed.connect(self.list_layers)
+        self._show_shapes_box()
+        # torch takes seconds to import: not in the thread that draws
+        create_worker(_shipped, _connect={"returned": self._offer_models})
+        self.list_layers()
+
+    def _lay_out(self) -> None:
+        form = QFormLayout()
+        form.addRow("Slide", self.slide_box)
+        form.addRow("Model", self.model_box)
+        form.addRow("", self.card)
+        form.addRow("Resolution (um/px)", self.mpp)
+        form.addRow("Where", self.scope_box)
+        self._shapes_label = QLabel("Drawn in")
+        form.addRow(self._shapes_label, self.shapes_box)
+        form.addRow("Device", self.device)
+        form.addRow("Memory", self.memory)
+        form.addRow("Hide below", self.threshold)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.run_button)
+        buttons.addWidget(self.cancel_button)
+        column = QVBoxLayout(self)
+        column.addLayout(form)
+        column.addLayout(buttons)
+        column.addWidget(self.bar)
+        column.addWidget(self.status)
+        column.addStretch()
+
+    # choosing ---------------------------------------------------------------------------------
+
+    def list_layers(self, _: Any = None) -> None:
+        """Offer the slides and the drawn layers of the viewer."""
+        slides: dict[int, Slide] = {}
+        for layer in self.viewer.layers:
+            slide = layer.metadata.get(SLIDE_KEY)
+            if slide is not None:
+                slides.setdefault(id(slide), slide)
+        _offer(self.slide_box, [(slide.name, slide) for slide in slides.values()])
+        drawn = [(x.name, x) for x in self.viewer.layers if isinstance(x, Shapes)]
+        _offer(self.shapes_box, drawn)
+        self.run_button.setEnabled(bool(slides) and not self.is_running)
+        if not slides:
+            self.status.setText("Open a slide or a scene first.")
+
+    @property
+    def slide(self) -> Slide | None:
+        """The chosen slide."""
+        return self.slide_box.currentData()
+
+    @property
+    def model(self) -> str | None:
+        """Name or file of the chosen model; None takes the default for the slide."""
+        chosen = self.model_box.currentData()
+        return None if chosen == OTHER_MODEL else chosen
+
+    def _choose_model(self, index: int) -> None:
+        if self.model_box.itemData(index) != OTHER_MODEL:
+            return
+        path, _ = QFileDialog.getOpenFileName(self, "Model", "", "Models (*.safetensors)")
+        self.model_box.setCurrentIndex(0)
+        if path:
+            self.add_model(path)
+
+    def add_model(self, path: str) -> None:
+        """Offer a model file, and choose it.
+
+        Parameters
+        ----------
+        path
+            Name that `load_model` takes, or a ``.safetensors`` file.
+        """
+        self.model_box.insertItem(1, Path(path).name, path)
+        self.model_box.setCurrentIndex(1)
+
+    def _offer_models(self, models: dict[str, str]) -> None:
+        for place, (name, path) in enumerate(models.items(), 1):
+            self.model_box.insertItem(place, name, path)
+
+    def show_card(self, _: int = 0) -> None:
+        """Say what the chosen model is, as soon as it is read."""
+        self.card.clear()
+        if self.slide is not None and self.model_box.currentData() != OTHER_MODEL:
+            asked = (self.slide, self.model)
+            create_worker(_card, *asked, _connect={"returned": self._write_card})
+
+    def _write_card(self, read: tuple[Any, Any, Any, str]) -> None:
+        slide, model, card, reason = read
+        if (slide, model) != (self.slide, self.model):
+            return  # another was chosen meanwhile
+        if card is None:
+            self.card.setText(reason)
+            return
+        self.card.setText(
+            f"<b>{card.name}</b> ({reason})<br>{', '.join(card.class_names)}<br>"
+            f"sees {card.mpp:g} um/px; licence {card.licence}"
+        )
+        self.card.setToolTip("\n\n".join(t for t in (card.data, card.split, card.limits) if t))
+
+    def _show_shapes_box(self, _: str = "") -> None:
+        needed = self.scope_box.currentText() == "drawn areas"
+        self.shapes_box.setVisible(needed)
+        self._shapes_label.setVisible(needed)
+
+    # running ----------------------------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a prediction goes on."""
+        return self.job_run is not None
+
+    def start(self) -> None:
+        """Predict what is chosen; a run that was stopped is taken up again."""
+        try:
+            job = self._job()
+        except AtlasError as error:
+            show_error(_said(error))
+            return
+        self.shown = None
+        self.job_run = Run(job)
+        self.job_run.start()
+        self.run_button.setEnabled(False)
+        self.cancel_button.setEnabled(True)
+        self.bar.setRange(0, 0)
+        self.timer.start()
+
+    def _job(self) -> Job:
+        slide, scope = self.slide, SCOPES[self.scope_box.currentIndex()]
+        if slide is None:
+            raise AtlasError("No slide is open.", hint="Open one with File > Open.")
+        frame, areas = self._frame(slide), None
+        if scope == "current view":
+            areas = areas_of_view(self.viewer, frame)
+        elif scope == "drawn areas":
+            layer = self.shapes_box.currentData()
+            areas = [] if layer is None else areas_of_shapes(layer, frame)
+            if not areas:
+                raise AtlasError(
+                    "Nothing is drawn yet.",
+                    hint="Add a Shapes layer and draw a rectangle or a polygon on the slide.",
+                )
+        return Job(
+            slide=slide,
+            model=self.model,
+            scope=scope,
+            areas=areas,
+            mpp=self.mpp.value() or None,
+            device=self.device.currentText(),
+            memory=f"{self.memory.value()}GB",
+        )
+
+    def _frame(self, slide: Slide) -> Any:
+        return next(
+            x.metadata[FRAME_KEY] for x in self.viewer.layers if x.metadata.get(SLIDE_KEY) is slide
+        )
+
+    def cancel(self) -> None:
+        """Stop the run; what it encoded is kept for the next one."""
+        if self.job_run is not None:
+            self.job_run.cancel()
+            self.cancel_button.setEnabled(False)
+            self.status.setText("Stopping …")
+
+    def watch(self) -> None:
+        """Draw what is new, and end when the run has ended."""
+        run = self.job_run
+        if run is None:
+            return
+        over = not run.is_running
+        dirty = run.take_dirty()
+        if run.partial is not None and dirty is not None:
+            if self.shown is None:
+                frame = self._frame(run.job.slide)
+                self.shown = ShownHeatmap(self.viewer, run.partial, frame=frame)
+                self.shown.set_opacity(settings().opacity)
+                self.shown.set_threshold(self.threshold.value())
+            self.shown.refresh(dirty)
+        self.bar.setRange(0, run.total)
+        self.bar.setValue(run.done)
+        if over:
+            self._end(run)
+        elif self.cancel_button.isEnabled():
+            left = "" if run.left_s is None else f", {_clock(run.left_s)} left"
+            self.status.setText(f"{run.step}: {run.done} of {run.total}{left}")
+
+    def _end(self, run: Run) -> None:
+        self.timer.stop()
+        self.job_run = None
+        self.run_button.setEnabled(True)
+        self.cancel_button.setEnabled(False)
+        self.bar.setRange(0, 1)
+        self.bar.setValue(0)
+        if run.result is not None:
+            if self.shown is None:
+                self.shown = ShownHeatmap(self.viewer, run.result, frame=self._frame(run.job.slide))
+            self.shown.take(run.result)
+            self.bar.setValue(1)
+            self.status.setText(f"Done in {_clock(run.result.run.wall_s)}.")
+            for warning in run.result.run.warnings:
+                show_info(warning)
+        elif run.was_cancelled:
+            self.status.setText("Stopped. 'Predict' goes on where it was.")
+        elif isinstance(run.error, AtlasError):
+            self.status.setText(_said(run.error))
+            show_error(_said(run.error))
+        else:
+            self.status.setText(f"{type(run.error).__name__}: {run.error}")
+            assert run.error is not None
+            raise run.error  # napari shows it with its traceback
+
+    def closeEvent(self, event: QCloseEvent) -> None:
+        """Stop with the panel."""
+        if self.job_run is not None:
+            self.job_run.cancel()
+            self.job_run.wait(5)
+        self.timer.stop()
+        self.viewer.layers.events.inserted.disconnect(self.list_layers)
+        self.viewer.layers.events.removed.disconnect(self.list_layers)
+        super().closeEvent(event)
+
+
+def _shipped() -> dict[str, str]:
+    from atlas_wsi import shipped_models
+
+    return {name: str(path) for name, path in shipped_models().items()}
+
+
+def _card(slide: Slide, model: str | None) -> tuple[Any, Any, Any, str]:
+    from atlas_wsi import choose_model
+
+    try:
+        chosen, reason = choose_model(slide, model)
+    except AtlasError as error:
+        return slide, model, None, _said(error)
+    return slide, model, chosen.card, reason
+
+
+def _number(
+    low: float, high: float, step: float, *, decimals: int = 2, special: str = "", suffix: str = ""
+) -> QDoubleSpinBox:
+    box = QDoubleSpinBox()
+    box.setDecimals(decimals)
+    box.setRange(low, high)
+    box.setSingleStep(step)
+    box.setSpecialValueText(special)
+    box.setSuffix(suffix)
+    return box
+
+
+def _offer(box: QComboBox, entries: list[tuple[str, Any]]) -> None:
+    """Fill a box anew and keep what was chosen."""
+    chosen = box.currentData()
+    box.blockSignals(True)
+    box.clear()
+    for name, value in entries:
+        box.addItem(name, value)
+    places = [k for k, (_, value) in enumerate(entries) if value is chosen]
+    box.setCurrentIndex(places[0] if places else len(entries) - 1)
+    box.blockSignals(False)
+    if not places:
+        box.currentIndexChanged.emit(box.currentIndex())
+
+
+def _said(error: AtlasError) -> str:
+    return f"{error.message} {error.hint}".strip()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

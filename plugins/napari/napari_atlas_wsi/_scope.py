@@ -1,0 +1,102 @@
+"""Where to predict: the whole slide, its tissue, what the canvas shows, or what was drawn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+    from numpy.typing import NDArray
+
+    from atlas_wsi import Slide, TissueMask
+    from napari_atlas_wsi._frame import Frame
+
+Scope = Literal["tissue", "whole slide", "current view", "drawn areas"]
+SCOPES: tuple[Scope, ...] = ("tissue", "whole slide", "current view", "drawn areas")
+ELLIPSE_CORNERS = 64
+
+
+def areas_of_view(viewer: ViewerModel, frame: Frame) -> list[NDArray[np.float64]]:
+    """Return the rectangle that the canvas shows.
+
+    Parameters
+    ----------
+    viewer
+        A viewer or its model, in two dimensions.
+    frame
+        Where the slide lies in the world.
+
+    Returns
+    -------
+    list
+        One array `(4, 2)` of level-0 `(y, x)`.
+    """
+    center = np.array(viewer.scene.camera.center[-2:])
+    half = np.array(viewer.canvas.size) / viewer.scene.camera.zoom / 2
+    signs = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
+    return [_to_level0(center + signs * half, frame)]
+
+
+def areas_of_shapes(layer: Any, frame: Frame) -> list[NDArray[np.float64]]:
+    """Return the areas drawn in a shapes layer.
+
+    Parameters
+    ----------
+    layer
+        A Shapes layer; lines and open paths enclose nothing and are left out.
+    frame
+        Where the slide lies in the world.
+
+    Returns
+    -------
+    list
+        Arrays `(n, 2)` of level-0 `(y, x)`.
+    """
+    areas = []
+    for kind, corners in zip(layer.shape_type, layer.data, strict=True):
+        if kind not in ("rectangle", "polygon", "ellipse"):
+            continue
+        ring = _ellipse(corners) if kind == "ellipse" else corners
+        world = np.array([layer.data_to_world(corner) for corner in ring])
+        areas.append(_to_level0(world[:, -2:], frame))
+    return areas
+
+
+def mask_of(slide: Slide, scope: Scope, areas: list[NDArray[np.float64]] | None) -> TissueMask:
+    """Return where a slide is predicted.
+
+    Parameters
+    ----------
+    slide
+        The slide.
+    scope
+        What the user chose.
+    areas
+        Level-0 areas, for the scopes that need them.
+
+    Returns
+    -------
+    TissueMask
+        Of the whole slide: everything, tissue or not.
+    """
+    from dataclasses import replace
+
+    from atlas_wsi import tissue_mask
+
+    mask = tissue_mask(slide)
+    if scope == "whole slide":
+        return replace(mask, mask=np.ones_like(mask.mask), method="whole slide")
+    return mask if areas is None else mask.within(areas)
+
+
+def _to_level0(world: NDArray[np.float64], frame: Frame) -> NDArray[np.float64]:
+    return np.array([frame.to_level0((y, x)) for y, x in world])
+
+
+def _ellipse(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return points on the ellipse that four corners frame."""
+    center, across, down = corners.mean(axis=0), corners[1] - corners[0], corners[3] - corners[0]
+    angle = np.linspace(0, 2 * np.pi, ELLIPSE_CORNERS, endpoint=False)[:, None]
+    return np.asarray(center + np.cos(angle) * across / 2 + np.sin(angle) * down / 2)

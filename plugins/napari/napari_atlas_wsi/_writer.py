@@ -1,0 +1,115 @@
+"""What napari calls to save layers as annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_atlas_wsi._layers import FRAME_KEY, RESULT_KEY, SLIDE_KEY
+
+DRAWN = ("rectangle", "polygon", "ellipse")
+DEFAULT_CLASS = ("region", "#e64b35")
+
+
+def write_shapes(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Save drawn areas as GeoJSON that QuPath reads and training takes.
+
+    Parameters
+    ----------
+    path
+        A ``.geojson`` file.
+    data
+        Corners of each shape `(n, 2)`.
+    meta
+        The layer's attributes; ``features["class"]`` names the classes.
+
+    Returns
+    -------
+    list of str
+        The file.
+
+    Raises
+    ------
+    DatasetError
+        If the layer lies on no slide, or holds no area.
+    """
+    import shapely
+    from napari.layers import Shapes
+
+    from atlas_wsi import Annotation, write_annotations
+    from atlas_wsi.errors import DatasetError
+    from napari_atlas_wsi._scope import areas_of_shapes
+
+    facts = meta.get("metadata", {})
+    if SLIDE_KEY not in facts:
+        raise DatasetError(
+            "The layer does not say which slide it was drawn on.",
+            hint="Draw on a layer made with 'New annotation layer' of the Heatmap panel.",
+        )
+    slide, frame = facts[SLIDE_KEY], facts[FRAME_KEY]
+    keys = ("shape_type", "scale", "translate", "affine", "features")
+    layer = Shapes(data, **{key: meta[key] for key in keys if key in meta})
+    colors = facts.get("atlas_wsi_colors", {})
+    names = layer.features.get("class", [DEFAULT_CLASS[0]] * len(data))
+    kept = [str(name) for name, kind in zip(names, layer.shape_type, strict=True) if kind in DRAWN]
+    areas = [
+        Annotation(
+            polygon=shapely.make_valid(shapely.Polygon(area[:, ::-1])),
+            name=name,
+            color=colors.get(name, DEFAULT_CLASS[1]),
+        )
+        for name, area in zip(kept, areas_of_shapes(layer, frame), strict=True)
+    ]
+    if not areas:
+        raise DatasetError(
+            "The layer holds no area.", hint="Draw rectangles, ellipses or polygons, not lines."
+        )
+    write_annotations(areas, path, slide)
+    return [path]
+
+
+def write_classes(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Save a class map, corrected or not, as GeoJSON that QuPath reads and training takes.
+
+    Parameters
+    ----------
+    path
+        A ``.geojson`` file.
+    data
+        Labels `(row, col)`: 0 nothing, else the class's number from 1.
+    meta
+        The layer's attributes.
+
+    Returns
+    -------
+    list of str
+        The file.
+
+    Raises
+    ------
+    DatasetError
+        If the layer is no class map, or is empty.
+    """
+    from dataclasses import replace
+
+    from atlas_wsi import write_annotations
+    from atlas_wsi.errors import DatasetError
+    from napari_atlas_wsi._export import annotations_of
+
+    heatmap = meta.get("metadata", {}).get(RESULT_KEY)
+    labels = np.asarray(data)
+    if heatmap is None or labels.shape != heatmap.grid.shape:
+        raise DatasetError(
+            "The layer is not the class map of a result.",
+            hint="Save the layer that ends in ': classes'.",
+        )
+    values = np.full(heatmap.probabilities.shape, np.nan, np.float16)
+    for k in range(len(values)):
+        values[k][labels > 0] = labels[labels > 0] == k + 1
+    areas = list(annotations_of(replace(heatmap, probabilities=values)))
+    if not areas:
+        raise DatasetError("The class map is empty.", hint="Predict or paint first.")
+    write_annotations(areas, Path(path), heatmap.slide)
+    return [path]
