@@ -17,6 +17,7 @@ The tree (exit code of the command line in brackets)::
         CorruptResultError
         OutputNotWritableError           (also OSError)
       DatasetError                   [2]
+      ArchiveError                   [2]
       BudgetError                    [3]
         MemoryBudgetError                (also MemoryError)
         DiskFullError                    (also OSError)
@@ -115,6 +116,12 @@ class OutputNotWritableError(ResultError, OSError):
 
 class DatasetError(AtlasError):
     """A folder of training or test tiles is not what it should be."""
+
+    exit_code = 2
+
+
+class ArchiveError(AtlasError):
+    """The slides of an archive cannot be listed, or its cluster cannot be used."""
 
     exit_code = 2
 

@@ -18,6 +18,7 @@ file is renamed into place when it is whole.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import secrets
 from pathlib import Path
@@ -27,6 +28,7 @@ from pydantic import Field, ValidationError
 
 from atlas_wsi.errors import CorruptResultError
 from atlas_wsi.heatmap.heatmap import Count, Positive, Record
+from atlas_wsi.heatmap.write import disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,6 +126,21 @@ class Journal:
         self.rows_folder = self.folder / "rows"
         self.leases_folder = self.folder / "leases"
         self.work_folder = self.folder / "work"
+
+    def stop_file(self, run: str) -> Path:
+        """Name the file by which a launcher tells its workers to stop.
+
+        Parameters
+        ----------
+        run
+            Name of the launcher's run.
+
+        Returns
+        -------
+        Path
+            While it is there, they begin no slide of this run.
+        """
+        return self.folder / f"stop-{run}"
 
     @property
     def exists(self) -> bool:
@@ -257,11 +274,23 @@ def write_whole(path: Path, text: str) -> None:
         What it holds.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with disk_errors(path):
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def now() -> str:
+    """Tell the time.
+
+    Returns
+    -------
+    str
+        ISO 8601 with offset, to the millisecond.
+    """
+    return dt.datetime.now().astimezone().isoformat(timespec="milliseconds")

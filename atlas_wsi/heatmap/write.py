@@ -52,7 +52,8 @@ FORMATS: dict[str, tuple[str, Writer]] = {
 is always written, and last: it lists the others."""
 MAX_SUMMARY_BYTES = 1 << 26
 _STALE_S = 24 * 3600
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers by which a system says that a file cannot grow."""
 
 
 def write(
@@ -107,7 +108,7 @@ def write(
     report = progress or silent
     final = check_writable(out_dir, heatmap.slide.name, overwrite=overwrite)
     partial = _hidden(final, "partial")
-    with _disk_errors(final):
+    with disk_errors(final):
         try:
             partial.mkdir()
             warnings: list[str] = []
@@ -157,7 +158,7 @@ def check_writable(out_dir: str | os.PathLike[str], name: str, *, overwrite: boo
             f"{folder} is a file, expected a folder for results.",
             hint="Choose another output folder.",
         )
-    with _disk_errors(final):
+    with disk_errors(final):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         probe = _hidden(final, "partial")
@@ -332,8 +333,14 @@ def _put_in_place(partial: Path, final: Path, *, overwrite: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _machine() -> str:
-    """Name the space in which a process id is unique: host and, in containers, pid namespace."""
+def machine() -> str:
+    """Name the space in which a process id is unique.
+
+    Returns
+    -------
+    str
+        Made of the host's name and, in containers, the namespace of process ids.
+    """
     space = Path("/proc/self/ns/pid")
     inside = space.readlink() if space.is_symlink() else ""
     return hashlib.sha256(f"{platform.node()} {inside}".encode()).hexdigest()[:8]
@@ -341,7 +348,7 @@ def _machine() -> str:
 
 def _hidden(final: Path, kind: str) -> Path:
     token = secrets.token_hex(4)
-    return final.with_name(f".{final.name}.{kind}-{_machine()}-{os.getpid()}-{token}")
+    return final.with_name(f".{final.name}.{kind}-{machine()}-{os.getpid()}-{token}")
 
 
 def _remove_leftovers(out_dir: Path) -> None:
@@ -351,12 +358,12 @@ def _remove_leftovers(out_dir: Path) -> None:
         match = pattern.fullmatch(path.name)
         if match is None:
             continue
-        name, kind, machine, pid = match.groups()
+        name, kind, owner, pid = match.groups()
         try:
             is_old = time.time() - path.stat().st_mtime > _STALE_S
         except FileNotFoundError:  # its owner was quicker
             continue
-        if not is_old and (machine != _machine() or psutil.pid_exists(int(pid))):
+        if not is_old and (owner != machine() or psutil.pid_exists(int(pid))):
             continue
         if kind == "replaced" and not (out_dir / name).exists():
             path.rename(out_dir / name)
@@ -365,13 +372,36 @@ def _remove_leftovers(out_dir: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(final: Path) -> Iterator[None]:
+def disk_errors(final: Path) -> Iterator[None]:
+    """Turn what the system says of a disk into errors that say what to do.
+
+    Parameters
+    ----------
+    final
+        What is being written.
+
+    Yields
+    ------
+    None
+        While it is written.
+
+    Raises
+    ------
+    AtlasError
+        As it was raised, if it is one of ours.
+    DiskFullError
+        If there is no space.
+    ResultExistsError
+        If somebody else has written it.
+    OutputNotWritableError
+        If it cannot be written.
+    """
     try:
         yield
     except AtlasError:
         raise
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             raise DiskFullError(
                 f"The disk is full: {final} could not be written, nothing was kept of it.",
                 hint="Free some space or choose another output folder.",

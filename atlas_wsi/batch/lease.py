@@ -1,0 +1,347 @@
+"""Who works on a slide: a lease is a file that only one process can make.
+
+The n-th try of a slide is the file ``<name>.<n>``, made with ``O_EXCL``. Its holder touches it as
+long as it works; a lease that was not touched for too long, or whose process is gone from this
+machine, has expired, and the next try is ``<name>.<n + 1>``, which again only one can make. So
+nothing is ever taken away from anybody by removing a file, there is no moment at which two hold a
+lease, and the tries that ended badly stay on disk to be counted.
+
+Times are compared as the file server tells them: clocks of a cluster's machines may differ.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+from pydantic import ValidationError
+
+from atlas_wsi.batch.journal import now, write_whole
+from atlas_wsi.heatmap.heatmap import Count, Record
+from atlas_wsi.heatmap.write import disk_errors, machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+LEASE_S = 120.0
+"""Seconds without a sign of life after which a lease has expired."""
+
+
+class Holder(Record):
+    """What a lease says of its holder."""
+
+    token: str
+    """Tells this holder from all others."""
+    machine: str
+    """Where its process id is unique."""
+    pid: Count
+    """Its process."""
+    worker: str
+    """Host and process, for people."""
+    run: str
+    """The launcher that sent it."""
+    started: str
+    """When it began, ISO 8601 with offset."""
+    lease_s: float
+    """Seconds without a sign of life after which the lease has expired."""
+    ended: bool = False
+    """Whether the holder gave it back without an outcome."""
+    counts: bool = True
+    """Whether it ended by a fault that may lie in the slide."""
+    error: str = ""
+    """Kind of the error that ended it."""
+    reason: str = ""
+    """Its message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Try:
+    """One try of a slide that has not ended."""
+
+    name: str
+    """The slide's name."""
+    number: int
+    """1 for the first."""
+    holder: Holder | None
+    """Who holds or held it; None if it died before it could say."""
+    is_held: bool
+    """Whether somebody works on it."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by a fault that may lie in the slide, such as its worker's death."""
+        return not self.is_held and (self.holder is None or self.holder.counts)
+
+    @property
+    def why(self) -> str:
+        """How it ended, in words."""
+        if self.holder is None:
+            return "its worker died."
+        if self.holder.ended:
+            return self.holder.reason
+        return f"its worker {self.holder.worker}, begun {self.holder.started}, died."
+
+
+def read_tries(folder: Path) -> dict[str, list[Try]]:
+    """Read the leases of all slides.
+
+    Parameters
+    ----------
+    folder
+        Where the leases lie.
+
+    Returns
+    -------
+    dict[str, list[Try]]
+        By the slide's name, first try first.
+    """
+    found: dict[str, list[Try]] = {}
+    files = sorted(_files(folder))
+    if not files:
+        return found
+    clock = _server_time(folder)
+    for name, number in files:
+        one = _read_try(folder, name, number, clock)
+        if one is not None:
+            found.setdefault(name, []).append(one)
+    return found
+
+
+def _files(folder: Path) -> Iterator[tuple[str, int]]:
+    for path in folder.iterdir():
+        name, _, number = path.name.rpartition(".")
+        if number.isdigit() and not name.startswith("."):
+            yield name, int(number)
+
+
+def _read_try(folder: Path, name: str, number: int, clock: float) -> Try | None:
+    path = folder / f"{name}.{number}"
+    try:
+        touched = path.stat().st_mtime
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        holder = Holder.model_validate_json(text)
+    except ValidationError:  # it is just being made, or its maker died
+        holder = None
+    limit = LEASE_S if holder is None else holder.lease_s
+    held = clock - touched < limit
+    if holder is not None:
+        gone = holder.machine == machine() and not _lives(holder.pid)
+        held = held and not holder.ended and not gone
+    return Try(name=name, number=number, holder=holder, is_held=held)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _server_time(folder: Path) -> float:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
+class Lease:
+    """The right to work on a slide.
+
+    Parameters
+    ----------
+    folder
+        Where the leases lie.
+    name
+        The slide's name.
+    past
+        The tries before this one.
+    holder
+        Who holds it.
+    """
+
+    def __init__(self, folder: Path, name: str, past: list[Try], holder: Holder) -> None:
+        self.folder, self.name, self.past, self.holder = folder, name, past, holder
+        self.number = past[-1].number + 1 if past else 1
+        self.path = folder / f"{name}.{self.number}"
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the lease is still held: nobody took it for expired."""
+        if (self.folder / f"{self.name}.{self.number + 1}").exists():
+            return False
+        try:
+            return self.holder.token.encode() in self.path.read_bytes()
+        except FileNotFoundError:
+            return False
+
+    @contextmanager
+    def kept(self, lost: Callable[[], None]) -> Iterator[None]:
+        """Show signs of life from a thread.
+
+        Parameters
+        ----------
+        lost
+            Called once if somebody else has taken the lease for expired.
+
+        Yields
+        ------
+        None
+            While the signs are shown.
+        """
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(min(5.0, self.holder.lease_s / 4)):
+                with suppress(OSError):  # a file server may be away for a while
+                    if not self.is_mine:
+                        lost()
+                        return
+                    os.utime(self.path)
+
+        thread = threading.Thread(target=beat, name="atlas-wsi-lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def give_back(self, *, error: str, reason: str, counts: bool) -> None:
+        """Let others try.
+
+        Parameters
+        ----------
+        error
+            Kind of the error that ended this try.
+        reason
+            Its message.
+        counts
+            Whether the fault may lie in the slide.
+        """
+        if self.is_mine:
+            ended = {"ended": True, "error": error, "reason": reason, "counts": counts}
+            write_whole(self.path, self.holder.model_copy(update=ended).model_dump_json())
+
+    def settle(self) -> None:
+        """Remove all tries of a slide whose outcome is recorded."""
+        for number in range(self.number, 0, -1):
+            (self.folder / f"{self.name}.{number}").unlink(missing_ok=True)
+
+
+def take(folder: Path, name: str, *, run: str = "", lease_s: float = LEASE_S) -> Lease | None:
+    """Take the lease of a slide, if nobody holds it.
+
+    Parameters
+    ----------
+    folder
+        Where the leases lie.
+    name
+        The slide's name.
+    run
+        The launcher that asks for it.
+    lease_s
+        Seconds without a sign of life after which the lease expires.
+
+    Returns
+    -------
+    Lease or None
+        None if somebody works on the slide. The outcome of the slide must be looked at again once
+        the lease is held: it may just have been recorded.
+
+    Raises
+    ------
+    OSError
+        If the lease cannot be written: `DiskFullError` or `OutputNotWritableError`.
+    """
+    past = read_tries_of(folder, name)
+    if past and past[-1].is_held:
+        return None
+    holder = Holder(
+        token=secrets.token_hex(8),
+        machine=machine(),
+        pid=os.getpid(),
+        worker=worker_name(),
+        run=run,
+        started=now(),
+        lease_s=lease_s,
+    )
+    lease = Lease(folder, name, past, holder)
+    with disk_errors(lease.path):
+        try:
+            file = lease.path.open("x", encoding="utf-8")
+        except FileExistsError:
+            return None
+        try:
+            with file:
+                file.write(holder.model_dump_json())
+        except OSError:
+            lease.path.unlink()
+            raise
+    return lease
+
+
+def read_tries_of(folder: Path, name: str) -> list[Try]:
+    """Read the leases of one slide.
+
+    Parameters
+    ----------
+    folder
+        Where the leases lie.
+    name
+        The slide's name.
+
+    Returns
+    -------
+    list of Try
+        First try first.
+    """
+    numbers = sorted(number for other, number in _files(folder) if other == name)
+    if not numbers:
+        return []
+    clock = _server_time(folder)
+    read = [_read_try(folder, name, number, clock) for number in numbers]
+    return [one for one in read if one is not None]
+
+
+def wait_for(folder: Path, name: str, *, poll_s: float = 0.05) -> Lease:
+    """Take a lease that is held for moments only, waiting for it.
+
+    Parameters
+    ----------
+    folder
+        Where the lease lies.
+    name
+        Its name.
+    poll_s
+        Seconds between two looks.
+
+    Returns
+    -------
+    Lease
+        To be settled when the work is done.
+    """
+    while True:
+        lease = take(folder, name)
+        if lease is not None:
+            return lease
+        time.sleep(poll_s)
+
+
+def worker_name() -> str:
+    """Name this process for people.
+
+    Returns
+    -------
+    str
+        Host and process id.
+    """
+    return f"{os.uname().nodename if hasattr(os, 'uname') else 'host'}:{os.getpid()}"

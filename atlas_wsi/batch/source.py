@@ -1,0 +1,212 @@
+"""Which slides an archive has: a folder, a pattern, a list, or a prefix of an object store."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+from pydantic import ValidationError
+
+from atlas_wsi.batch.journal import SlideAsked
+from atlas_wsi.errors import ArchiveError
+from atlas_wsi.heatmap.write import folder_name
+from atlas_wsi.slides.slide import slide_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+SUFFIXES = (
+    *(".bif", ".czi", ".dcm", ".isyntax", ".jp2", ".mrxs", ".ndpi", ".qptiff", ".scn", ".svs"),
+    *(".svslide", ".tif", ".tiff", ".vms", ".vmu", ".vrt", ".zarr", ".zarr.zip"),
+)
+"""What a folder is searched for. A pattern or a list takes any name."""
+_COLUMNS = ("slide", "wsi")
+
+
+def list_slides(
+    source: str | os.PathLike[str], *, leave_out: str | os.PathLike[str] | None = None
+) -> list[tuple[str, float | None]]:
+    """List the slides of an archive.
+
+    Parameters
+    ----------
+    source
+        A folder (searched through all its depths), a pattern such as ``slides/**/*.svs``, a CSV
+        with a column ``slide`` or ``wsi`` and perhaps ``mpp``, a prefix or pattern of an object
+        store such as ``s3://bucket/slides/``, or one slide.
+    leave_out
+        A folder that is not searched: the results.
+
+    Returns
+    -------
+    list of tuple
+        Absolute path or URL of each slide, sorted unless a CSV gives the order, without repeats;
+        micrometres a pixel where the CSV tells.
+
+    Raises
+    ------
+    ArchiveError
+        If there is no slide, or the CSV is not as expected.
+    """
+    text = os.fspath(source)
+    if text.lower().endswith(".csv"):
+        found = _read_csv(text)
+    else:
+        skip = None if leave_out is None else str(Path(leave_out).absolute())
+        found = [(path, None) for path in sorted(set(_search(text, skip)))]
+    if not found:
+        raise ArchiveError(
+            f"No slide was found in {text}.",
+            hint=f"In a folder, slides are what ends in {', '.join(SUFFIXES)}; "
+            "a pattern or a CSV takes any name.",
+        )
+    return found
+
+
+def _search(text: str, skip: str | None) -> Iterator[str]:
+    fs, root = fsspec.core.url_to_fs(text)
+    is_url = "://" in text
+    try:
+        if any(mark in text for mark in "*?[") and not (not is_url and Path(text).exists()):
+            found: Iterable[str] = fs.glob(root)
+        elif _is_slide_folder(fs, root) or (fs.isfile(root)):
+            found = [root]
+        elif fs.isdir(root):
+            found = _walk(fs, root, skip)
+        else:
+            raise ArchiveError(
+                f"{text} does not exist.", hint="Give a folder, a pattern, a CSV or a slide."
+            )
+        for path in found:
+            yield fs.unstrip_protocol(path) if is_url else os.path.abspath(path)  # noqa: PTH100
+    except (OSError, ImportError) as error:
+        if isinstance(error, ArchiveError):
+            raise
+        raise ArchiveError(f"{text} cannot be listed: {error}.") from error
+
+
+def _walk(fs: Any, root: str, skip: str | None) -> Iterator[str]:
+    """Yield slides below a folder; what is one slide made of many files is not entered."""
+    for folder, folders, files in fs.walk(root, topdown=True):
+        if any(name.lower().endswith(".dcm") for name in files):
+            yield folder
+            folders.clear()
+            continue
+        for name in list(folders):
+            path = posixpath.join(folder, name)
+            of_mrxs = f"{name}.mrxs" in files
+            if name.lower().endswith(".zarr"):
+                yield path
+            if name.startswith(".") or of_mrxs or path == skip or name.lower().endswith(".zarr"):
+                folders.remove(name)
+        for name in files:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield posixpath.join(folder, name)
+
+
+def _is_slide_folder(fs: Any, root: str) -> bool:
+    return root.rstrip("/").lower().endswith(".zarr") and bool(fs.isdir(root))
+
+
+def _read_csv(text: str) -> list[tuple[str, float | None]]:
+    base = posixpath.dirname(text) if "://" in text else str(Path(text).absolute().parent)
+    try:
+        with fsspec.open(text, "rt", encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            names = [str(name).strip() for name in table.fieldnames or ()]
+            column = next((name for name in _COLUMNS if name in names), None)
+            if column is None:
+                raise ArchiveError(
+                    f"{text} has the columns {', '.join(names) or 'none'}; expected one named "
+                    "'slide' or 'wsi', and perhaps 'mpp'."
+                )
+            table.fieldnames = names
+            found: dict[str, float | None] = {}
+            for row in table:
+                slide = (row[column] or "").strip()
+                if slide:
+                    mpp = (row.get("mpp") or "").strip()
+                    found[_beside(base, slide)] = _mpp(mpp, f"{text}, line {table.line_num}")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        if isinstance(error, ArchiveError):
+            raise
+        raise ArchiveError(f"{text} cannot be read: {error}.") from error
+    return list(found.items())
+
+
+def _beside(base: str, slide: str) -> str:
+    """Resolve a path of a CSV, which is relative to the folder of the CSV."""
+    if "://" in slide:
+        return slide
+    if "://" in base:
+        return posixpath.join(base, slide)
+    return os.path.normpath(Path(base, Path(slide).expanduser()))
+
+
+def _mpp(text: str, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        mpp = float(text)
+    except ValueError:
+        mpp = 0.0
+    if not 0 < mpp < float("inf"):
+        raise ArchiveError(
+            f"{where}: mpp is '{text}', expected micrometres a pixel such as 0.25, or nothing."
+        )
+    return mpp
+
+
+def name_slides(
+    found: Sequence[tuple[str, float | None]], known: Sequence[SlideAsked]
+) -> list[SlideAsked]:
+    """Give each slide a folder of its own in the output folder.
+
+    Parameters
+    ----------
+    found
+        Absolute path or URL and resolution of each slide.
+    known
+        Slides that have names already; they keep them.
+
+    Returns
+    -------
+    list of SlideAsked
+        The known slides, then the new ones. Slides that share a file name are told apart by a
+        hash of their path.
+
+    Raises
+    ------
+    ArchiveError
+        If a resolution is not that of a known slide.
+    """
+    slides = list(known)
+    by_source = {slide.source: slide for slide in slides}
+    taken = {slide.name.casefold() for slide in slides}
+    stems = [folder_name(slide_name(source)) for source, _ in found]
+    count: dict[str, int] = {}
+    for stem in stems:
+        count[stem.casefold()] = count.get(stem.casefold(), 0) + 1
+    for (source, mpp), stem in zip(found, stems, strict=True):
+        old = by_source.get(source)
+        if old is not None:
+            if mpp is not None and mpp != old.mpp:
+                raise ArchiveError(
+                    f"{source} was asked for with mpp {old.mpp} before, and is now with {mpp}.",
+                    hint="Choose another output folder, or --overwrite.",
+                )
+            continue
+        name = stem
+        if count[stem.casefold()] > 1 or stem.casefold() in taken:
+            name = folder_name(f"{stem}~{hashlib.sha256(source.encode()).hexdigest()[:8]}")
+        taken.add(name.casefold())
+        try:
+            slides.append(SlideAsked(name=name, source=source, mpp=mpp))
+        except ValidationError as error:
+            raise ArchiveError(f"{source}: {error.errors()[0]['msg']}.") from error
+    return slides

@@ -1,0 +1,167 @@
+"""How an archive stands: done, running, waiting, failed; how fast it goes and how long it takes."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from atlas_wsi.batch.journal import Journal
+from atlas_wsi.batch.lease import read_tries
+from atlas_wsi.errors import ArchiveError
+
+if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
+    from atlas_wsi.batch.journal import Row, SlideAsked
+    from atlas_wsi.batch.lease import Try
+
+RECENT = 50
+"""Slides, the last that ended, from which the speed is taken."""
+State = Literal["done", "running", "waiting", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideStatus:
+    """How one slide stands."""
+
+    name: str
+    """Name of its folder in the output folder."""
+    source: str
+    """Absolute path or URL."""
+    state: State
+    """What is known of it."""
+    tries: int
+    """How many times it was begun."""
+    reason: str
+    """Why it failed, or how its last try ended."""
+    worker: str
+    """Host and process that ended it or works on it."""
+    since: str
+    """When it ended or was begun, ISO 8601 with offset."""
+    wall_s: float
+    """Seconds that it took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """How an archive stands."""
+
+    out: Path
+    """The output folder."""
+    slides: tuple[SlideStatus, ...]
+    """In the order in which they were asked for."""
+    slides_per_hour: float | None
+    """Speed of the last slides that ended; None until two have."""
+    eta_s: float | None
+    """Seconds until the last slide has ended at that speed."""
+
+    def count(self, state: State) -> int:
+        """Count slides.
+
+        Parameters
+        ----------
+        state
+            Which.
+
+        Returns
+        -------
+        int
+            How many slides are in this state.
+        """
+        return Counter(slide.state for slide in self.slides)[state]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it in JSON's types.
+
+        Returns
+        -------
+        dict
+            Counts, speed, and a list of slides.
+        """
+        states: tuple[State, ...] = ("done", "running", "waiting", "failed")
+        return {
+            "out": str(self.out),
+            **{state: self.count(state) for state in states},
+            "slides_per_hour": self.slides_per_hour,
+            "eta_s": self.eta_s,
+            "slides": [asdict(slide) for slide in self.slides],
+        }
+
+
+def archive_status(out: str | os.PathLike[str]) -> Status:
+    """Tell how an archive stands.
+
+    Parameters
+    ----------
+    out
+        Its output folder. Only small files in it are read, so this may run beside the work.
+
+    Returns
+    -------
+    Status
+        How every slide stands.
+
+    Raises
+    ------
+    ArchiveError
+        If no archive was begun in the folder.
+    """
+    journal = Journal(out)
+    if not journal.exists:
+        raise ArchiveError(
+            f"{journal.out} is not the output folder of an archive.",
+            hint="Begin one: atlas-wsi batch SOURCE -o OUT.",
+        )
+    # leases before rows: a slide that ends in between is then seen as ended
+    tries = read_tries(journal.leases_folder)
+    rows = journal.read_rows()
+    slides = tuple(
+        _status_of(slide, rows.get(slide.name), tries.get(slide.name, []))
+        for slide in journal.read_slides()
+    )
+    speed = _slides_per_hour(list(rows.values()))
+    left = sum(slide.state in {"running", "waiting"} for slide in slides)
+    return Status(
+        out=journal.out,
+        slides=slides,
+        slides_per_hour=speed,
+        eta_s=left / speed * 3600 if speed else None,
+    )
+
+
+def _status_of(slide: SlideAsked, row: Row | None, tries: list[Try]) -> SlideStatus:
+    if row is not None:
+        return SlideStatus(
+            name=slide.name,
+            source=slide.source,
+            state=row.state,
+            tries=row.tries,
+            reason=row.reason,
+            worker=row.worker,
+            since=row.ended,
+            wall_s=row.wall_s,
+        )
+    last = tries[-1] if tries else None
+    running = last is not None and last.is_held
+    holder = last.holder if last else None
+    return SlideStatus(
+        name=slide.name,
+        source=slide.source,
+        state="running" if running else "waiting",
+        tries=len(tries),
+        reason="" if running or last is None else last.why,
+        worker=holder.worker if running and holder else "",
+        since=holder.started if running and holder else "",
+        wall_s=0.0,
+    )
+
+
+def _slides_per_hour(rows: list[Row]) -> float | None:
+    ends = sorted(dt.datetime.fromisoformat(row.ended) for row in rows if row.ended)[-RECENT:]
+    if len(ends) < 2:
+        return None
+    seconds = (ends[-1] - ends[0]).total_seconds()
+    return (len(ends) - 1) / seconds * 3600 if seconds > 0 else None
