@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from atlas_wsi import __version__
 from atlas_wsi.cli import (
+    batch,
     bench,
     console,
     doctor,
@@ -19,6 +20,7 @@ from atlas_wsi.cli import (
     models,
     predict,
     sample,
+    status,
     tissue,
     train,
     view,
@@ -78,6 +80,8 @@ def _options(
 
 
 app.command("predict")(predict.predict)
+app.command("batch")(batch.batch)
+app.command("status")(status.status)
 app.command("info")(info.info)
 app.command("view")(view.view)
 app.command("tissue")(tissue.tissue)

@@ -1,0 +1,147 @@
+"""How long an archive will take and how large its results will be, from a measured sample."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlas_wsi.batch.journal import Journal
+from atlas_wsi.batch.run import predict_archive
+from atlas_wsi.batch.source import list_slides
+from atlas_wsi.errors import ArchiveError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from atlas_wsi.batch.journal import Row
+    from atlas_wsi.batch.options import BatchOptions, HowToRun
+    from atlas_wsi.progress import CancelToken, Progress
+
+SAMPLE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What an archive will take."""
+
+    slides: int
+    """How many there are."""
+    slide_bytes: int | None
+    """Bytes of their files; None where that is not known (folders, URLs)."""
+    sampled: int
+    """How many were predicted to tell the rest."""
+    failed: int
+    """How many of the sample could not be."""
+    windows: int
+    """Windows that will be encoded."""
+    worker_hours: float
+    """Hours of one worker such as the one that did the sample; reading included."""
+    hours: float
+    """Hours of all workers that are asked for."""
+    result_bytes: int
+    """Bytes of the results."""
+    peak_memory_bytes: int
+    """Largest memory of the worker in the sample."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self)
+
+
+def estimate_archive(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    options: BatchOptions,
+    how: HowToRun,
+    workers: int = 1,
+    sample: int = SAMPLE,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Estimate:
+    """Predict a few slides of an archive on this machine and reckon up the rest.
+
+    Parameters
+    ----------
+    source
+        As for `predict_archive`.
+    out
+        Where the results would be written; nothing is.
+    options
+        How slides are predicted.
+    how
+        What does not change the results.
+    workers
+        Among how many workers the hours are divided.
+    sample
+        How many slides are predicted, from small to large.
+    progress
+        Told how many of the sample have ended.
+    cancel
+        Stops the work.
+
+    Returns
+    -------
+    Estimate
+        In proportion to the bytes of the files where they are known, else to the slides.
+
+    Raises
+    ------
+    ArchiveError
+        If no slide of the sample can be predicted.
+    """
+    found = list_slides(source, leave_out=out)
+    sizes = [_size(path) for path, _ in found]
+    order = sorted(range(len(found)), key=lambda place: sizes[place] or 0)
+    count = min(sample, len(found))
+    chosen = sorted({order[(2 * k + 1) * len(order) // (2 * count)] for k in range(count)})
+    with tempfile.TemporaryDirectory(prefix="atlas-wsi-estimate-") as folder:
+        asked = Path(folder, "sample.csv")
+        _write_csv(asked, [found[place] for place in chosen])
+        journal = Journal(Path(folder, "out"))
+        predict_archive(
+            asked, journal.out, options=options, how=how, progress=progress, cancel=cancel
+        )
+        rows = sorted(journal.read_rows().values(), key=lambda row: row.started)
+    done = [row for row in rows if row.state == "done"]
+    if not done:
+        reasons = "; ".join(row.reason for row in rows) or "the work was stopped"
+        raise ArchiveError(f"No slide of the sample could be predicted: {reasons}")
+    known = None if None in sizes else sum(size or 0 for size in sizes)
+
+    def in_all(figure: Callable[[Row], float], of: Sequence[Row] = done) -> float:
+        part = sum(figure(row) for row in of)
+        if known:
+            return part * known / sum(row.slide_bytes for row in of)
+        return part * len(found) / len(of)
+
+    # a worker's first slide also loads the model and the libraries
+    timed = [row for row in done if row is not rows[0]] or done
+    hours = in_all(lambda row: row.wall_s / 3600, timed)
+    return Estimate(
+        slides=len(found),
+        slide_bytes=known,
+        sampled=len(rows),
+        failed=len(rows) - len(done),
+        windows=round(in_all(lambda row: row.windows)),
+        worker_hours=hours,
+        hours=hours / workers,
+        result_bytes=round(in_all(lambda row: row.result_bytes)),
+        peak_memory_bytes=max(row.peak_memory_bytes for row in done),
+    )
+
+
+def _size(path: str) -> int | None:
+    file = Path(path)
+    return file.stat().st_size if file.is_file() else None
+
+
+def _write_csv(path: Path, slides: Sequence[tuple[str, float | None]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("slide", "mpp"))
+        table.writerows((source, "" if mpp is None else mpp) for source, mpp in slides)
