@@ -47,7 +47,11 @@ class Regions:
 
 
 def find_regions(
-    heatmap: Heatmap, *, min_cells: int = MIN_CELLS, max_regions: int = MAX_REGIONS
+    heatmap: Heatmap,
+    *,
+    min_cells: int = MIN_CELLS,
+    max_regions: int = MAX_REGIONS,
+    smooth: bool = True,
 ) -> Regions:
     """Outline where each class is the most probable one.
 
@@ -59,12 +63,14 @@ def find_regions(
         A smaller patch goes to the largest patch it touches, or vanishes if it touches none.
     max_regions
         At most so many regions are kept, the largest ones.
+    smooth
+        Whether corners of single cells are smoothed away; else outlines follow the cells.
 
     Returns
     -------
     Regions
-        Polygons that neither overlap nor leave gaps between neighbours. Corners of single cells
-        are smoothed away; a class's area changes by that and by `min_cells` only.
+        Polygons that neither overlap nor leave gaps between neighbours. A class's area changes by
+        `smooth` and `min_cells` only.
     """
     from rasterio.features import sieve
     from skimage.measure import label
@@ -95,7 +101,7 @@ def find_regions(
         / sizes[chosen]
         for channel in heatmap.probabilities
     ]
-    polygons = _outline(ids, chosen, heatmap.grid, heatmap.slide.shape)
+    polygons = _outline(ids, chosen, heatmap.grid, heatmap.slide.shape, smooth=smooth)
     regions = tuple(
         Region(
             class_index=int(class_of[number]),
@@ -110,7 +116,12 @@ def find_regions(
 
 
 def _outline(
-    ids: NDArray[np.int32], chosen: NDArray[np.intp], grid: Grid, slide_shape: tuple[int, int]
+    ids: NDArray[np.int32],
+    chosen: NDArray[np.intp],
+    grid: Grid,
+    slide_shape: tuple[int, int],
+    *,
+    smooth: bool,
 ) -> Sequence[Polygon | MultiPolygon]:
     import shapely
     from rasterio.features import shapes
@@ -123,9 +134,10 @@ def _outline(
         outlines[int(value)] = shapely.geometry.shape(geometry)
     # A ring that touches itself at a corner becomes a hole or a second part.
     cells = shapely.make_valid(np.array(outlines, object))
-    # Neighbours must share every vertex, so that both are smoothed alike.
-    cells = shapely.transform(shapely.segmentize(cells, 1.0), np.round)
-    cells = shapely.coverage_simplify(cells, TOLERANCE_CELLS)
+    if smooth:
+        # Neighbours must share every vertex, so that both are smoothed alike.
+        cells = shapely.transform(shapely.segmentize(cells, 1.0), np.round)
+        cells = shapely.coverage_simplify(cells, TOLERANCE_CELLS)
     pixels = shapely.transform(
         cells, lambda xy: xy * grid.step_px[::-1] + np.asarray(grid.origin_px[::-1])
     )

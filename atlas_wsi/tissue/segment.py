@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     Mask = NDArray[np.bool_]
     Picture = NDArray[np.float32]
+    Source = NDArray[np.uint8] | Picture
 
 # Optical densities are natural logarithms of glass over pixel, taken on 8-bit pictures.
 # Glass never differs by more than the floor: shading, dust, compression (measured on empty
@@ -62,21 +63,25 @@ def find_tissue(
     if not valid.any():
         return np.zeros(valid.shape, bool), "brightfield"
     every = _thinning(valid)
-    if _is_dark(picture[:, ::every, ::every], valid[::every, ::every]):
+    if _is_dark(picture[:, ::every, ::every].astype(np.float32), valid[::every, ::every]):
         lit = _close(_find_lit(picture, valid, cell_um), cell_um)
         return _clean(lit, valid, cell_um), "fluorescence"
     rgb = picture[:3] if len(picture) >= 3 else picture[:1].repeat(3, axis=0)
-    return _find_stained(rgb, valid, cell_um, keep_fat=keep_fat), "brightfield"
+    tissue, ink = _find_stained(rgb, valid, cell_um)
+    del picture, rgb
+    tissue = _close(tissue, cell_um)
+    if keep_fat:
+        tissue = _fill_holes(tissue, _MAX_FAT_UM2, cell_um)
+    return _clean(tissue, valid & ~ink, cell_um), "brightfield"
 
 
 # Below, pictures are (channels, rows, cols): reducing over channels is then quick.
 
 
-def _as_8_bit(pixels: NDArray[Any]) -> Picture:
-    picture = np.ascontiguousarray(pixels, np.float32)
+def _as_8_bit(pixels: NDArray[Any]) -> Source:
     if pixels.dtype == np.uint8:
-        return picture
-    picture = np.nan_to_num(picture)
+        return pixels
+    picture = np.nan_to_num(np.ascontiguousarray(pixels, np.float32))
     top = float(np.percentile(picture, 99.9))
     return np.clip(picture * (255 / top), 0, 255) if top > 0 else np.zeros_like(picture)
 
@@ -104,13 +109,13 @@ def _is_dark(picture: Picture, valid: Mask) -> bool:
     return bool(low < 20 and middle < 60 and np.mean(_whiteness(lit, 2) > 150) < 0.02)
 
 
-def _find_lit(picture: Picture, valid: Mask, cell_um: float) -> Mask:
+def _find_lit(picture: Source, valid: Mask, cell_um: float) -> Mask:
     from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu
 
     found = np.zeros(valid.shape, bool)
     for channel in picture:
-        smooth = gaussian_filter(channel, _JOIN_UM / 2 / cell_um)
+        smooth = gaussian_filter(channel, _JOIN_UM / 2 / cell_um, output=np.float32)
         values = smooth[valid]
         if values.max() <= values.min():
             continue
@@ -123,38 +128,48 @@ def _find_lit(picture: Picture, valid: Mask, cell_um: float) -> Mask:
     return found
 
 
-def _find_stained(rgb: Picture, valid: Mask, cell_um: float, *, keep_fat: bool) -> Mask:
+def _find_stained(rgb: Source, valid: Mask, cell_um: float) -> tuple[Mask, Mask]:
+    """Tell what is stained, and what is ink."""
     from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu
 
-    density = _optical_density(gaussian_filter(rgb, (0, 0.7, 0.7)), _glass_color(rgb, valid))
+    glass = _glass_color(rgb, valid)
+    is_dark = rgb.max(axis=0) < 70
+    is_grey = rgb.max(axis=0) - rgb.min(axis=0) < 12
+    density = np.empty(rgb.shape, np.float32)
+    for channel, white, smooth in zip(rgb, glass, density, strict=True):
+        gaussian_filter(channel, 0.7, output=smooth)
+        smooth += 1
+        np.divide(white + 1, smooth, out=smooth)
+        np.log(smooth, out=smooth)
+        np.maximum(smooth, 0, out=smooth)
+    is_grey |= density.max(axis=0) - density.min(axis=0) < 0.45
+    ink = _find_ink(density, is_dark & is_grey, cell_um)
     # Glass and dust may be greenish, which no common stain is: green as the palest is no colour.
     stain = density.max(axis=0) - np.minimum(density[0], density[2])
-    ink = _find_ink(rgb, density, cell_um)
     judged = stain[valid & ~ink]
     if judged.size == 0:
-        return np.zeros(valid.shape, bool)
+        return np.zeros(valid.shape, bool), ink
+    judged = judged[:: max(1, judged.size // _COUNTED_PIXELS)]
     threshold = _STAIN_FLOOR
     if judged.max() > judged.min():
         split = threshold_otsu(judged)  # type: ignore[no-untyped-call]
         threshold = float(np.clip(split, _STAIN_FLOOR, _STAIN_CEILING))
     tissue = (stain > threshold) | (density.min(axis=0) > _NEUTRAL_DENSITY)
-    tissue = _close(tissue & ~ink & valid, cell_um)
-    if keep_fat:
-        tissue = _fill_holes(tissue, _MAX_FAT_UM2, cell_um)
-    return _clean(tissue, valid & ~ink, cell_um)
+    return tissue & ~ink & valid, ink
 
 
-def _glass_color(rgb: Picture, valid: Mask) -> Picture:
+def _glass_color(rgb: Source, valid: Mask) -> Picture:
     from scipy.ndimage import gaussian_gradient_magnitude
 
     # Without colour, or tinted (as some scanners show it) but without texture.
     every = _thinning(valid)
-    slope = gaussian_gradient_magnitude(rgb.mean(axis=0), 1.0)[::every, ::every]
-    rgb, valid = rgb[:, ::every, ::every], valid[::every, ::every]
-    is_glass = _whiteness(rgb, 4) >= _GREY_WHITENESS
-    is_glass |= (_whiteness(rgb, 2) >= _TINTED_WHITENESS) & (slope < _FLAT)
-    white = rgb[:, is_glass & valid]
+    grey = rgb.mean(axis=0, dtype=np.float32)
+    slope = gaussian_gradient_magnitude(grey, 1.0, output=grey)[::every, ::every]
+    few, valid = rgb[:, ::every, ::every].astype(np.float32), valid[::every, ::every]
+    is_glass = _whiteness(few, 4) >= _GREY_WHITENESS
+    is_glass |= (_whiteness(few, 2) >= _TINTED_WHITENESS) & (slope < _FLAT)
+    white = few[:, is_glass & valid]
     if white.shape[1] < max(4, 0.002 * np.count_nonzero(valid)):
         return np.full(3, _DEFAULT_GLASS, np.float32)
     brightness = white.mean(axis=0)
@@ -165,14 +180,7 @@ def _glass_color(rgb: Picture, valid: Mask) -> Picture:
     return color
 
 
-def _optical_density(rgb: Picture, glass: Picture) -> Picture:
-    density: Picture = rgb + 1
-    np.divide(glass[:, None, None] + 1, density, out=density)
-    np.log(density, out=density)
-    return np.maximum(density, 0, out=density)
-
-
-def _find_ink(rgb: Picture, density: Picture, cell_um: float) -> Mask:
+def _find_ink(density: Picture, is_black: Mask, cell_um: float) -> Mask:
     from scipy.ndimage import binary_opening
     from skimage.filters import apply_hysteresis_threshold
     from skimage.morphology import disk
@@ -183,9 +191,7 @@ def _find_ink(rgb: Picture, density: Picture, cell_um: float) -> Mask:
     # Blood is red too, but absorbs blue no less than green.
     is_red = (green > 1.2) & (blue > 0.72 * green) & (red < 0.35 * green)
     is_red &= (blue < 0.95 * green) | (red < 0.12 * green)
-    is_grey = density.max(axis=0) - density.min(axis=0) < 0.45
-    is_grey |= rgb.max(axis=0) - rgb.min(axis=0) < 12
-    colored: Mask = is_green | is_blue | is_red | (rgb.max(axis=0) < 70) & is_grey
+    colored: Mask = is_green | is_blue | is_red | is_black
     radius = max(1, round(_INK_WIDTH_UM / 2 / cell_um))
     if not colored.any():
         return colored

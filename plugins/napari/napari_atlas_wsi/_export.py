@@ -115,7 +115,7 @@ def annotations_of(heatmap: Heatmap) -> Iterator[Annotation]:
     """
     from atlas_wsi import Annotation, find_regions
 
-    for region in find_regions(heatmap, min_cells=1).regions:
+    for region in find_regions(heatmap, min_cells=1, smooth=False).regions:
         yield Annotation(
             polygon=region.polygon,
             name=heatmap.classes[region.class_index],

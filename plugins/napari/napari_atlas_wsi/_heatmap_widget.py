@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from napari.layers import Shapes
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import Qt
@@ -283,7 +284,7 @@ class HeatmapWidget(QWidget):
         own = [slide for slide in slides if slide.path == heatmap.slide.path]
         layer = Shapes(
             name=f"{heatmap.slide.name}: annotations",
-            features={"class": []},
+            features={"class": np.array([], dtype=object)},
             feature_defaults={"class": name},
             edge_width=2 * self.shown.cell_world() / 16,
             edge_color=heatmap.colors[self.shown.index],

@@ -43,7 +43,7 @@ class Job:
     """Micrometres a pixel of the slide, in place of what the file says."""
     device: str = "auto"
     """As `atlas_wsi.predict` takes it."""
-    memory: str = "2GB"
+    memory: str = "1GB"
     """Fixed, so that a run that is taken up again cuts the slide alike."""
 
 

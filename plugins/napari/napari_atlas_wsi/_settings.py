@@ -11,7 +11,7 @@ class Settings:
 
     device: str = "auto"
     """Where models run."""
-    memory_gb: float = 2.0
+    memory_gb: float = 1.0
     """Memory for the encoder."""
     refresh_hz: float = 5.0
     """How often a growing heatmap is drawn."""
