@@ -1,12 +1,12 @@
 # make demo   an environment, a real slide, a heatmap: prints where the pictures are
-# make test   the same environment, all tests
+# make test   the same environment, all tests; those of the window need a screen or xvfb-run
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test lint format dist clean
+.PHONY: install demo test test-gui lint format dist clean
 .DEFAULT_GOAL := demo
 
 install: $(READY)
@@ -23,7 +23,16 @@ demo: $(READY)
 	@echo "Look at demo/CMU-1-Small-Region/heatmap.png"
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not gui"
+	$(MAKE) test-gui
+
+# In a process of their own: a crash in a driver must not take the other tests with it.
+SCREEN := $(if $(DISPLAY),,xvfb-run -a -s "-screen 0 1600x1000x24 -nolisten tcp")
+
+test-gui: $(READY)
+	@test -n "$(DISPLAY)" || command -v xvfb-run > /dev/null || \
+		{ echo "The tests of the napari window need a screen; CONTRIBUTING.md names the packages."; exit 1; }
+	$(SCREEN) $(BIN)/python -m pytest -m gui -p pytest-qt tests/napari
 
 lint: $(READY)
 	$(BIN)/ruff check .

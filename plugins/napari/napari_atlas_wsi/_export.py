@@ -193,8 +193,8 @@ def _legend(
     probability = shown.layer("probability")
     if probability is not None and probability.visible:
         write(y_px + 4, f"Probability of {heatmap.classes[shown.index]}")
-        place = (x_px / width, 1 - (y_px + 36) / height, 200 / width, 14 / height)
-        bar = figure.add_axes(place)
+        frame = (x_px / width, 1 - (y_px + 36) / height, 200 / width, 14 / height)
+        bar = figure.add_axes(frame)
         colors = probability.colormap.map(np.linspace(0, 1, 256))
         bar.imshow(colors[None], aspect="auto", extent=(0, 1, 0, 1))
         bar.set_yticks([])

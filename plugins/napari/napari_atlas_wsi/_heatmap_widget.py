@@ -343,9 +343,10 @@ class HeatmapWidget(QWidget):
         assert self.shown is not None
         heatmap = self.shown.heatmap
         slides = (x.metadata.get(SLIDE_KEY) for x in self.viewer.layers)
-        slide = next((s for s in slides if s is not None and s.path == heatmap.slide.path), None)
+        own = (s for s in slides if hasattr(s, "thumbnail") and s.path == heatmap.slide.path)
+        slide = next(own, None)
         try:
-            thumbnail = slide.thumbnail() if hasattr(slide, "thumbnail") else None
+            thumbnail = None if slide is None else slide.thumbnail()
             files = heatmap.write(folder, thumbnail=thumbnail)
         except AtlasError as error:
             show_error(f"{error.message} {error.hint}".strip())

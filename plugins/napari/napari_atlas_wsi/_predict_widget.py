@@ -135,7 +135,8 @@ class PredictWidget(QWidget):
     @property
     def slide(self) -> Slide | None:
         """The chosen slide."""
-        return self.slide_box.currentData()
+        chosen: Slide | None = self.slide_box.currentData()
+        return chosen
 
     @property
     def model(self) -> str | None:

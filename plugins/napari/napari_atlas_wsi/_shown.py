@@ -254,7 +254,8 @@ class ShownHeatmap:
 
         plane = self.heatmap.probabilities[self.index].astype(np.float32)
         plane = np.nan_to_num(plane)
-        found = regionprops(label(plane >= max(threshold, 1e-6), connectivity=2), plane)
+        hot = label(plane >= max(threshold, 1e-6), connectivity=2)  # type: ignore[no-untyped-call]
+        found = regionprops(hot, plane)  # type: ignore[no-untyped-call]
         grid = self.heatmap.grid
         spots = []
         for region in found:
