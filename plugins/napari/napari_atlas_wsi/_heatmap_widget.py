@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from napari import Viewer
     from qtpy.QtGui import QCloseEvent
 
-COLUMNS = ("Class", "Area", "Share", "Above", "Slide")
+COLUMNS = ("Class", "Area", "Share", "Not hidden", "Slide")
 HOT = 0.5
 """Least probability of a hot spot while no threshold is set."""
 EXPORTS = {
@@ -78,7 +78,6 @@ class HeatmapWidget(QWidget):
         self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         header = self.table.horizontalHeader()
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         self.opacity = _slider(round(100 * settings().opacity))
         self.threshold = _slider(0)
         self.threshold_label = QLabel()
@@ -194,9 +193,9 @@ class HeatmapWidget(QWidget):
             score = heatmap.scores.get(name)
             texts = (
                 name,
-                f"{area / per:.3g} {unit}",
+                f"{_figures(area / per)} {unit}",
                 f"{area / total:.1%}" if total else "",
-                f"{above[name] / per:.3g} {unit}",
+                f"{_figures(above[name] / per)} {unit}",
                 "" if score is None else f"{score:.2f}",
             )
             for place, text in enumerate(texts):
@@ -371,6 +370,10 @@ class HeatmapWidget(QWidget):
         self.viewer.layers.events.inserted.disconnect(self.list_heatmaps)
         self.viewer.layers.events.removed.disconnect(self.list_heatmaps)
         super().closeEvent(event)
+
+
+def _figures(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _slider(value: int) -> QSlider:

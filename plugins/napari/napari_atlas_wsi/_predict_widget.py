@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari.layers import Shapes
 from napari.qt.threading import create_worker
-from napari.utils.notifications import show_error, show_info
+from napari.utils.notifications import show_error
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
     QComboBox,
@@ -285,9 +285,8 @@ class PredictWidget(QWidget):
                 self.shown = ShownHeatmap(self.viewer, run.result, frame=self._frame(run.job.slide))
             self.shown.take(run.result)
             self.bar.setValue(1)
-            self.status.setText(f"Done in {_clock(run.result.run.wall_s)}.")
-            for warning in run.result.run.warnings:
-                show_info(warning)
+            done = f"Done in {_clock(run.result.run.wall_s)}."
+            self.status.setText("\n".join([done, *run.result.run.warnings]))
         elif run.was_cancelled:
             self.status.setText("Stopped. 'Predict' goes on where it was.")
         elif isinstance(run.error, AtlasError):

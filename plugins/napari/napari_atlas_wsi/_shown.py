@@ -343,6 +343,6 @@ def install_hover(layer: Any) -> None:
         heatmap, frame = layer.metadata[RESULT_KEY], layer.metadata[FRAME_KEY]
         y, x = frame.to_level0(tuple(world[-2:]))
         text = describe(heatmap, y, x)
-        return {**status, "value": text, "coordinates": text or status["coordinates"]}
+        return {**status, "value": text, "coordinates": text or status["coords"]}
 
     layer.get_status = get_status
