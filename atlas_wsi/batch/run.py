@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed import KilledWorker, as_completed
+from distributed.client import ClosedClientError
+from distributed.comm import CommClosedError
 
 from atlas_wsi.batch.archive import write_archive
 from atlas_wsi.batch.begin import begin, sweep
@@ -223,8 +225,9 @@ class Launcher:
         while not self.cancel.is_cancelled:
             try:
                 client: Client = opened.enter_context(open_cluster())
-            except ArchiveError as error:
-                if not again:
+                opened.enter_context(self._registered(client))
+            except (ArchiveError, CommClosedError) as error:
+                if not again and isinstance(error, ArchiveError):
                     raise
                 if time.monotonic() > deadline:
                     raise ArchiveError(
@@ -233,7 +236,6 @@ class Launcher:
                     ) from error
                 time.sleep(POLL_S)
             else:
-                opened.enter_context(self._registered(client))
                 return client
         self._draining = True
         return None
@@ -245,7 +247,7 @@ class Launcher:
             self.report("slides", self._ended, len(self.places))
             try:
                 kinds = self._round(client, waiting)
-            except _SchedulerLostError:
+            except (_SchedulerLostError, CommClosedError, ClosedClientError):
                 return False
             if kinds == {"busy"}:
                 time.sleep(BUSY_S)
@@ -311,12 +313,15 @@ class Launcher:
             place: int = future.key[1]  # type: ignore[index, assignment]
             if future in told:
                 yield place, told[future]
-            elif future.status in {"cancelled", "lost"} or client.status != "running":
+            elif future.status == "cancelled" or client.status != "running":
                 if not self._draining or client.status != "running":
                     raise _SchedulerLostError
                 yield place, Outcome("stopped")
-            else:
+            elif future.status == "error":
                 yield place, _of_error(future)
+            else:  # it came to its end, and then the worker that could tell died
+                row = self.journal.row(self.slides[place].name)
+                yield place, Outcome(row.state if row else "again", "its worker died.")
 
     def _drain(self, client: Client, futures: list[Future[Outcome]]) -> None:
         """Begin no slide any more; those that are begun come to their end."""

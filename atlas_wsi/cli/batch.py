@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,6 +149,8 @@ def batch(
         return
     from atlas_wsi.batch.run import predict_archive
 
+    # what dask says of workers and schedulers that went away reaches the user as our line, once
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with _stoppable() as cancel, console.progress_of("archive", quiet=quiet) as report:
         status = predict_archive(
             source,

@@ -1,0 +1,163 @@
+"""A real scheduler and real workers, each a process that can be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from atlas_wsi.slides.synthetic import make_svs
+
+HERE = Path(__file__).parent
+DEADLINE_S = 120.0
+ATLAS_WSI = (sys.executable, "-m", "atlas_wsi.cli.app")
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "False",
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
+}
+
+
+class Command:
+    """`atlas-wsi` as a process of its own."""
+
+    plain = ("--model", "atlas_test", "--precision", "float32", "--memory", "400MB")
+
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[str]] = []
+
+    def run(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*ATLAS_WSI, *(str(a) for a in arguments)],
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT | environment,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+
+    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*ATLAS_WSI, *(str(a) for a in arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=ENVIRONMENT | environment,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+
+@pytest.fixture
+def command():
+    """The command line; what it started ends with the test."""
+    made = Command()
+    yield made
+    for process in made.started:
+        kill_all(process)
+
+
+@pytest.fixture
+def wait_until():
+    """Wait for something that another process does; gives what it gives."""
+
+    def wait(holds, *, what: str):
+        deadline = time.monotonic() + DEADLINE_S
+        while not (found := holds()):
+            assert time.monotonic() < deadline, f"waited in vain until {what}"
+            time.sleep(0.01)
+        return found
+
+    return wait
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """Kill a process and those that it started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.kill()
+    process.wait()
+
+
+class Processes:
+    """`dask scheduler` and `dask worker`, started and killed."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{self.port}"
+        self.folder = folder
+        self.environment = ENVIRONMENT | environment
+        self.scheduler: subprocess.Popen[bytes] | None = None
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        log = (self.folder / f"dask-{len(self.started)}.log").open("wb")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dask", *arguments],
+            stdout=log,
+            stderr=log,
+            env=self.environment,
+            cwd=self.folder,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def start_scheduler(self) -> None:
+        self.scheduler = self._start(
+            *("scheduler", "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--no-dashboard", "--no-jupyter"),
+        )
+
+    def start_workers(self, count: int) -> None:
+        for _ in range(count):
+            self._start(
+                *("worker", self.address, "--nthreads", "1", "--no-dashboard"),
+                *("--memory-limit", "0", "--death-timeout", "60"),
+                *("--preload", str(HERE / "faults.py")),
+            )
+
+    def kill_scheduler(self) -> None:
+        assert self.scheduler is not None
+        os.kill(self.scheduler.pid, signal.SIGKILL)
+        self.scheduler.wait()
+
+    def end(self) -> None:
+        for process in self.started:
+            kill_all(process)
+
+
+@pytest.fixture
+def processes(tmp_path):
+    """A scheduler's and workers' processes, ended with the test."""
+    made: list[Processes] = []
+
+    def make(**environment: str) -> Processes:
+        made.append(Processes(tmp_path, environment))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+@pytest.fixture(scope="session")
+def few_slides(tmp_path_factory) -> Path:
+    """Three small slides."""
+    folder = tmp_path_factory.mktemp("few")
+    for seed in range(3):
+        make_svs(folder / f"slide{seed}.svs", (512, 768), mpp=1.0, seed=seed, tissue=0.5, levels=2)
+    return folder
