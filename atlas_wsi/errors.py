@@ -5,6 +5,7 @@ The tree (exit code of the command line in brackets)::
     AtlasError                       [1]
       SlideError                     [2]
         UnreadableSlideError             (also OSError)
+        UnreachableSlideError            (also OSError)
         UnsupportedFormatError
         MissingResolutionError
         RegionOutsideSlideError          (also ValueError)
@@ -64,6 +65,10 @@ class SlideError(AtlasError):
 
 class UnreadableSlideError(SlideError, OSError):
     """The file is missing, truncated or damaged."""
+
+
+class UnreachableSlideError(SlideError, OSError):
+    """The server that holds the file cannot be reached, or does not let it be read."""
 
 
 class UnsupportedFormatError(SlideError):

@@ -133,7 +133,7 @@ def open_aperio(path: Path) -> Backend:
         found = {
             (page.imagelength, page.imagewidth, page.tilelength, page.tilewidth): page
             for page in tif.pages
-            if isinstance(page, tifffile.TiffPage) and _is_plain(page)
+            if isinstance(page, tifffile.TiffPage) and is_plain(page)
         }
         pages = [found.get((*level.shape, *level.tile)) for level in levels]
         readers = [None if page is None else PageReader(page, file) for page in pages]
@@ -144,7 +144,7 @@ def open_aperio(path: Path) -> Backend:
     return JpegTileBackend(slow, readers, file)
 
 
-def _is_plain(page: tifffile.TiffPage) -> bool:
+def is_plain(page: tifffile.TiffPage) -> bool:
     """Whether a page's tiles mean to our decoder what they mean to OpenSlide's."""
     if not page.is_tiled or page.dtype != np.uint8 or page.planarconfig != 1:
         return False

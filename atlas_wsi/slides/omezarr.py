@@ -15,6 +15,7 @@ from atlas_wsi.slides.backend import Level, SlideMeta
 from atlas_wsi.slides.blocks import whole_blocks
 from atlas_wsi.slides.ngff import NgffImage, ome_attributes, parse_image
 from atlas_wsi.slides.pyramid import true_downsample
+from atlas_wsi.slides.remote import explain, is_url, storage_options
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +27,6 @@ _ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup")
 _MAX_CHUNK_BYTES = 1 << 30
 _MAX_CHANNELS = 4096
 _MAX_SIDE_PX = 2**31 - 1
-_CONNECT_S, _READ_S = 10, 60
 
 
 class OmeZarrBackend:
@@ -80,6 +80,8 @@ class OmeZarrBackend:
         try:
             stored = np.asarray(self._arrays[level][index])
         except Exception as error:  # whatever the codec or the network raises
+            if is_url(self._where) and (explained := explain(error, self._where)):
+                raise explained from error  # a chunk that was not fetched is no damaged chunk
             raise UnreadableSlideError(
                 f"{self._where}: level {level}, rows {box.row} to {box.row_end}, columns "
                 f"{box.col} to {box.col_end} cannot be read: {error}."
@@ -167,40 +169,24 @@ def open_omezarr(path: str | Path) -> OmeZarrBackend:
         if isinstance(error, SlideError) or not isinstance(error, Exception):
             raise
         if isinstance(error, FileNotFoundError):
-            raise UnsupportedFormatError(
-                f"{where} holds no OME-Zarr image.",
-                hint="A file on a server has to be downloaded first." if "://" in where else "",
-            ) from error
+            raise UnsupportedFormatError(f"{where} holds no OME-Zarr image.") from error
+        if is_url(where) and (explained := explain(error, where)):
+            raise explained from error
         raise UnreadableSlideError(f"{where} cannot be opened as OME-Zarr: {error}.") from error
 
 
 def _open_store(where: str) -> tuple[Store, str]:
     """Return the store and the path of the root group in it."""
-    if "://" in where:
-        return _open_remote(where), ""
+    if is_url(where):
+        return FsspecStore.from_url(
+            where, storage_options=storage_options(where), read_only=True
+        ), ""
     path = Path(where)
     if path.is_dir():
         return LocalStore(path, read_only=True), ""
     if not zipfile.is_zipfile(path):
         raise UnsupportedFormatError(f"{where} is neither a zarr folder nor a zip file.")
     return ZipStore(path, mode="r", read_only=True), _root_in_zip(path)
-
-
-def _open_remote(url: str) -> Store:
-    options: dict[str, Any] = {}
-    try:
-        if url.lower().startswith("http"):
-            from aiohttp import ClientTimeout
-
-            timeout = ClientTimeout(sock_connect=_CONNECT_S, sock_read=_READ_S)
-            options["client_kwargs"] = {"timeout": timeout}
-        return FsspecStore.from_url(url, storage_options=options, read_only=True)
-    except ImportError as error:
-        scheme = url.split("://", 1)[0]
-        raise UnsupportedFormatError(
-            f"{url}: {scheme} needs a package that is not installed: {error}.",
-            hint=f"pip install 'fsspec[{scheme.lower()}]'",
-        ) from error
 
 
 def _root_in_zip(path: Path) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import struct
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, cast
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import openslide
 import tifffile
 
-from atlas_wsi.errors import SlideError, UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.slides.remote import COPY_HINT, RemoteBytes, RemoteFile, is_url
 from atlas_wsi.slides.slide import Slide
 from atlas_wsi.slides.tiff import TIFF_MAGIC, open_tiff
 
@@ -24,7 +26,7 @@ _ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
 _HEAD_BYTES = 132
 _TIFF_ERRORS = (tifffile.TiffFileError, TypeError, ValueError, IndexError, struct.error)
-_RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2")
+_RASTER_SUFFIXES = (".vrt", ".jp2")  # of several files; for GDAL alone
 
 
 def open_slide(
@@ -38,7 +40,9 @@ def open_slide(
     Parameters
     ----------
     path
-        A file, a folder (DICOM series, OME-Zarr) or a URL (OME-Zarr; GeoTIFF and other rasters).
+        A file, a folder (DICOM series, OME-Zarr) or a URL (SVS and other TIFF, GeoTIFF and other
+        rasters, OME-Zarr on ``https://``, ``s3://``, ``gs://``): of these only the parts that are
+        asked for are fetched.
     mpp
         Micrometres a level-0 pixel, a number or `(y, x)`, instead of what the file says.
     strict
@@ -56,7 +60,9 @@ def open_slide(
         If it is missing, protected, empty, truncated or damaged.
     """
     text = os.fspath(path)
-    if "://" in text:
+    if text.startswith("file://"):
+        text = url2pathname(urlsplit(text).path)
+    if is_url(text):
         return Slide(_open_url(text), text, mpp=mpp, strict=strict)
     local = Path(text).expanduser().absolute()
     try:
@@ -69,23 +75,52 @@ def open_slide(
 
 
 def _open_url(url: str) -> Backend:
-    """Open what is on a server and can be read in parts; there, only the name tells the kind."""
+    """Open what is on a server by its first bytes; a folder there shows by its name only."""
     from atlas_wsi.slides.omezarr import open_omezarr
-
-    place = urlsplit(url).path.lower()
-    if ".zarr" in place:
-        return open_omezarr(url)
     from atlas_wsi.slides.raster import open_raster
 
+    place = urlsplit(url).path.lower()
+    if ".zarr" in place and not place.endswith(".zip"):
+        return open_omezarr(url)
     if place.endswith(_RASTER_SUFFIXES):
         return open_raster(url)
     try:
-        return open_omezarr(url)
-    except UnsupportedFormatError as error:
+        file = RemoteBytes(url)
+    except UnreadableSlideError as missing:
+        if PurePosixPath(place).suffix:
+            raise
+        try:
+            return open_omezarr(url)
+        except UnsupportedFormatError:
+            raise missing from None
+    try:
+        return _open_remote_file(url, file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _open_remote_file(url: str, file: RemoteBytes) -> Backend:
+    """Open a file on a server; a reader that goes to the server by itself needs no bytes."""
+    if not file.size:
+        raise UnreadableSlideError(f"{file.path} is empty.", hint="Copy it there again.")
+    head = file.read(0, min(_HEAD_BYTES, file.size))
+    if head.startswith(TIFF_MAGIC) and not _is_scene(RemoteFile(file), file.path):
+        from atlas_wsi.slides.remote_tiff import open_remote_tiff
+
+        return open_remote_tiff(file)
+    if not head.startswith(b"PK\x03\x04"):
+        from atlas_wsi.slides.raster import open_raster
+
+        file.close()
         try:
             return open_raster(url)
-        except SlideError:
-            raise error from None
+        except UnsupportedFormatError as error:
+            if error.hint:
+                raise
+    raise UnsupportedFormatError(
+        f"{file.path} is of a format that is read from a disk only.", hint=COPY_HINT
+    )
 
 
 def _open_folder(path: Path) -> Backend:
@@ -145,29 +180,29 @@ def _open_tiff_family(path: Path) -> Backend:
         return open_aperio(path)
     if vendor and vendor != "generic-tiff":
         return open_openslide(path)
-    if _is_scene(path):
+    if _is_scene(path, str(path)):
         from atlas_wsi.slides.raster import open_raster
 
         return open_raster(path)
     return open_tiff(path)
 
 
-def _is_scene(path: Path) -> bool:
+def _is_scene(file: Path | RemoteFile, name: str) -> bool:
     """Check that the file's directories are whole and look for GeoTIFF's tags."""
     hint = "Copy or download it again and compare the sizes."
     try:
-        with tifffile.TiffFile(path) as tif:
+        with tifffile.TiffFile(cast("Path | IO[bytes]", file), _multifile=False) as tif:
             end = _directory_beyond(tif)
             if end is not None:
                 raise UnreadableSlideError(
-                    f"{path} is truncated: a directory begins at byte {end}, but the file has "
+                    f"{name} is truncated: a directory begins at byte {end}, but the file has "
                     f"{tif.filehandle.size} bytes.",
                     hint=hint,
                 )
             return any(tag in tif.pages.first.tags for tag in _GEO_TAGS)
     except _TIFF_ERRORS as error:
         raise UnreadableSlideError(
-            f"{path} begins like a TIFF file, but its directory cannot be read: {error}.",
+            f"{name} begins like a TIFF file, but its directory cannot be read: {error}.",
             hint=hint,
         ) from error
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,16 +13,19 @@ import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.session import DummySession
 from rasterio.windows import Window
 
-from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.errors import UnreachableSlideError, UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides.backend import Level, SlideMeta
 from atlas_wsi.slides.blocks import whole_blocks
 from atlas_wsi.slides.ground import read_place
 from atlas_wsi.slides.pyramid import true_downsample
+from atlas_wsi.slides.remote import gdal_options, is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -34,7 +38,9 @@ _SCHEMES = {
     "http": "/vsicurl/http://",
     "https": "/vsicurl/https://",
     "s3": "/vsis3/",
+    "s3a": "/vsis3/",
     "gs": "/vsigs/",
+    "gcs": "/vsigs/",
     "az": "/vsiaz/",
 }
 _PLAIN_IMAGES = frozenset({"BMP", "GIF", "JPEG", "PNG", "WEBP"})
@@ -56,10 +62,13 @@ class RasterBackend:
     ----------
     source
         What GDAL opens: a path, also a ``/vsi...`` one.
+    options
+        GDAL's configuration while it is used; None leaves it alone.
     """
 
-    def __init__(self, source: str) -> None:
-        with _opened(source, None) as dataset:
+    def __init__(self, source: str, options: Mapping[str, str] | None = None) -> None:
+        self._options = options
+        with _configured(options), _opened(source, None) as dataset:
             _refuse(dataset, source)
             self._indexes = [
                 index
@@ -158,9 +167,11 @@ class RasterBackend:
     def _reading(self, level: int, box: Box) -> Iterator[tuple[DatasetReader, Window]]:
         handles = self._handles[level]
         try:
-            with handles.borrow() as dataset:
+            with _configured(self._options), handles.borrow() as dataset:
                 yield dataset, Window(box.col, box.row, box.cols, box.rows)
         except _GDAL_ERRORS as error:
+            if self._options is not None and _is_network(error):
+                raise _unreachable(handles.source, error) from error
             raise UnreadableSlideError(
                 f"{handles.source}: level {level}, rows {box.row} to {box.row_end}, columns "
                 f"{box.col} to {box.col_end} cannot be decoded: {_reason(error)}."
@@ -224,11 +235,17 @@ def open_raster(path: str | Path) -> RasterBackend:
         If GDAL does not know the format, or it is a plain image without a place on earth.
     UnreadableSlideError
         If GDAL knows the format but cannot open the file.
+    UnreachableSlideError
+        If the server that holds it cannot be reached or refuses.
     """
     source = _source(str(path))
+    options = gdal_options(str(path)) if is_url(str(path)) else None
     try:
-        return RasterBackend(source)
+        return RasterBackend(source, options)
     except (*_GDAL_ERRORS, UnicodeDecodeError) as error:
+        if options is not None and _is_network(error):
+            refused = _unreachable(source, error)
+            raise refused from error
         reason = _reason(error)
         if "not recognized as being in a supported file format" in reason:
             raise UnsupportedFormatError(f"{path} is no format that GDAL reads.") from error
@@ -240,6 +257,27 @@ def _source(path: str) -> str:
     if separator and scheme.lower() in _SCHEMES:
         return _SCHEMES[scheme.lower()] + rest
     return path
+
+
+def _configured(options: Mapping[str, str] | None) -> AbstractContextManager[object]:
+    """Set GDAL's configuration for this thread; GDAL finds credentials by itself."""
+    if options is None:
+        return nullcontext()
+    return rasterio.Env(session=DummySession(), **options)  # type: ignore[no-any-return]
+
+
+def _is_network(error: Exception) -> bool:
+    """Whether GDAL failed to get the bytes, rather than to decode them."""
+    return (
+        re.search(r"HTTP|CURL|[Rr]esponse_?code|AccessDenied|Forbidden", _reason(error)) is not None
+    )
+
+
+def _unreachable(source: str, error: Exception) -> UnreachableSlideError:
+    return UnreachableSlideError(
+        f"{source} cannot be read from its server: {_reason(error)}.",
+        hint="Check the address, the credentials in the environment and the network.",
+    )
 
 
 def _open(source: str, overview: int | None) -> DatasetReader:

@@ -59,6 +59,28 @@ def from_openslide(properties: Mapping[str, str]) -> tuple[tuple[float, float] |
     return (y, x), "openslide.mpp-x"
 
 
+def from_aperio(
+    description: str,
+) -> tuple[tuple[tuple[float, float] | None, str], float | None]:
+    """Return the resolution and the objective's power in an Aperio slide's description.
+
+    Parameters
+    ----------
+    description
+        ``ImageDescription`` of the first page: lines, then ``|KEY = VALUE`` parts.
+
+    Returns
+    -------
+    tuple
+        Micrometres a pixel `(y, x)` or None with the place it was read from; and the power.
+    """
+    parts = (part.partition("=") for part in description.split("|")[1:])
+    facts = {key.strip(): value.strip() for key, _, value in parts}
+    mpp = _positive(facts.get("MPP"))
+    resolution = ((mpp, mpp), "aperio.MPP") if mpp is not None else (None, "")
+    return resolution, _positive(facts.get("AppMag"))
+
+
 def from_tiff(
     per_unit_y: float, per_unit_x: float, unit: str
 ) -> tuple[tuple[float, float] | None, str]:

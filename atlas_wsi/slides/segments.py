@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -41,6 +41,28 @@ def white_of(dtype: np.dtype[Any]) -> int:
         0 for types that have no such convention.
     """
     return {"uint8": 255, "uint16": 65535}.get(dtype.name, 0)
+
+
+class Bytes(Protocol):
+    """Random reads from any thread: of a file here, or of one on a server."""
+
+    @property
+    def path(self) -> Path | str:
+        """Where the bytes are, as it may be shown."""
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Read bytes, all of them.
+
+        Parameters
+        ----------
+        offset
+            First byte.
+        n_bytes
+            How many.
+        """
+
+    def close(self) -> None:
+        """Give the file back to the system."""
 
 
 class FileBytes:
@@ -116,7 +138,7 @@ class PageReader:
         If nobody decodes what is stored.
     """
 
-    def __init__(self, page: TiffPage | TiffFrame, file: FileBytes) -> None:
+    def __init__(self, page: TiffPage | TiffFrame, file: Bytes) -> None:
         key = page.keyframe
         assert key is not None
         if key.dtype is None or key.dtype.kind not in "uifb" or key.imagedepth > 1:

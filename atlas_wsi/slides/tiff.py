@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.grid import Box
+    from atlas_wsi.slides.remote import RemoteBytes
+    from atlas_wsi.slides.segments import Bytes
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MIN_IS_WHITE, _RGB, _PALETTE, _YCBCR = 0, 2, 3, 6
@@ -70,14 +72,19 @@ class TiffBackend:
     Parameters
     ----------
     path
-        The file.
+        The file, or its address on a server.
     tif
         The same, open; it may be closed afterwards.
+    file
+        Its bytes, if they are on a server.
     """
 
-    def __init__(self, path: Path, tif: tifffile.TiffFile) -> None:
+    def __init__(
+        self, path: Path | str, tif: tifffile.TiffFile, file: RemoteBytes | None = None
+    ) -> None:
         self._path = path
-        self._files: dict[Path, FileBytes] = {}
+        self._remote = file
+        self._files: dict[Path, Bytes] = {}
         index, series = max(enumerate(tif.series), key=lambda entry: _extent(entry[1]))
         stored = [series, *_reduced_copies(series, tif.series)]
         levels = [level for part in stored for level in part.levels]
@@ -148,12 +155,16 @@ class TiffBackend:
         """Give the file back to the system."""
         for file in self._files.values():
             file.close()
+        if self._remote is not None:
+            self._remote.close()
 
     def _read_stored(self, level: int, box: Box) -> NDArray[Any]:
         parts = [page.read(box) for page in self._pages[level]]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
     def _reader(self, page: tifffile.TiffPage | tifffile.TiffFrame) -> PageReader:
+        if self._remote is not None:
+            return PageReader(page, self._remote)
         path = Path(page.parent.filehandle.path)  # a set of OME-TIFF files is one series
         if path not in self._files:
             self._files[path] = FileBytes(path)
@@ -169,7 +180,12 @@ class TiffBackend:
         page, samples = series.keyframe, self._samples
         ome = omexml.read_image(tif.ome_metadata, index) if tif.is_ome else omexml.OmeImage()
         mpp, source = ome.mpp, "OME PhysicalSize"
-        if mpp is None:
+        power, vendor = ome.magnification, ome.vendor
+        if tif.is_svs:
+            (mpp, source), power = resolution.from_aperio(page.description)
+            vendor = "aperio"
+            warnings.extend(resolution.contradictions(mpp, power or 0))
+        elif mpp is None:
             x, y = page.resolution
             unit = _RESOLUTION_UNITS.get(int(page.resolutionunit or 1), "")
             mpp, source = resolution.from_tiff(y, x, unit)
@@ -183,7 +199,7 @@ class TiffBackend:
                 names = ome.channel_names
         profile = page.tags.valueof(34675)
         return SlideMeta(
-            format="ome-tiff" if tif.is_ome else "tiff",
+            format="ome-tiff" if tif.is_ome else vendor if tif.is_svs else "tiff",
             backend="tiff",
             levels=_levels([pages[0] for pages in self._pages]),
             n_channels=samples.n_channels,
@@ -192,8 +208,8 @@ class TiffBackend:
             background=(float(white_of(samples.dtype)) if is_colour else 0.0,) * samples.n_channels,
             mpp=mpp,
             mpp_source=source if mpp else "",
-            magnification=ome.magnification,
-            vendor=ome.vendor,
+            magnification=power,
+            vendor=vendor,
             icc_profile=profile if isinstance(profile, bytes) else None,
             has_mask=samples.alpha is not None,
             properties={"tiff.ImageDescription": page.description, "tiff.Software": page.software},

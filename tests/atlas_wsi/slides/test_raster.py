@@ -439,10 +439,9 @@ def test_a_cog_on_a_web_server_is_read_in_parts(cog, server):
         )
     with open_slide(f"{server}/cog") as slide:
         assert slide.meta.backend == "raster"
-    with pytest.raises(UnreadableSlideError, match="404"):
-        open_slide(f"{server}/nothing.tif")
-    with pytest.raises(UnsupportedFormatError, match="downloaded first"):
-        open_slide(f"{server}/nothing")
+    for name in ("nothing.tif", "nothing"):
+        with pytest.raises(UnreadableSlideError, match="does not exist"):
+            open_slide(f"{server}/{name}")
 
 
 # As a slide ---------------------------------------------------------------------------------
