@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import KilledWorker, as_completed
 from distributed.client import ClosedClientError
-from distributed.comm import CommClosedError
+from distributed.comm.core import CommClosedError
 
 from atlas_wsi.batch.archive import write_archive
 from atlas_wsi.batch.begin import begin, sweep
@@ -168,7 +168,7 @@ class Launcher:
         *,
         report: Progress = silent,
         cancel: CancelToken,
-        task: Callable[[str, int], Outcome] = run_slide,
+        task: Callable[..., Outcome] = run_slide,
     ) -> None:
         self.journal, self.slides, self.places = journal, slides, places
         self.options, self.how, self.report, self.cancel = options, how, report, cancel
@@ -178,6 +178,8 @@ class Launcher:
         """What the system said when the disk was full."""
         self._ended = 0
         self._draining = False
+        self._large: set[int] = set()
+        """Places of slides that are to be spread over all workers."""
         self._wave = 0
         self._quiet_since = time.monotonic()
 
@@ -246,7 +248,12 @@ class Launcher:
             self._ended = len(self.places) - len(waiting)
             self.report("slides", self._ended, len(self.places))
             try:
-                kinds = self._round(client, waiting)
+                kinds = self._round(
+                    client, [place for place in waiting if place not in self._large]
+                )
+                for place in self.open_places():
+                    if place in self._large and not self._draining:
+                        kinds |= self._round(client, [place], spread=True)
             except (_SchedulerLostError, CommClosedError, ClosedClientError):
                 return False
             if kinds == {"busy"}:
@@ -264,10 +271,11 @@ class Launcher:
                 with suppress(OSError, RuntimeError, ValueError):
                     client.unregister_worker_plugin(plugin_name(self.run))
 
-    def _round(self, client: Client, places: list[int]) -> set[str]:
+    def _round(self, client: Client, places: list[int], *, spread: bool = False) -> set[str]:
         """Send slides and wait until each has come back, one way or another."""
         kinds: set[str] = set()
-        coming = as_completed(self.submit(client, places), loop=client.loop)
+        futures = self.submit(client, places, spread=spread)
+        coming = as_completed(futures, loop=client.loop)
         while not coming.is_empty():
             if (self.cancel.is_cancelled or self.full) and not self._draining:
                 self._drain(client, list(coming.futures))
@@ -278,14 +286,18 @@ class Launcher:
             for place, outcome in self._outcomes(client, coming.next_batch(block=False)):
                 kinds.add(outcome.kind)
                 self._ended += outcome.kind in {"done", "failed"}
+                if outcome.kind == "large":
+                    self._large.add(place)
                 self.full = outcome.message if outcome.kind == "full" else self.full
                 if outcome.kind == "again" and not self._draining:
                     _log.warning("%s is tried again: %s", self.slides[place].name, outcome.message)
-                    coming.update(self.submit(client, [place]))
+                    coming.update(self.submit(client, [place], spread=spread))
             self.report("slides", self._ended, len(self.places))
         return kinds
 
-    def submit(self, client: Client, places: list[int]) -> list[Future[Outcome]]:
+    def submit(
+        self, client: Client, places: list[int], *, spread: bool = False
+    ) -> list[Future[Outcome]]:
         """Send slides to the scheduler: a short key and a number each.
 
         Parameters
@@ -294,6 +306,8 @@ class Launcher:
             Connected.
         places
             Places in the list of slides.
+        spread
+            Whether to spread each over all workers.
 
         Returns
         -------
@@ -302,7 +316,8 @@ class Launcher:
         """
         self._wave += 1
         wave = f"slide-{self.run}.{self._wave}"
-        return client.map(self.task, places, key=[(wave, place) for place in places], pure=False)
+        task = partial(self.task, spread=True) if spread else self.task
+        return client.map(task, places, key=[(wave, place) for place in places], pure=False)
 
     def _outcomes(
         self, client: Client, futures: list[Future[Outcome]]

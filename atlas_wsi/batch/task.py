@@ -18,6 +18,7 @@ from distributed import WorkerPlugin, get_worker
 
 from atlas_wsi.batch.journal import Journal, Row, now
 from atlas_wsi.batch.lease import take, worker_name
+from atlas_wsi.batch.split import spread_over_workers
 from atlas_wsi.errors import (
     AtlasError,
     Cancelled,
@@ -51,12 +52,17 @@ CLOSE_S = 5.0
 _MAY_PASS = (OutputNotWritableError,)
 
 
+class _TooLargeError(Exception):
+    """The slide is to be spread over all workers, when they are idle."""
+
+
 class Outcome(NamedTuple):
     """What a task tells its launcher; everything else is on disk."""
 
     kind: str
     """``"done"``, ``"failed"``, ``"again"`` (a try failed, others are left), ``"busy"`` (somebody
-    works on the slide), ``"stopped"``, or ``"full"`` (the disk)."""
+    works on the slide), ``"large"`` (to be spread over all workers), ``"stopped"``, or ``"full"``
+    (the disk)."""
     message: str = ""
     """Of the error, for ``"again"`` and ``"full"``."""
 
@@ -144,7 +150,7 @@ def plugin_name(run: str) -> str:
     return f"atlas-wsi-batch-{run}"
 
 
-def run_slide(run: str, place: int) -> Outcome:
+def run_slide(run: str, place: int, *, spread: bool = False) -> Outcome:
     """Predict one slide: the task that is sent to workers.
 
     Parameters
@@ -153,6 +159,8 @@ def run_slide(run: str, place: int) -> Outcome:
         Name of the launcher's run.
     place
         Place of the slide in the archive's list.
+    spread
+        Whether to spread the slide's windows over all workers, which must be idle.
 
     Returns
     -------
@@ -162,10 +170,10 @@ def run_slide(run: str, place: int) -> Outcome:
     desk = get_worker().plugins[plugin_name(run)]
     assert isinstance(desk, BatchWorker)
     with desk.alone:
-        return do_slide(desk, desk.slides[place])
+        return do_slide(desk, desk.slides[place], spread=spread)
 
 
-def do_slide(desk: BatchWorker, asked: SlideAsked) -> Outcome:
+def do_slide(desk: BatchWorker, asked: SlideAsked, *, spread: bool = False) -> Outcome:
     """Predict one slide here, unless it has ended or somebody works on it.
 
     Parameters
@@ -174,6 +182,8 @@ def do_slide(desk: BatchWorker, asked: SlideAsked) -> Outcome:
         What this worker keeps.
     asked
         The slide.
+    spread
+        Whether to spread the slide's windows over all workers.
 
     Returns
     -------
@@ -195,7 +205,7 @@ def do_slide(desk: BatchWorker, asked: SlideAsked) -> Outcome:
     try:
         row = journal.row(asked.name)  # who held it before may have ended between the two looks
         if row is None:
-            row = _Attempt.begin(desk, asked, lease).row()
+            row = _Attempt.begin(desk, asked, lease, spread=spread).row()
             if not lease.is_mine:
                 return Outcome("busy")
             journal.write_row(row)
@@ -209,7 +219,9 @@ def do_slide(desk: BatchWorker, asked: SlideAsked) -> Outcome:
 def _give_back(lease: Lease, error: Exception) -> Outcome:
     """Let others try a slide, for a reason that may pass."""
     kind = "again"
-    if isinstance(error, Cancelled):
+    if isinstance(error, _TooLargeError):
+        kind = "large"
+    elif isinstance(error, Cancelled):
         kind = "stopped" if lease.is_mine else "busy"
     elif _is_full(error):
         kind = "full"
@@ -243,9 +255,10 @@ class _Attempt:
     """Tries before this one that may have failed by the slide's fault."""
     begun: float
     warnings: list[str]
+    spread: bool
 
     @classmethod
-    def begin(cls, desk: BatchWorker, asked: SlideAsked, lease: Lease) -> _Attempt:
+    def begin(cls, desk: BatchWorker, asked: SlideAsked, lease: Lease, *, spread: bool) -> _Attempt:
         failed = [one for one in lease.past if one.failed]
         _forget_peak_memory()
         return cls(
@@ -255,6 +268,7 @@ class _Attempt:
             failed=failed,
             begun=time.perf_counter(),
             warnings=[f"Try {one.number} ended early: {one.why}" for one in failed],
+            spread=spread,
         )
 
     def row(self) -> Row:
@@ -267,7 +281,7 @@ class _Attempt:
             try:
                 return self._done(self._summary(cancel))
             except Exception as error:
-                if isinstance(error, Cancelled) or _is_full(error):
+                if isinstance(error, Cancelled | _TooLargeError) or _is_full(error):
                     raise
                 lasts = isinstance(error, AtlasError) and not isinstance(error, _MAY_PASS)
                 if not lasts and len(self.failed) + 1 < self.desk.how.max_tries:
@@ -284,6 +298,9 @@ class _Attempt:
             there = _result_in_place(out / asked.name, slide, model, options)
             if there is not None:
                 return there
+            most = options.split_over
+            if most is not None and not self.spread and _gigapixels(slide, model) > most:
+                raise _TooLargeError
             heatmap = self._predict(slide, model, cancel)
             used = heatmap.run.model.model_copy(update={"reason": reason})
             heatmap = replace(
@@ -303,6 +320,11 @@ class _Attempt:
         mask = tissue_mask(slide, keep_fat=options.keep_fat)
         while True:
             try:
+                spread = None
+                if self.spread:
+                    spread = spread_over_workers(
+                        self.desk, self.asked, memory=memory, batch_size=batch
+                    )
                 return predict(
                     slide,
                     model,
@@ -313,6 +335,7 @@ class _Attempt:
                     memory=memory,
                     batch_size=batch,
                     work=self.desk.journal.work_folder / self.asked.name,
+                    spread=spread,
                     cancel=cancel,
                 )
             except torch.OutOfMemoryError as error:
@@ -382,6 +405,13 @@ class _Attempt:
             "slide_bytes": source.stat().st_size if source.is_file() else 0,
         }
         return Row.model_validate(told | fields)
+
+
+def _gigapixels(slide: Slide, model: Model) -> float:
+    """Return the size of a slide at the model's resolution."""
+    mpp = slide.require_mpp()
+    rows, cols = (n * um / model.card.mpp for n, um in zip(slide.shape, mpp, strict=True))
+    return rows * cols / 1e9
 
 
 def _result_in_place(

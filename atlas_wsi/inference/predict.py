@@ -6,6 +6,7 @@ import datetime as dt
 import platform
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from atlas_wsi.inference.stream import OpenShares
     from atlas_wsi.models.layout import Layout
 
 MIN_CELL_TISSUE = 0.2
@@ -82,6 +84,7 @@ def predict(
     batch_size: int | None = None,
     work: str | os.PathLike[str] | None = None,
     preview: Preview | None = None,
+    spread: OpenShares | None = None,
     context: bool = False,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
@@ -114,6 +117,9 @@ def predict(
         Called as ``preview(heatmap, box)`` from the thread that predicts, with what is known so far
         and the cells that are new in it; always the same heatmap, which changes. First each window
         is seen alone, then with its context.
+    spread
+        Opens shares of the windows that other processes compute; by default all are computed here,
+        and `work` and `preview` hold for those alone.
     context
         Whether the result can tell what cells attend to (`Heatmap.context`); the slide must stay
         open for it.
@@ -150,6 +156,7 @@ def predict(
             batch_size=batch_size,
             work=None if work is None else Path(work),
             preview=preview,
+            spread=spread,
             context=context,
             report=progress or silent,
             cancel=cancel or CancelToken(),
@@ -171,6 +178,7 @@ def _predict(
     batch_size: int | None,
     work: Path | None,
     preview: Preview | None,
+    spread: OpenShares | None,
     context: bool,
     report: Progress,
     cancel: CancelToken,
@@ -239,7 +247,7 @@ def _predict(
         }
         ready = prepare(model, device=device, dtype=dtype)
         wanted = mask.coverage(cells) >= MIN_CELL_TISSUE
-        logits, seen = _encode(
+        logits, seen, n_shares = _encode(
             ready,
             layout,
             image,
@@ -248,10 +256,13 @@ def _predict(
             work=work,
             preview=preview
             and into_heatmap(empty, preview, layout, wanted, model.card.temperature),
+            spread=spread,
             context=context,
             report=report,
             cancel=cancel,
         )
+        if spread is not None:
+            parameters["shares"] = n_shares
         shown = logits.valid.numpy() & wanted
         heat = model.card.temperature
         probabilities[:, shown] = torch.softmax(logits.cells / heat, dim=0).numpy()[:, shown]
@@ -325,21 +336,30 @@ def _encode(
     cell_px: int,
     work: Path | None,
     preview: Callable[[torch.Tensor, torch.Tensor], None] | None,
+    spread: OpenShares | None,
     context: bool,
     report: Progress,
     cancel: CancelToken,
-) -> tuple[SlideLogits, CoarseContext | None]:
+) -> tuple[SlideLogits, CoarseContext | None, int]:
     n, n_blocks = layout.scales[0].n_windows, len(fine_blocks(model, layout))
     step = _reporter(report, cancel, {"encode": n, "attend": n * n_blocks})
     cell_tokens = cell_px // STRIDE_PX
-    with open_share(
-        model, layout, image, plan, cell_tokens=cell_tokens, step=step, work=work, preview=preview
-    ) as share:
-        whole = [(np.arange(n), share)]
-        stream = StreamedPass(model, layout, whole, batch=plan.batch, keep_context=context)
+    with ExitStack() as opened:
+        if spread is not None:
+            shares = opened.enter_context(spread(model, layout, image, plan, step))
+        else:
+            here = open_share(
+                *(model, layout, image, plan),
+                cell_tokens=cell_tokens,
+                step=step,
+                work=work,
+                preview=preview,
+            )
+            shares = [(np.arange(n), opened.enter_context(here))]
+        stream = StreamedPass(model, layout, shares, batch=plan.batch, keep_context=context)
         logits = stream.run(cell_tokens=cell_tokens)
     seen = CoarseContext(model, layout, image, stream.coarse_kv, cell_tokens) if context else None
-    return logits, seen
+    return logits, seen, len(shares)
 
 
 def _reporter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +22,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
+    from atlas_wsi.inference.fine import Fine
     from atlas_wsi.inference.pixels import WorkingImage
     from atlas_wsi.models.layout import Layout
     from atlas_wsi.models.model import Model
+
+    Shares = list[tuple[NDArray[np.int64], Fine]]
+    OpenShares = Callable[
+        [Model, Layout, WorkingImage, MemoryPlan, Callable[[str, int], None]],
+        AbstractContextManager[Shares],
+    ]
+    """Opens shares of a slide's windows: their places, and who computes them."""
 
 _log = logging.getLogger(__name__)
 
