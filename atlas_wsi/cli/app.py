@@ -19,6 +19,7 @@ from atlas_wsi.cli import (
     info,
     models,
     predict,
+    report,
     sample,
     status,
     tissue,
@@ -82,6 +83,7 @@ def _options(
 app.command("predict")(predict.predict)
 app.command("batch")(batch.batch)
 app.command("status")(status.status)
+app.command("report")(report.report)
 app.command("info")(info.info)
 app.command("view")(view.view)
 app.command("tissue")(tissue.tissue)

@@ -66,10 +66,10 @@ def write_png(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> t
         return figure.add_axes(((_MARGIN + left) / width, bottom / height, w / width, h / height))
 
     _write_title(heatmap, figure, width, height)
-    backdrop = _backdrop(heatmap, thumbnail)
+    below = backdrop(heatmap, thumbnail)
     for number, panel in enumerate(panels):
         axes = place(*panel)
-        _draw_panel(axes, heatmap, _grey(backdrop) if number else backdrop)
+        _draw_panel(axes, heatmap, _grey(below) if number else below)
         if number:
             _draw_classes(axes, heatmap)
         _draw_scale_bar(axes, heatmap, panel[2:])
@@ -108,7 +108,21 @@ def _extent(heatmap: Heatmap) -> str:
     return f"{_length(width)} × {_length(height)}"
 
 
-def _backdrop(heatmap: Heatmap, thumbnail: NDArray[Any] | None) -> NDArray[np.uint8]:
+def backdrop(heatmap: Heatmap, thumbnail: NDArray[Any] | None) -> NDArray[np.uint8]:
+    """Make a slide fit to be looked at.
+
+    Parameters
+    ----------
+    heatmap
+        Its result.
+    thumbnail
+        The slide in small, `(rows, cols, channels)` in its own dtype; None draws the tissue mask.
+
+    Returns
+    -------
+    NDArray[np.uint8]
+        `(rows, cols, 3)`.
+    """
     if thumbnail is None:
         grey = np.where(heatmap.tissue.mask, 222, 250).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
