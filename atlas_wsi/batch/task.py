@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import glob
 import logging
+import multiprocessing
 import shutil
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LEAST_MEMORY_BYTES = 64 << 20
+LEAST_MEMORY_BYTES = 16 << 20
 CLOSE_S = 5.0
 """Seconds that a worker which closes waits for its slide to come to a safe point."""
 _MAY_PASS = (OutputNotWritableError,)
@@ -103,6 +105,7 @@ class BatchWorker(WorkerPlugin):
         self.cancel = CancelToken()
         """Stops the slide that is being done."""
         self._models: dict[str, tuple[Model, str]] = {}
+        _leave_ctrl_c_to_the_launcher()
 
     async def teardown(self, worker: object) -> None:  # noqa: ARG002 - dask's signature
         """Leave the slide that is being done to others: the worker closes.
@@ -449,6 +452,13 @@ def _remove_halves(out: Path, name: str) -> None:
     """Remove what a try that died was writing; nobody else writes while the lease is held."""
     for path in out.glob(f".{glob.escape(name)}.partial-*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _leave_ctrl_c_to_the_launcher() -> None:
+    """Keep a Ctrl-C, which a terminal sends to all processes, from ending a slide that is begun."""
+    is_of_a_nanny = multiprocessing.parent_process() is not None
+    if is_of_a_nanny and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _forget_peak_memory() -> None:

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from atlas_wsi.cli.app import app
 from atlas_wsi.slides.synthetic import make_svs
 
 HERE = Path(__file__).parent
 DEADLINE_S = 120.0
+FAULTS = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(HERE / "faults.py")}
 ATLAS_WSI = (sys.executable, "-m", "atlas_wsi.cli.app")
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
@@ -29,10 +32,15 @@ ENVIRONMENT = os.environ | {
 class Command:
     """`atlas-wsi` as a process of its own."""
 
+    with_faults = FAULTS
     plain = ("--model", "atlas_test", "--precision", "float32", "--memory", "400MB")
 
     def __init__(self) -> None:
         self.started: list[subprocess.Popen[str]] = []
+
+    def here(self, *arguments: object):
+        """Run it in this process, which has imported all of it."""
+        return CliRunner().invoke(app, [str(a) for a in arguments])
 
     def run(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 
@@ -25,6 +26,9 @@ def _watch(event: str, args: tuple) -> None:
         os.close(line)
 
 
+if "FAULTS_FILE_BYTES" in os.environ:  # no file may be larger: a disk that is full
+    most = int(os.environ["FAULTS_FILE_BYTES"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 if not hasattr(sys, "faults"):  # dask may load a preload twice, and a hook cannot be removed
     sys.faults = True
     sys.addaudithook(_watch)

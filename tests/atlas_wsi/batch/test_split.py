@@ -25,11 +25,11 @@ def alone(large):
 def test_a_slide_spread_over_workers_gives_the_same_heatmap(
     large, alone, tmp_path, command, workers
 ):
-    done = command.run(
+    done = command.here(
         *("batch", large, "-o", tmp_path, *command.plain),
         *("--workers", workers, "--split-over", 0.001),
     )
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     spread = atlas_wsi.open_result(tmp_path / "large")
     assert spread.run.parameters["shares"] == workers
     np.testing.assert_allclose(
