@@ -315,7 +315,7 @@ class Launcher:
             One a slide.
         """
         self._wave += 1
-        wave = f"slide-{self.run}.{self._wave}"
+        wave = f"{self.run}.{self._wave}"  # sent with each slide
         task = partial(self.task, spread=True) if spread else self.task
         return client.map(task, places, key=[(wave, place) for place in places], pure=False)
 

@@ -29,6 +29,7 @@ from atlas_wsi.errors import (
     MemoryBudgetError,
     OutputNotWritableError,
     ResultExistsError,
+    UnreachableSlideError,
 )
 from atlas_wsi.heatmap.write import DISK_FULL, SUMMARY, find_damage, read_summary
 from atlas_wsi.inference.plan import parse_bytes
@@ -51,7 +52,7 @@ _log = logging.getLogger(__name__)
 LEAST_MEMORY_BYTES = 16 << 20
 CLOSE_S = 5.0
 """Seconds that a worker which closes waits for its slide to come to a safe point."""
-_MAY_PASS = (OutputNotWritableError,)
+_MAY_PASS = (OutputNotWritableError, UnreachableSlideError)
 
 
 class _TooLargeError(Exception):
