@@ -132,11 +132,15 @@ def _cuda(workers: int | None, options: dict[str, Any]) -> Any:
 
 
 def _slurm(workers: int | None, options: dict[str, Any]) -> Any:
-    return _scaled(_class_of("slurm"), workers, {"cores": 1, "processes": 1} | options)
+    told = {"cores": 1, "processes": 1} | options
+    # one slide at a time; the cores of the job are for torch and for decoding
+    told["worker_extra_args"] = [*told.get("worker_extra_args", ()), "--nthreads 1"]
+    return _scaled(_class_of("slurm"), workers, told)
 
 
 def _kubernetes(workers: int | None, options: dict[str, Any]) -> Any:
-    return _scaled(_class_of("kubernetes"), workers, {"name": "atlas-wsi"} | options)
+    told = {"name": "atlas-wsi", "worker_command": ["dask-worker", "--nthreads", "1"]} | options
+    return _scaled(_class_of("kubernetes"), workers, told)
 
 
 _OPEN = {"local": _local, "cuda": _cuda, "slurm": _slurm, "kubernetes": _kubernetes}
