@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atlas_wsi.batch.options import BatchOptions
+    from atlas_wsi.batch.run import predict_archive
+    from atlas_wsi.batch.status import archive_status
     from atlas_wsi.grid import Box, Grid
     from atlas_wsi.heatmap.geojson import Annotation, write_annotations, write_geojson
     from atlas_wsi.heatmap.heatmap import AttentionMap, Heatmap
@@ -35,6 +38,9 @@ _HOME = {
     "shipped_models": "atlas_wsi.models.registry",
     "write_annotations": "atlas_wsi.heatmap.geojson",
     "write_geojson": "atlas_wsi.heatmap.geojson",
+    "BatchOptions": "atlas_wsi.batch.options",
+    "archive_status": "atlas_wsi.batch.status",
+    "predict_archive": "atlas_wsi.batch.run",
     "AttentionMap": "atlas_wsi.heatmap.heatmap",
     "CancelToken": "atlas_wsi.progress",
     "Heatmap": "atlas_wsi.heatmap.heatmap",
@@ -54,6 +60,7 @@ _HOME = {
 __all__ = [
     "Annotation",
     "AttentionMap",
+    "BatchOptions",
     "Box",
     "CancelToken",
     "Grid",
@@ -64,6 +71,7 @@ __all__ = [
     "TissueMask",
     "WindowGrid",
     "__version__",
+    "archive_status",
     "choose_model",
     "fetch_sample",
     "find_regions",
@@ -71,6 +79,7 @@ __all__ = [
     "open_result",
     "open_slide",
     "predict",
+    "predict_archive",
     "shipped_models",
     "tissue_mask",
     "write_annotations",
