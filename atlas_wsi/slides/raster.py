@@ -268,9 +268,10 @@ def _configured(options: Mapping[str, str] | None) -> AbstractContextManager[obj
 
 def _is_network(error: Exception) -> bool:
     """Whether GDAL failed to get the bytes, rather than to decode them."""
-    return (
-        re.search(r"HTTP|CURL|[Rr]esponse_?code|AccessDenied|Forbidden", _reason(error)) is not None
-    )
+    # TIFF's reader says only that bytes are missing. That may be the end of a file cut short, too,
+    # but to take an outage for damage would leave holes in a result without an error.
+    signs = r"HTTP|CURL|[Rr]esponse_?code|AccessDenied|Forbidden|AWS_|[Rr]ead error|got \d+ bytes"
+    return re.search(signs, _reason(error)) is not None
 
 
 def _unreachable(source: str, error: Exception) -> UnreachableSlideError:

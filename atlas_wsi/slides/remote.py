@@ -176,6 +176,8 @@ class RemoteBytes:
             facts = self._file_facts()
             self.size = int(facts.get("size") or 0)
             self._check_ranges(facts)
+        except AtlasError:
+            raise
         except Exception as error:
             raise explain(error, url) or error from error
 

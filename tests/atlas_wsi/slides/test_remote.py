@@ -126,6 +126,21 @@ def test_a_busy_server_is_asked_again(s3, remote, svs):
         )
 
 
+def test_an_outage_leaves_no_holes_in_a_scene(s3, tmp_path):
+    """The reader of TIFF tells an outage and a damaged tile in the same words."""
+    path = tmp_path / "outage.tif"
+    make_scene(path, shape=(3000, 3000), driver="COG")
+    with atlas_wsi.open_slide(s3.put(path)) as far, atlas_wsi.open_slide(path) as local:
+        s3.fail(1000)
+        with pytest.raises(UnreachableSlideError):
+            far.read_region(1200, 1200, 100, 100)
+        s3.fail(0)
+        assert far.unreadable == []
+        np.testing.assert_array_equal(
+            far.read_region(1200, 1200, 100, 100), local.read_region(1200, 1200, 100, 100)
+        )
+
+
 def test_what_is_not_there_is_told(s3):
     with pytest.raises(UnreadableSlideError, match="does not exist"):
         atlas_wsi.open_slide("s3://bucket/none.svs")
