@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-gui lint format dist clean
+.PHONY: install demo test test-gui test-notebooks lint format dist clean
 .DEFAULT_GOAL := demo
 
 install: $(READY)
@@ -24,7 +24,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not gui"
-	$(MAKE) test-gui
+	$(MAKE) test-gui test-notebooks
 
 # In a process of their own: a crash in a driver must not take the other tests with it.
 SCREEN := $(if $(DISPLAY),,xvfb-run -a -s "-screen 0 1600x1000x24 -nolisten tcp")
@@ -33,6 +33,12 @@ test-gui: $(READY)
 	@test -n "$(DISPLAY)" || command -v xvfb-run > /dev/null || \
 		{ echo "The tests of the napari window need a screen; CONTRIBUTING.md names the packages."; exit 1; }
 	$(SCREEN) $(BIN)/python -m pytest -m gui -p pytest-qt tests/napari
+
+# 04 trains for minutes: `make test-notebooks NOTEBOOKS=notebooks`
+NOTEBOOKS := $(wildcard notebooks/0[125]_*.ipynb)
+
+test-notebooks: $(READY)
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 $(NOTEBOOKS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -9,9 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atlas_wsi.batch.options import BatchOptions
+    from atlas_wsi.batch.report import write_report
     from atlas_wsi.batch.run import predict_archive
-    from atlas_wsi.batch.status import archive_status
     from atlas_wsi.grid import Box, Grid
     from atlas_wsi.heatmap.geojson import Annotation, write_annotations, write_geojson
     from atlas_wsi.heatmap.heatmap import AttentionMap, Heatmap
@@ -34,13 +33,12 @@ _HOME = {
     "Box": "atlas_wsi.grid",
     "Grid": "atlas_wsi.grid",
     "choose_model": "atlas_wsi.inference.predict",
+    "predict_archive": "atlas_wsi.batch.run",
+    "write_report": "atlas_wsi.batch.report",
     "find_regions": "atlas_wsi.heatmap.regions",
     "shipped_models": "atlas_wsi.models.registry",
     "write_annotations": "atlas_wsi.heatmap.geojson",
     "write_geojson": "atlas_wsi.heatmap.geojson",
-    "BatchOptions": "atlas_wsi.batch.options",
-    "archive_status": "atlas_wsi.batch.status",
-    "predict_archive": "atlas_wsi.batch.run",
     "AttentionMap": "atlas_wsi.heatmap.heatmap",
     "CancelToken": "atlas_wsi.progress",
     "Heatmap": "atlas_wsi.heatmap.heatmap",
@@ -60,7 +58,6 @@ _HOME = {
 __all__ = [
     "Annotation",
     "AttentionMap",
-    "BatchOptions",
     "Box",
     "CancelToken",
     "Grid",
@@ -71,7 +68,6 @@ __all__ = [
     "TissueMask",
     "WindowGrid",
     "__version__",
-    "archive_status",
     "choose_model",
     "fetch_sample",
     "find_regions",
@@ -84,6 +80,7 @@ __all__ = [
     "tissue_mask",
     "write_annotations",
     "write_geojson",
+    "write_report",
 ]
 
 
