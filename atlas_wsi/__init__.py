@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atlas_wsi.batch.options import BatchOptions
     from atlas_wsi.batch.report import write_report
     from atlas_wsi.batch.run import predict_archive
+    from atlas_wsi.batch.status import archive_status
     from atlas_wsi.grid import Box, Grid
     from atlas_wsi.heatmap.geojson import Annotation, write_annotations, write_geojson
     from atlas_wsi.heatmap.heatmap import AttentionMap, Heatmap
@@ -30,34 +32,37 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Annotation": "atlas_wsi.heatmap.geojson",
-    "Box": "atlas_wsi.grid",
-    "Grid": "atlas_wsi.grid",
-    "choose_model": "atlas_wsi.inference.predict",
-    "predict_archive": "atlas_wsi.batch.run",
-    "write_report": "atlas_wsi.batch.report",
-    "find_regions": "atlas_wsi.heatmap.regions",
-    "shipped_models": "atlas_wsi.models.registry",
-    "write_annotations": "atlas_wsi.heatmap.geojson",
-    "write_geojson": "atlas_wsi.heatmap.geojson",
     "AttentionMap": "atlas_wsi.heatmap.heatmap",
+    "BatchOptions": "atlas_wsi.batch.options",
+    "Box": "atlas_wsi.grid",
     "CancelToken": "atlas_wsi.progress",
+    "Grid": "atlas_wsi.grid",
     "Heatmap": "atlas_wsi.heatmap.heatmap",
     "Model": "atlas_wsi.models.model",
     "Progress": "atlas_wsi.progress",
     "Slide": "atlas_wsi.slides.slide",
     "TissueMask": "atlas_wsi.tissue.mask",
     "WindowGrid": "atlas_wsi.tissue.windows",
+    "archive_status": "atlas_wsi.batch.status",
+    "choose_model": "atlas_wsi.inference.predict",
     "fetch_sample": "atlas_wsi.slides.samples",
+    "find_regions": "atlas_wsi.heatmap.regions",
     "load_model": "atlas_wsi.models.registry",
     "open_result": "atlas_wsi.heatmap.write",
     "open_slide": "atlas_wsi.slides.open",
     "predict": "atlas_wsi.inference.predict",
+    "predict_archive": "atlas_wsi.batch.run",
+    "shipped_models": "atlas_wsi.models.registry",
     "tissue_mask": "atlas_wsi.tissue.mask",
+    "write_annotations": "atlas_wsi.heatmap.geojson",
+    "write_geojson": "atlas_wsi.heatmap.geojson",
+    "write_report": "atlas_wsi.batch.report",
 }
 
 __all__ = [
     "Annotation",
     "AttentionMap",
+    "BatchOptions",
     "Box",
     "CancelToken",
     "Grid",
@@ -68,6 +73,7 @@ __all__ = [
     "TissueMask",
     "WindowGrid",
     "__version__",
+    "archive_status",
     "choose_model",
     "fetch_sample",
     "find_regions",
