@@ -25,6 +25,10 @@ def tiles(
         Literal["held-out", "all"],
         typer.Option(help="held-out: the tiles that the model's card says it did not see."),
     ] = "held-out",
+    mpp: Annotated[
+        float | None,
+        typer.Option(help="Micrometres a pixel of the tiles; those it was trained on by default."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for evaluation.json and evaluation.html."),
@@ -56,7 +60,8 @@ def tiles(
         )
     loaded = load_model(model)
     with console.progress_of(loaded.card.name, quiet=quiet or as_json) as report:
-        chosen = read_tiles(folder, progress=report)
+        zoom = float(loaded.card.training.get("zoom", 1)) if mpp is None else mpp / loaded.card.mpp
+        chosen = read_tiles(folder, zoom=zoom, progress=report)
         if split == "held-out":
             chosen = held_out_tiles(loaded, chosen)
         if fit_temperature:

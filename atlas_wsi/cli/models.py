@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,23 +20,43 @@ def models(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the models that are shipped; `show NAME` prints the card of one."""
+    """List the models that are shipped, cached from a hub, or in this folder.
+
+    `show NAME` prints the card of one.
+    """
     if ctx.invoked_subcommand:
         return
-    from atlas_wsi.models.registry import load_model, shipped_models
+    from atlas_wsi.models.registry import cached_models, is_model, load_model, shipped_models
 
-    cards = [load_model(name).card for name in shipped_models()]
+    local = {str(p): p for p in sorted(Path().glob("*.safetensors")) if is_model(p)}
+    places = {"shipped": shipped_models(), "cached": cached_models(), "local": local}
+    found = [
+        (where, name, load_model(path).card)
+        for where, files in places.items()
+        for name, path in files.items()
+    ]
     if as_json:
-        console.print_json([card.model_dump(mode="json") for card in cards])
+        console.print_json(
+            [{"where": where, "id": n, **c.model_dump(mode="json")} for where, n, c in found]
+        )
         return
     from rich.table import Table
 
     table = Table(
-        "name", "for", "um/px", "classes", "accuracy", "colour only", box=None, pad_edge=False
+        "where",
+        "name",
+        "for",
+        "um/px",
+        "classes",
+        "accuracy",
+        "colour only",
+        box=None,
+        pad_edge=False,
     )
-    for card in cards:
+    for where, name, card in found:
         table.add_row(
-            card.name,
+            where,
+            name,
             f"{card.domain}s",
             f"{card.mpp:g}",
             ", ".join(card.class_names),

@@ -36,6 +36,27 @@ def tiles(
     held_out: Annotated[
         float, typer.Option(help="Share kept for measuring, by whole groups.", min=0.01, max=0.9)
     ] = 0.2,
+    validation: Annotated[
+        float,
+        typer.Option(
+            help="Share of the other groups that choose the weights and the temperature; 0 for "
+            "none.",
+            min=0,
+            max=0.9,
+        ),
+    ] = 0.0,
+    patience: Annotated[
+        int,
+        typer.Option(help="Checks without progress on --validation that end it; 0: never.", min=0),
+    ] = 0,
+    work_mpp: Annotated[
+        float | None,
+        typer.Option(help="Micrometres a pixel that the model sees; the tiles' by default."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Model to start from: shipped name, file or hf://owner/name@revision."),
+    ] = None,
     epochs: Annotated[float, typer.Option(help="How often the tiles are seen.", min=0.01)] = 30,
     backbone: Annotated[
         Literal["atlas", "mambavision", "mambavision+msa"],
@@ -54,12 +75,15 @@ def tiles(
     """Train a model on labelled tiles and measure it on tiles held out by group.
 
     FOLDER holds a folder a class. A groups.csv in it (columns path, class, group) keeps copies and
-    tiles of one patient on one side of the split. Beside the model its card is written:
-    .card.md and .card.json.
+    tiles of one patient on one side of the split. Beside the model its card is written
+    (.card.md, .card.json) and the curve (.training.csv, .training.png). A training that was
+    killed goes on when the same command is given again.
     """
     import torch
 
     from atlas_wsi.errors import OutputNotWritableError, ResultExistsError
+    from atlas_wsi.models.registry import load_model
+    from atlas_wsi.training.history import History
     from atlas_wsi.training.loop import Recipe
     from atlas_wsi.training.run import train_tiles, write_card
 
@@ -81,6 +105,12 @@ def tiles(
         probe.unlink()
     except OSError as error:
         raise OutputNotWritableError(f"{out} cannot be written: {error.strerror}.") from error
+    if patience and not validation:
+        raise typer.BadParameter("--patience needs --validation")
+    if work_mpp is not None and work_mpp <= 0:
+        raise typer.BadParameter("--work-mpp must be above 0")
+    start = load_model(init) if init else None
+    history = History()
     dtype = torch.float16 if half else torch.float32
     with console.progress_of(out.stem, quiet=quiet or as_json) as report:
         model = train_tiles(
@@ -88,15 +118,28 @@ def tiles(
             name=name,
             domain=domain,
             mpp=mpp,
-            recipe=Recipe(backbone=backbone, dim=dim, epochs=epochs, rate=rate, seed=seed),
+            recipe=Recipe(
+                backbone=backbone,
+                dim=dim,
+                epochs=epochs,
+                rate=rate,
+                patience=patience,
+                seed=seed,
+            ),
             held_out=held_out,
+            validation=validation,
+            zoom=mpp / (work_mpp or mpp),
             stored=dtype,
+            init=start,
+            checkpoint=out.with_suffix(".resume.pt"),
+            history=history,
             progress=report,
         )
     model.save(out, dtype=dtype)
     card, _ = write_card(model, out)
+    curve, _ = history.write(out)
     if as_json:
         console.print_json({"model": str(out), "card": model.card.model_dump(mode="json")})
         return
     console.say(card.read_text(encoding="utf-8"), quiet=quiet)
-    console.say(f"{out}\n{card}", quiet=quiet)
+    console.say(f"{out}\n{card}\n{curve}", quiet=quiet)

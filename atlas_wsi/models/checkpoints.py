@@ -57,16 +57,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         raise UnknownModelError(f"There is no weights file at {path}.")
     if is_safetensors(path):
         return read_safetensors(path)[0]
-    try:
-        with torch.serialization.safe_globals(_STAND_INS):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UntrustedWeightsError(
-            f"{path} holds more than tensors and was not loaded.",
-            hint="Convert it to safetensors where you trust it.",
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointMismatchError(f"{path} is not a readable checkpoint: {error}") from error
+    found = read_plain(path)
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -78,6 +69,38 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     if not state:
         raise CheckpointMismatchError(f"{path} holds no tensors by name.")
     return state
+
+
+def read_plain(path: Path) -> Any:
+    """Read a torch file that holds tensors and plain containers only.
+
+    Parameters
+    ----------
+    path
+        File to read.
+
+    Returns
+    -------
+    object
+        What was stored, tensors on the CPU.
+
+    Raises
+    ------
+    UntrustedWeightsError
+        If the file holds anything else.
+    CheckpointMismatchError
+        If the file is damaged.
+    """
+    try:
+        with torch.serialization.safe_globals(_STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UntrustedWeightsError(
+            f"{path} holds more than tensors and was not loaded.",
+            hint="Convert it to safetensors where you trust it.",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointMismatchError(f"{path} is not a readable checkpoint: {error}") from error
 
 
 def is_safetensors(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 DEFAULTS: dict[Literal["slide", "scene"], str] = {"slide": "lung-he", "scene": "landcover-rgb"}
 """The shipped model for slides and for georeferenced scenes."""
+
+HUB = "hf://"
+HUB_FILE = "model.safetensors"
 
 _TEST_CARD = ModelCard(
     name="atlas_test",
@@ -62,14 +66,15 @@ def shipped_models() -> dict[str, Path]:
 
 
 def load_model(name_or_path: str | os.PathLike[str]) -> Model:
-    """Load a model by its shipped name or from a file.
+    """Load a model by its shipped name, from a file, or from a hub.
 
     The names of `TEST_CONFIGS` are tiny models with random weights, for tests and benchmarks.
 
     Parameters
     ----------
     name_or_path
-        Such as ``"lung-he"`` or ``"model.safetensors"``.
+        Such as ``"lung-he"``, ``"model.safetensors"`` or ``"hf://owner/name@revision"``: the file
+        ``model.safetensors`` of a repository, from the cache if it is there.
 
     Returns
     -------
@@ -79,7 +84,7 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Model:
     Raises
     ------
     UnknownModelError
-        If there is neither a model of this name nor such a file.
+        If there is neither a model of this name nor such a file, or the hub is out of reach.
     """
     shipped = shipped_models()
     name = str(name_or_path)
@@ -87,12 +92,88 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Model:
         return Model.load(shipped[name])
     if name in TEST_CONFIGS:
         return _test_model(name)
+    if name.startswith(HUB):
+        return Model.load(_from_hub(name))
     if Path(name).exists() or "/" in name or name.endswith(".safetensors"):
         return Model.load(name)
     raise UnknownModelError(
         f"There is no model '{name}'; shipped are {', '.join(shipped) or 'none'}.",
         hint="Give one of these names or the path of a .safetensors file.",
     )
+
+
+def cached_models() -> dict[str, Path]:
+    """Return the hub models that are in the cache of huggingface_hub.
+
+    Returns
+    -------
+    dict
+        File by ``hf://owner/name@revision``; models of this program only.
+    """
+    try:
+        from huggingface_hub import scan_cache_dir
+        from huggingface_hub.errors import CacheNotFound
+    except ImportError:
+        return {}
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return {}
+    found = {}
+    for repo in repos:
+        for revision in repo.revisions:
+            for file in revision.files:
+                if file.file_name == HUB_FILE and is_model(file.file_path):
+                    found[f"{HUB}{repo.repo_id}@{revision.commit_hash}"] = Path(file.file_path)
+    return found
+
+
+def is_model(path: Path) -> bool:
+    """Tell whether a file is a model that this program wrote.
+
+    Parameters
+    ----------
+    path
+        A file.
+
+    Returns
+    -------
+    bool
+        By its metadata; weights are not read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "atlas_wsi" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def _from_hub(name: str) -> Path:
+    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
+    if not match:
+        raise UnknownModelError(f"'{name}' is no hub id.", hint="Give hf://owner/name@revision.")
+    repo, revision = match.groups()
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ImportError as error:
+        raise UnknownModelError(
+            f"'{name}' needs huggingface_hub, which is not installed.",
+            hint="pip install 'atlas-wsi[hub]'",
+        ) from error
+    try:
+        return Path(hf_hub_download(repo, HUB_FILE, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass  # not in the cache: ask the hub
+    try:
+        return Path(hf_hub_download(repo, HUB_FILE, revision=revision))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnknownModelError(
+            f"{name} is not in the cache and the hub did not give it: {error}",
+            hint=f"Download {HUB_FILE} where there is a network and give its path.",
+        ) from error
 
 
 def _test_model(name: str) -> Model:

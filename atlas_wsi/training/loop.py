@@ -20,9 +20,13 @@ from atlas_wsi.models.checkpoints import load_exactly
 from atlas_wsi.models.model import Model
 from atlas_wsi.progress import CancelToken, Progress, silent
 from atlas_wsi.training.augment import augment
+from atlas_wsi.training.history import History, read_checkpoint, write_checkpoint
+from atlas_wsi.training.metrics import confusion, predict_tiles, summarise
 from atlas_wsi.training.mosaics import CELL_PX, make_mosaic
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from atlas_wsi.models.card import ModelCard
@@ -61,8 +65,14 @@ class Recipe:
     """Weight decay."""
     precision: str = "auto"
     """``"auto"``, ``"float32"`` or ``"bfloat16"`` of the forward pass."""
+    singles: int = 3
+    """Every how many steps single tiles are shown, mosaics at the others; 1 for tiles alone."""
     jitter: float = 1.0
     """How strongly colours change; strong jitter keeps a model from living off colour."""
+    checks: int = 12
+    """How often in all the averaged weights are measured on the validation tiles and stored."""
+    patience: int = 0
+    """Checks without a lower validation loss after which training ends; 0 for never."""
     seed: int = 0
     """Decides weights, order, mosaics and augmentation."""
 
@@ -88,8 +98,8 @@ class Batch:
 def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Batch:
     """Make the pictures of a step; the same ones for the same seed and step.
 
-    A third of the steps shows single tiles, the rest mosaics; every sixteenth step one large
-    enough for a third scale. Now and then coarser scales than the size asks for are added, so
+    Some steps show single tiles, the rest mosaics; every sixteenth step one large enough
+    for a third scale. Now and then coarser scales than the size asks for are added, so
     that the coarsest parameters also learn to be shared.
 
     Parameters
@@ -111,9 +121,9 @@ def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Bat
     rng = np.random.default_rng((recipe.seed, step))
     budget = recipe.megapixels * 1e6
     side = tiles.images.shape[1], tiles.images.shape[2]
-    if step % 3 == 0:
+    if _shows_singles(step, recipe):
         n = max(2, int(budget / (side[0] * side[1])))
-        chosen = rng.choice(len(tiles), size=min(n, 64))
+        chosen = rng.choice(len(tiles), size=min(n, 96))
         vary = partial(augment, rng=rng, stain=stain, colors=recipe.jitter)
         images = np.stack([vary(tiles.images[i]) for i in chosen])
         cells = -(-side[0] // CELL_PX), -(-side[1] // CELL_PX)
@@ -136,6 +146,12 @@ def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Bat
         n_scales=natural + int(rng.choice([0, 0, 1, 2])),
         active=active,
     )
+
+
+def _shows_singles(step: int, recipe: Recipe) -> bool:
+    if recipe.singles == 2:
+        return step % 16 != 1 and step % 2 == 0
+    return step % recipe.singles == 0
 
 
 def _draw_active(shares: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -194,6 +210,9 @@ def train(
     recipe: Recipe,
     *,
     init: Model | None = None,
+    validation: TileSet | None = None,
+    checkpoint: Path | None = None,
+    history: History | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Model:
@@ -212,6 +231,13 @@ def train(
         Sizes, length and seed.
     init
         A model of the same sizes whose weights to start from; random ones by default.
+    validation
+        Tiles that the best of the averaged weights are chosen by; the last ones without.
+    checkpoint
+        File that the state is written to at every check and read from at the start, so that a
+        training that was killed goes on; removed at the end.
+    history
+        Filled with the curve.
     progress
         Told how many steps are done.
     cancel
@@ -223,55 +249,38 @@ def train(
         In evaluation mode, with averaged weights.
     """
     report, cancel = progress or silent, cancel or CancelToken()
-    stain = card.domain == "slide"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = Model(
-            make_config(
-                recipe.backbone,
-                dim=recipe.dim,
-                depths=recipe.depths,
-                n_scales=recipe.n_scales,
-                n_classes=len(tiles.classes),
-            ),
-            card,
-        )
-    if init is not None:
-        load_exactly(model, init.state_dict(), source=f"the model {init.card.name}")
-    model.encoder.stem.to(memory_format=torch.channels_last)
-    model.train()
+    history = history if history is not None else History()
+    model = _new_model(len(tiles.classes), card, recipe, init)
     average = copy.deepcopy(model)
     pixels = len(tiles) * tiles.images.shape[1] * tiles.images.shape[2]
     steps = max(4, round(recipe.epochs * pixels / (recipe.megapixels * 1e6)))
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.decay}, {"params": plain, "weight_decay": 0}],
-        lr=recipe.rate,
-    )
+    run = _Run(model, average, _optimiser(model, recipe), history)
+    first = run.resume(checkpoint, recipe, len(tiles)) if checkpoint else 0
     low = recipe.precision == "bfloat16" or (recipe.precision == "auto" and _cpu_has_bfloat16())
     fix_at = 0 if init is not None else steps // 2
+    if first > fix_at:
+        _fix_modes(model)
+    every = max(1, steps // recipe.checks)
     start = time.perf_counter()
-    for step, batch in enumerate(_batches(tiles, recipe, steps, stain=stain)):
+    total = n_losses = 0.0
+    batches = _batches(tiles, recipe, range(first, steps), stain=card.domain == "slide")
+    for step, batch in enumerate(batches, start=first):
         cancel.raise_if_cancelled()
         if step == fix_at:
             _fix_norms(model, tiles, recipe)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.rate * _schedule(step, steps)
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            dense, slide = losses(model, batch)
-        optimiser.zero_grad()
-        (dense + SLIDE_LOSS * slide).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        _follow(average, model, min(_EMA, step / (step + 10)))
-        report(
-            f"train (loss {float(dense.detach()):.3f})" if step % 20 == 0 else "train",
-            step + 1,
-            steps,
-        )
-    for mean, now in zip(average.buffers(), model.buffers(), strict=True):
-        mean.copy_(now)
+        rate = recipe.rate * _schedule(step, steps)
+        loss = run.step(batch, rate, low=low, keep=min(_EMA, step / (step + 10)))
+        total, n_losses = total + loss, n_losses + 1
+        report(f"train (loss {loss:.3f})" if step % 20 == 0 else "train", step + 1, steps)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            run.check(step + 1, rate, total / n_losses, validation)
+            total = n_losses = 0.0
+            if checkpoint:
+                run.store(checkpoint, recipe, len(tiles), step + 1)
+            if recipe.patience and history.checks_since_best >= recipe.patience:
+                steps = step + 1
+                break
+    average.load_state_dict(run.best)
     average.card = card.model_copy(
         update={
             "training": {
@@ -283,24 +292,116 @@ def train(
             | ({} if init is None else {"init": init.card.training})
         }
     )
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
     return average.eval()
+
+
+class _Run:
+    """Weights, their average, the optimiser and the best weights so far."""
+
+    def __init__(
+        self, model: Model, average: Model, optimiser: torch.optim.Optimizer, history: History
+    ) -> None:
+        self.model, self.average, self.optimiser = model, average, optimiser
+        self.history = history
+        self.best: dict[str, torch.Tensor] = {}
+
+    def step(self, batch: Batch, rate: float, *, low: bool, keep: float) -> float:
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            dense, slide = losses(self.model, batch)
+        self.optimiser.zero_grad()
+        (dense + SLIDE_LOSS * slide).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        _follow(self.average, self.model, keep)
+        return float(dense.detach())
+
+    def check(self, step: int, rate: float, loss: float, validation: TileSet | None) -> None:
+        """Measure the averaged weights and keep them if they are the best."""
+        for mean, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mean.copy_(now)
+        row: dict[str, float] = {"step": step, "rate": rate, "loss": loss}
+        if validation is not None:
+            self.average.eval()
+            p = predict_tiles(self.average, validation.images)
+            counts = confusion(validation.labels, p.argmax(axis=1), len(validation.classes))
+            own = p[np.arange(len(p)), validation.labels]
+            row["validation_loss"] = float(-np.log(np.maximum(own, 1e-12)).mean())
+            row["validation_balanced_accuracy"] = summarise(counts)["balanced_accuracy"]
+        self.history.rows.append(row)
+        if self.history.checks_since_best == 0:
+            self.best = copy.deepcopy(self.average.state_dict())
+
+    def store(self, path: Path, recipe: Recipe, tiles: int, step: int) -> None:
+        state = {
+            "recipe": recipe.as_dict(),
+            "tiles": tiles,
+            "step": step,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "best": self.best,
+            "optimiser": self.optimiser.state_dict(),
+            "history": self.history.rows,
+        }
+        write_checkpoint(path, state)
+
+    def resume(self, path: Path, recipe: Recipe, tiles: int) -> int:
+        """Take up what `store` wrote; return the number of steps that are done."""
+        state = read_checkpoint(path, recipe=recipe.as_dict(), tiles=tiles)
+        if state is None:
+            return 0
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.best = state["best"]
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.history.rows[:] = state["history"]
+        return int(state["step"])
+
+
+def _new_model(n_classes: int, card: ModelCard, recipe: Recipe, init: Model | None) -> Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        config = make_config(
+            recipe.backbone,
+            dim=recipe.dim,
+            depths=recipe.depths,
+            n_scales=recipe.n_scales,
+            n_classes=n_classes,
+        )
+        model = Model(config, card)
+    if init is not None:
+        load_exactly(model, init.state_dict(), source=f"the model {init.card.name}")
+    model.encoder.stem.to(memory_format=torch.channels_last)
+    return model.train()
+
+
+def _optimiser(model: Model, recipe: Recipe) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.decay}, {"params": plain, "weight_decay": 0}],
+        lr=recipe.rate,
+    )
 
 
 class _Steps(Dataset[Batch]):
     """The pictures of every step, by its number."""
 
-    def __init__(self, tiles: TileSet, recipe: Recipe, steps: int, *, stain: bool) -> None:
+    def __init__(self, tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool) -> None:
         self._make = partial(make_batch, tiles, recipe, stain=stain)
         self._steps = steps
 
     def __len__(self) -> int:
-        return self._steps
+        return len(self._steps)
 
     def __getitem__(self, step: int) -> Batch:
-        return self._make(step)
+        return self._make(self._steps[step])
 
 
-def _batches(tiles: TileSet, recipe: Recipe, steps: int, *, stain: bool) -> DataLoader[Batch]:
+def _batches(tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool) -> DataLoader[Batch]:
     """Make pictures ahead in a process; their order and content do not depend on it."""
     return DataLoader(
         _Steps(tiles, recipe, steps, stain=stain),
@@ -341,8 +442,13 @@ def _fix_norms(model: Model, tiles: TileSet, recipe: Recipe) -> None:
         images = torch.from_numpy(tiles.images[order[start : start + batch]])
         x_BCYX = model.normalise(images).contiguous(memory_format=torch.channels_last)
         model.encoder.stem(x_BCYX)
-    for norm in norms:
-        norm.eval()
+    _fix_modes(model)
+
+
+def _fix_modes(model: Model) -> None:
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
 
 
 def _cpu_has_bfloat16() -> bool:

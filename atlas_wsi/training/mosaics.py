@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 CELL_PX = 64
 """Side of a cell of the dense head in pixels."""
 
+NOTHING = frozenset({"glass", "unknown"})
+"""Names of classes that glass belongs to, so that a map can say that there is nothing."""
+
 _STEP_PX = 16
 
 
@@ -102,7 +105,10 @@ def make_mosaic(
                 image[there][part == label] = cut[part == label]
     if vary and is_one_slide:
         image = vary_colors(image, rng, stain=stain, strength=jitter)
-    return Mosaic(image=image, shares=_shares(area, n_classes))
+    nothing = next((k for k, name in enumerate(tiles.classes) if name in NOTHING), n_classes)
+    return Mosaic(
+        image=image, shares=_shares(np.where(area == n_classes, nothing, area), n_classes)
+    )
 
 
 def _areas(shape: tuple[int, int], n: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from atlas_wsi.training.metrics import (
     tile_logits,
 )
 from atlas_wsi.training.scores import Interval, Reliability, class_scores, reliability
-from atlas_wsi.training.tiles import TileSet, read_tiles, split
+from atlas_wsi.training.tiles import TileSet, read_tiles, split, split_three
 
 if TYPE_CHECKING:
     import os
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from atlas_wsi.models.model import Model
     from atlas_wsi.progress import CancelToken, Progress
+    from atlas_wsi.training.history import History
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,9 +86,13 @@ def train_tiles(
     mpp: float,
     recipe: Recipe,
     held_out: float = 0.2,
+    validation: float = 0.0,
+    zoom: float = 1.0,
     texts: Mapping[str, Any] | None = None,
     stored: torch.dtype = torch.float32,
     init: Model | None = None,
+    checkpoint: Path | None = None,
+    history: History | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Model:
@@ -102,17 +107,26 @@ def train_tiles(
     domain
         ``"slide"`` for stained tissue, ``"scene"`` for land.
     mpp
-        Micrometres a pixel of the tiles.
+        Micrometres a pixel of the tiles' files.
     recipe
         Sizes, length and seed.
     held_out
         Share of the groups of each class that is kept for measuring.
+    validation
+        Share of the other groups that the best weights and the temperature are chosen by; they
+        are not trained on. 0 keeps the last weights, with temperature 1.
+    zoom
+        Pixels the model sees a pixel of the tiles: 0.5 makes a model of half the resolution.
     texts
         ``licence``, ``data`` and ``limits`` of the card.
     stored
         Type the weights will be stored in; they are rounded to it before they are measured.
     init
         A model whose weights to start from.
+    checkpoint
+        File to go on from after a kill; see `atlas_wsi.training.loop.train`.
+    history
+        Filled with the training curve.
     progress
         Told how far the work is.
     cancel
@@ -123,9 +137,12 @@ def train_tiles(
     Model
         With held-out figures, beside those of colour alone, in its card.
     """
-    tiles = read_tiles(folder, progress=progress)
-    known, asked = split(tiles, held_out=held_out, seed=recipe.seed)
+    tiles = read_tiles(folder, zoom=zoom, progress=progress)
+    known, chosen, asked = split_three(
+        tiles, held_out=held_out, validation=validation, seed=recipe.seed
+    )
     train_part, held_part = tiles.subset(known), tiles.subset(asked)
+    choice = tiles.subset(chosen) if len(chosen) else None
     mean, std = channel_statistics(train_part.images)
     colors = class_colors(len(tiles.classes))
     card = ModelCard(
@@ -135,25 +152,44 @@ def train_tiles(
             ModelClass(name=label, color=color)
             for label, color in zip(tiles.classes, colors, strict=True)
         ),
-        mpp=mpp,
+        mpp=mpp / zoom,
         mean=mean,
         std=std,
-        split=_split_text(tiles, held_part, held_out, recipe.seed),
+        split=_split_text(tiles, held_part, held_out, recipe.seed, n_chosen=len(chosen)),
         **(texts or {}),
     )
-    model = train(train_part, card, recipe, init=init, progress=progress, cancel=cancel)
+    model = train(
+        train_part,
+        card,
+        recipe,
+        init=init,
+        validation=choice,
+        checkpoint=checkpoint,
+        history=history,
+        progress=progress,
+        cancel=cancel,
+    )
     model.to(stored).float()
+    if choice is not None:
+        _set_temperature(model, choice)
     found = evaluate(model, held_part, progress=progress)
     guessed = color_baseline(
         train_part.images, train_part.labels, held_part.images, len(tiles.classes)
     )
     color = summarise(confusion(held_part.labels, guessed, len(tiles.classes)))
-    metrics = dict(found.metrics) | {f"colour_baseline_{k}": v for k, v in color.items()}
+    metrics = dict(found.metrics) | {"ece": found.reliability.ece}
+    metrics |= {f"colour_baseline_{k}": v for k, v in color.items()}
     model.card = model.card.model_copy(
         update={
             "metrics": {k: round(v, 4) for k, v in metrics.items()},
             "confusion": tuple(tuple(row) for row in found.confusion.tolist()),
-            "training": model.card.training | {"held_out": held_out},
+            "training": model.card.training
+            | {
+                "held_out": held_out,
+                "validation": validation,
+                "zoom": zoom,
+                "tiles_by_class": _by_class(tiles, known),
+            },
         }
     )
     return model
@@ -220,12 +256,20 @@ def calibrate(
         The other half, to measure it on.
     """
     measured, fitted = split(tiles, held_out=0.5, seed=seed)
-    part = tiles.subset(fitted)
-    place = _places(model, part)
-    logits, valid = tile_logits(model, part.images, progress=progress)
-    temperature = fit_temperature(logits, valid, place[part.labels])
-    model.card = model.card.model_copy(update={"temperature": round(temperature, 4)})
+    _set_temperature(model, tiles.subset(fitted), progress=progress)
     return tiles.subset(measured)
+
+
+def _set_temperature(model: Model, tiles: TileSet, *, progress: Progress | None = None) -> None:
+    place = _places(model, tiles)
+    logits, valid = tile_logits(model, tiles.images, progress=progress)
+    temperature = fit_temperature(logits, valid, place[tiles.labels])
+    model.card = model.card.model_copy(update={"temperature": round(temperature, 4)})
+
+
+def _by_class(tiles: TileSet, which: NDArray[np.int64]) -> dict[str, int]:
+    counts = np.bincount(tiles.labels[which], minlength=len(tiles.classes))
+    return dict(zip(tiles.classes, counts.tolist(), strict=True))
 
 
 def _plain(values: NDArray[np.float64]) -> list[float | None]:
@@ -270,8 +314,20 @@ def held_out_tiles(model: Model, tiles: TileSet) -> TileSet:
             f"The card of {model.card.name} does not tell how its tiles were split.",
             hint="Evaluate all tiles with --split all.",
         )
-    known, asked = split(tiles, held_out=float(facts["held_out"]), seed=int(facts["seed"]))
-    if len(known) != facts["tiles"]:
+    known, _, asked = split_three(
+        tiles,
+        held_out=float(facts["held_out"]),
+        validation=float(facts.get("validation", 0)),
+        seed=int(facts["seed"]),
+    )
+    found = _by_class(tiles, known)
+    before = facts.get("tiles_by_class")
+    fits = (
+        all(before.get(k) == n for k, n in found.items())
+        if before
+        else (len(known) == facts["tiles"])
+    )
+    if not fits:
         raise DatasetError(
             f"{model.card.name} was trained on {facts['tiles']} tiles, this folder's split has "
             f"{len(known)}: it is another folder.",
@@ -339,7 +395,7 @@ def card_text(card: ModelCard) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _split_text(tiles: TileSet, held: TileSet, share: float, seed: int) -> str:
+def _split_text(tiles: TileSet, held: TileSet, share: float, seed: int, *, n_chosen: int) -> str:
     how = (
         "whole groups of copies of one original"
         if tiles.is_grouped
@@ -349,4 +405,10 @@ def _split_text(tiles: TileSet, held: TileSet, share: float, seed: int) -> str:
     return (
         f"{len(held)} of {len(tiles)} tiles held out: {share:.0%} of the {how} of each class "
         f"({n_groups}), seed {seed}."
+        + (
+            f" {n_chosen} other tiles, by whole groups, chose the weights and the temperature; the "
+            "held-out ones were measured once."
+            if n_chosen
+            else ""
+        )
     )

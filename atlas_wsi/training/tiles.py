@@ -69,7 +69,9 @@ class TileSet:
         )
 
 
-def read_tiles(folder: str | os.PathLike[str], *, progress: Progress | None = None) -> TileSet:
+def read_tiles(
+    folder: str | os.PathLike[str], *, zoom: float = 1.0, progress: Progress | None = None
+) -> TileSet:
     """Read a folder of class folders of tiles.
 
     Parameters
@@ -77,6 +79,8 @@ def read_tiles(folder: str | os.PathLike[str], *, progress: Progress | None = No
     folder
         Holds a folder a class, and may hold ``groups.csv`` with the columns `path` (relative),
         `class` and `group`.
+    zoom
+        Pixels of a tile in memory a pixel of its file, to bring tiles to a model's resolution.
     progress
         Told how many tiles were read.
 
@@ -114,7 +118,7 @@ def read_tiles(folder: str | os.PathLike[str], *, progress: Progress | None = No
         )
     images: list[NDArray[np.uint8]] = []
     for done, (_, path) in enumerate(files, start=1):
-        images.append(_read_tile(path))
+        images.append(_read_tile(path, zoom))
         if images[-1].shape != images[0].shape:
             raise DatasetError(
                 f"{path} has {images[-1].shape[0]} x {images[-1].shape[1]} pixels, the tiles "
@@ -180,7 +184,35 @@ def split(
     return np.flatnonzero(~is_out), np.flatnonzero(is_out)
 
 
-def _read_tile(path: Path) -> NDArray[np.uint8]:
+def split_three(
+    tiles: TileSet, *, held_out: float, validation: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Divide tiles into those to train on, to choose by, and to measure once at the end.
+
+    Parameters
+    ----------
+    tiles
+        All tiles.
+    held_out
+        Share of the groups of each class that is held out; the same tiles as `split` takes.
+    validation
+        Share of the rest that models are chosen by; 0 for none.
+    seed
+        Decides which.
+
+    Returns
+    -------
+    tuple
+        Places of the training, validation and held-out tiles, ascending.
+    """
+    known, asked = split(tiles, held_out=held_out, seed=seed)
+    if not validation:
+        return known, np.empty(0, np.int64), asked
+    rest, chosen = split(tiles.subset(known), held_out=validation, seed=seed + 1)
+    return known[rest], known[chosen], asked
+
+
+def _read_tile(path: Path, zoom: float) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             if not all(_MIN_PX <= n <= _MAX_PX for n in image.size):
@@ -193,7 +225,12 @@ def _read_tile(path: Path) -> NDArray[np.uint8]:
                     f"{path} has more than 8 bits a channel (mode {image.mode}), expected 8.",
                     hint="Convert the tiles to 8 bits first.",
                 )
-            return np.asarray(image.convert("RGB"))
+            picture = image.convert("RGB")
+            if zoom != 1:
+                size = max(16, round(image.width * zoom)), max(16, round(image.height * zoom))
+                how = Image.Resampling.BOX if zoom < 1 else Image.Resampling.BILINEAR
+                picture = picture.resize(size, how)
+            return np.asarray(picture)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path} cannot be read as an image: {error}") from error
 

@@ -1,0 +1,117 @@
+"""What happened during training: a CSV table, a picture of the curves, a checkpoint to go on from."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from atlas_wsi.errors import CheckpointMismatchError
+from atlas_wsi.models.checkpoints import read_plain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FIELDS = ("step", "rate", "loss", "validation_loss", "validation_balanced_accuracy")
+
+
+@dataclass(slots=True, kw_only=True)
+class History:
+    """Rows of the training curve, one a check."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    """A dict with the keys `FIELDS` a check; those of validation only if there is one."""
+
+    @property
+    def checks_since_best(self) -> int:
+        """How many checks ago the validation loss was lowest."""
+        losses = [row["validation_loss"] for row in self.rows if "validation_loss" in row]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+    def write(self, path: Path) -> tuple[Path, Path]:
+        """Write the curve beside a model's file.
+
+        Parameters
+        ----------
+        path
+            The model's file.
+
+        Returns
+        -------
+        tuple
+            ``.training.csv`` and ``.training.png``.
+        """
+        table, picture = path.with_suffix(".training.csv"), path.with_suffix(".training.png")
+        with table.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        self._draw(picture)
+        return table, picture
+
+    def _draw(self, path: Path) -> None:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for key, color in (("loss", "#3c5488"), ("validation_loss", "#e64b35")):
+            at = [row for row in self.rows if key in row]
+            steps = [row["step"] for row in at]
+            left.plot(steps, [row[key] for row in at], color=color, label=key.replace("_", " "))
+        key = "validation_balanced_accuracy"
+        at = [row for row in self.rows if key in row]
+        right.plot([row["step"] for row in at], [row[key] for row in at], color="#e64b35")
+        left.set(xlabel="step", title="loss")
+        left.legend(frameon=False)
+        right.set(xlabel="step", title="balanced accuracy of the validation tiles", ylim=(0, 1.02))
+        figure.savefig(path, dpi=110)
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write what training needs to go on; the file is replaced whole or not at all.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    state
+        Tensors, numbers and plain containers.
+    """
+    part = path.with_name(f".{path.name}.partial")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def read_checkpoint(path: Path, *, recipe: dict[str, Any], tiles: int) -> dict[str, Any] | None:
+    """Read what `write_checkpoint` wrote for the same training.
+
+    Parameters
+    ----------
+    path
+        The file.
+    recipe
+        Arguments of the training that would go on.
+    tiles
+        How many tiles it is trained on.
+
+    Returns
+    -------
+    dict or None
+        The state; None if there is no file.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        If the file is of another training.
+    """
+    if not path.is_file():
+        return None
+    state = read_plain(path)
+    if state.get("recipe") != recipe or state.get("tiles") != tiles:
+        raise CheckpointMismatchError(
+            f"{path} is of a training with other arguments or other tiles.",
+            hint="Remove it to start anew, or give the arguments of before.",
+        )
+    return state

@@ -1,0 +1,94 @@
+"""Choosing by validation tiles, and going on after a kill."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from atlas_wsi.errors import Cancelled, CheckpointMismatchError
+from atlas_wsi.progress import CancelToken
+from atlas_wsi.training.history import History
+from atlas_wsi.training.loop import Recipe
+from atlas_wsi.training.run import train_tiles
+from atlas_wsi.training.tiles import read_tiles, split, split_three
+
+SMALL = Recipe(dim=32, depths=(1,), n_scales=1, epochs=6, megapixels=0.05, checks=4, singles=1)
+KIND = {"name": "t", "domain": "scene", "mpp": 1.0, "validation": 0.25}
+
+
+def test_three_parts_share_no_group_and_hold_out_what_two_do(tile_folder):
+    tiles = read_tiles(tile_folder)
+    parts = split_three(tiles, held_out=0.25, validation=0.25, seed=0)
+    groups = [{tiles.groups[i] for i in part} for part in parts]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == len(set(tiles.groups))
+    assert parts[2].tolist() == split(tiles, held_out=0.25, seed=0)[1].tolist()
+
+
+def test_a_training_that_was_stopped_goes_on_with_the_same_curve(tile_folder, tmp_path):
+    whole, parts, again = History(), History(), History()
+    first = train_tiles(tile_folder, recipe=SMALL, history=whole, **KIND)
+    state, cancel = tmp_path / "resume.pt", CancelToken()
+
+    def stop(what, done, total):
+        if what.startswith("train") and len(parts.rows) == 2:
+            cancel.cancel()
+
+    with pytest.raises(Cancelled):
+        train_tiles(
+            tile_folder,
+            recipe=SMALL,
+            history=parts,
+            checkpoint=state,
+            progress=stop,
+            cancel=cancel,
+            **KIND,
+        )
+    assert 0 < len(parts.rows) < len(whole.rows)
+    second = train_tiles(tile_folder, recipe=SMALL, history=again, checkpoint=state, **KIND)
+    assert again.rows == whole.rows
+    assert second.card.metrics == first.card.metrics
+    assert second.card.temperature == first.card.temperature
+    assert not state.exists()
+
+
+def test_a_checkpoint_of_another_training_is_refused(tile_folder, tmp_path):
+    state, cancel = tmp_path / "resume.pt", CancelToken()
+    history = History()
+
+    def stop(what, done, total):
+        if history.rows:
+            cancel.cancel()
+
+    call = {"history": history, "checkpoint": state, "progress": stop, "cancel": cancel}
+    with pytest.raises(Cancelled):
+        train_tiles(tile_folder, recipe=SMALL, **call, **KIND)
+    other = Recipe(dim=32, depths=(1,), n_scales=1, epochs=3, megapixels=0.05)
+    with pytest.raises(CheckpointMismatchError, match="other arguments"):
+        train_tiles(tile_folder, recipe=other, checkpoint=state, **KIND)
+
+
+def test_patience_ends_a_training_that_no_longer_gets_better(tile_folder):
+    history = History()
+    recipe = Recipe(
+        dim=32,
+        depths=(1,),
+        n_scales=1,
+        epochs=16,
+        megapixels=0.05,
+        checks=16,
+        singles=1,
+        patience=1,
+        rate=1.0,
+    )
+    train_tiles(tile_folder, recipe=recipe, history=history, **KIND)
+    assert len(history.rows) < 16
+    assert history.checks_since_best >= 1
+
+
+def test_the_curve_is_written_as_a_table_and_a_picture(tmp_path):
+    row = {"step": 1, "rate": 0.1, "loss": 2.0, "validation_loss": 1.0}
+    table, picture = History(rows=[row]).write(tmp_path / "m.safetensors")
+    with table.open(newline="") as file:
+        assert next(csv.DictReader(file))["validation_loss"] == "1.0"
+    assert picture.read_bytes().startswith(b"\x89PNG")
