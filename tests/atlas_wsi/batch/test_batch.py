@@ -11,7 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from atlas_wsi.batch.journal import Journal
+from atlas_wsi.batch.begin import begin
+from atlas_wsi.batch.journal import Journal, Row, now
+from atlas_wsi.batch.lease import take, worker_name
+from atlas_wsi.batch.options import BatchOptions
 from atlas_wsi.batch.status import archive_status
 from atlas_wsi.slides.synthetic import make_svs
 
@@ -110,6 +113,30 @@ def test_a_full_disk_stops_cleanly_and_keeps_what_is_finished(few_slides, tmp_pa
     status = archive_status(out)
     assert status.count("failed") == status.count("running") == 0
     assert not [p for p in out.iterdir() if p.name.startswith(".") and p.name != ".batch"]
+
+
+def test_status_is_shown_until_the_last_slide_has_ended(few_slides, tmp_path, command):
+    out = tmp_path / "out"
+    begin(Journal(out), few_slides, BatchOptions())
+    one, *others = Journal(out).read_slides()
+    assert take(Journal(out).leases_folder, one.name)
+    page = command.here("status", out).stdout
+    assert "0 done, 1 running, 2 waiting, 0 failed" in page
+    assert worker_name() in page
+    watching = command.start("status", out, "--watch", "--json", "--every", 0.1)
+    assert json.loads(watching.stdout.readline())["waiting"] == 2
+    for slide in (one, *others):
+        Journal(out).write_row(Row(name=slide.name, source=slide.source, state="done", ended=now()))
+    *_, last = watching.communicate(timeout=60)[0].splitlines()
+    assert json.loads(last)["done"] == 3
+    assert watching.returncode == 0
+    assert json.loads(last)["eta_s"] in {0.0, None}
+
+
+def test_a_folder_without_an_archive_is_said_to_be_none(tmp_path, command):
+    done = command.here("status", tmp_path)
+    assert done.exit_code == 2
+    assert "atlas-wsi batch SOURCE -o OUT" in done.stderr
 
 
 def test_a_dry_run_tells_what_it_will_take_and_writes_nothing(dozen, tmp_path, command):
