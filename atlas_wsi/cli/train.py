@@ -143,3 +143,80 @@ def tiles(
         return
     console.say(card.read_text(encoding="utf-8"), quiet=quiet)
     console.say(f"{out}\n{card}\n{curve}", quiet=quiet)
+
+
+@train_app.command()
+def regions(
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV with the columns slide, regions (GeoJSON as QuPath writes it) and optionally "
+            "group, such as the patient."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model file to write (.safetensors).")],
+    mpp: Annotated[float, typer.Option(help="Micrometres a pixel that the model sees.", min=1e-3)],
+    domain: Annotated[
+        Literal["slide", "scene"], typer.Option(help="Stained tissue, or land.")
+    ] = "slide",
+    tile_px: Annotated[
+        int, typer.Option(help="Side of the tiles that are cut out.", min=64, max=1024)
+    ] = 128,
+    held_out: Annotated[
+        float, typer.Option(help="Share kept for measuring, by whole groups.", min=0.01, max=0.9)
+    ] = 0.2,
+    validation: Annotated[
+        float,
+        typer.Option(help="Share of the other groups that choose the weights.", min=0, max=0.9),
+    ] = 0.0,
+    epochs: Annotated[float, typer.Option(help="How often the tiles are seen.", min=0.01)] = 30,
+    dim: Annotated[int, typer.Option(help="Channels of a token; a multiple of 32.", min=32)] = 128,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same model.", min=0)] = 0,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Model to start from: shipped name, file or hf://owner/name@revision."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Train a model on polygons that were drawn on slides or scenes.
+
+    Tiles are cut out of the polygons; whole slides (or groups) are held out for measuring.
+    """
+    from atlas_wsi.errors import ResultExistsError
+    from atlas_wsi.models.registry import load_model
+    from atlas_wsi.training.history import History
+    from atlas_wsi.training.loop import Recipe
+    from atlas_wsi.training.regions import read_regions
+    from atlas_wsi.training.run import train_set, write_card
+
+    if out.suffix != ".safetensors":
+        raise typer.BadParameter(f"{out} must end in .safetensors")
+    if dim % 32:
+        raise typer.BadParameter(f"--dim is {dim}, expected a multiple of 32")
+    if not re.fullmatch(NAME_PATTERN, out.stem):
+        raise typer.BadParameter(f"'{out.stem}' is no name for a model")
+    if out.exists() and not overwrite:
+        raise ResultExistsError(f"{out} is there.", hint="--overwrite replaces it.")
+    start = load_model(init) if init else None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    history = History()
+    with console.progress_of(out.stem, quiet=quiet) as report:
+        model = train_set(
+            read_regions(table, mpp=mpp, tile_px=tile_px, seed=seed, progress=report),
+            name=out.stem,
+            domain=domain,
+            mpp=mpp,
+            recipe=Recipe(dim=dim, epochs=epochs, seed=seed),
+            held_out=held_out,
+            validation=validation,
+            init=start,
+            checkpoint=out.with_suffix(".resume.pt"),
+            history=history,
+            progress=report,
+        )
+    model.save(out)
+    card, _ = write_card(model, out)
+    curve, _ = history.write(out)
+    console.say(card.read_text(encoding="utf-8"), quiet=quiet)
+    console.say(f"{out}\n{card}\n{curve}", quiet=quiet)

@@ -138,6 +138,82 @@ def train_tiles(
         With held-out figures, beside those of colour alone, in its card.
     """
     tiles = read_tiles(folder, zoom=zoom, progress=progress)
+    model = train_set(
+        tiles,
+        name=name,
+        domain=domain,
+        mpp=mpp / zoom,
+        recipe=recipe,
+        held_out=held_out,
+        validation=validation,
+        texts=texts,
+        stored=stored,
+        init=init,
+        checkpoint=checkpoint,
+        history=history,
+        progress=progress,
+        cancel=cancel,
+    )
+    facts = model.card.training | {"zoom": zoom}
+    model.card = model.card.model_copy(update={"training": facts})
+    return model
+
+
+def train_set(
+    tiles: TileSet,
+    *,
+    name: str,
+    domain: Literal["slide", "scene"],
+    mpp: float,
+    recipe: Recipe,
+    held_out: float = 0.2,
+    validation: float = 0.0,
+    texts: Mapping[str, Any] | None = None,
+    stored: torch.dtype = torch.float32,
+    init: Model | None = None,
+    checkpoint: Path | None = None,
+    history: History | None = None,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Model:
+    """Train a model on labelled tiles, wherever they were cut out of.
+
+    Parameters
+    ----------
+    tiles
+        All tiles, at the resolution that the model will see.
+    name
+        Name of the model.
+    domain
+        ``"slide"`` for stained tissue, ``"scene"`` for land.
+    mpp
+        Micrometres a pixel of the tiles.
+    recipe
+        Sizes, length and seed.
+    held_out
+        Share of the groups that is kept for measuring.
+    validation
+        Share of the other groups that the best weights and the temperature are chosen by.
+    texts
+        ``licence``, ``data`` and ``limits`` of the card.
+    stored
+        Type the weights will be stored in; they are rounded to it before they are measured.
+    init
+        A model whose weights to start from.
+    checkpoint
+        File to go on from after a kill.
+    history
+        Filled with the training curve.
+    progress
+        Told how far the work is.
+    cancel
+        Stops the training.
+
+    Returns
+    -------
+    Model
+        With held-out figures, beside those of colour alone, in its card.
+    """
     known, chosen, asked = split_three(
         tiles, held_out=held_out, validation=validation, seed=recipe.seed
     )
@@ -152,7 +228,7 @@ def train_tiles(
             ModelClass(name=label, color=color)
             for label, color in zip(tiles.classes, colors, strict=True)
         ),
-        mpp=mpp / zoom,
+        mpp=mpp,
         mean=mean,
         std=std,
         split=_split_text(tiles, held_part, held_out, recipe.seed, n_chosen=len(chosen)),
@@ -187,7 +263,6 @@ def train_tiles(
             | {
                 "held_out": held_out,
                 "validation": validation,
-                "zoom": zoom,
                 "tiles_by_class": _by_class(tiles, known),
             },
         }

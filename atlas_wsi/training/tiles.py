@@ -23,6 +23,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 GROUPS_FILE = "groups.csv"
 _MIN_PX, _MAX_PX = 64, 2048
 _MAX_NAME = 100
+_DRAWS = 1000
 _DEEP_MODES = {"I", "F"}
 
 
@@ -163,16 +164,27 @@ def split(
     Raises
     ------
     DatasetError
-        If a class has too few groups, or a group holds tiles of several classes.
+        If a class has too few groups.
     """
     rng = np.random.default_rng(seed)
-    class_of: dict[str, int] = {}
+    classes_of: dict[str, set[int]] = {}
     for group, label in zip(tiles.groups, tiles.labels.tolist(), strict=True):
-        if class_of.setdefault(group, label) != label:
-            raise DatasetError(f"The group {group} holds tiles of several classes.")
+        classes_of.setdefault(group, set()).add(label)
+    if any(len(found) > 1 for found in classes_of.values()):
+        out = _draw_mixed(tiles, classes_of, held_out, rng)
+    else:
+        out = _draw_pure(tiles, classes_of, held_out, rng)
+    is_out = np.array([group in out for group in tiles.groups])
+    return np.flatnonzero(~is_out), np.flatnonzero(is_out)
+
+
+def _draw_pure(
+    tiles: TileSet, classes_of: dict[str, set[int]], held_out: float, rng: np.random.Generator
+) -> set[str]:
+    """Draw groups class by class."""
     out: set[str] = set()
     for label, name in enumerate(tiles.classes):
-        groups = sorted(group for group, owner in class_of.items() if owner == label)
+        groups = sorted(group for group, owners in classes_of.items() if label in owners)
         n = round(len(groups) * held_out)
         if not 0 < n < len(groups):
             raise DatasetError(
@@ -180,8 +192,25 @@ def split(
                 "leaves one side empty."
             )
         out.update(rng.permutation(groups)[:n].tolist())
-    is_out = np.array([group in out for group in tiles.groups])
-    return np.flatnonzero(~is_out), np.flatnonzero(is_out)
+    return out
+
+
+def _draw_mixed(
+    tiles: TileSet, classes_of: dict[str, set[int]], held_out: float, rng: np.random.Generator
+) -> set[str]:
+    """Draw groups of several classes, such as slides, so that both sides have every class."""
+    groups = sorted(classes_of)
+    n = round(len(groups) * held_out)
+    everything = set(range(len(tiles.classes)))
+    for _ in range(_DRAWS if 0 < n < len(groups) else 0):
+        out = set(rng.permutation(groups)[:n].tolist())
+        sides = (out, set(groups) - out)
+        if all(set().union(*(classes_of[g] for g in side)) == everything for side in sides):
+            return out
+    raise DatasetError(
+        f"No {held_out:.0%} of the {len(groups)} groups leave every class on both sides.",
+        hint="Label every class in more groups (slides, patients), or hold out another share.",
+    )
 
 
 def split_three(

@@ -86,15 +86,21 @@ def test_too_few_groups_for_a_split_is_an_error(make_folder):
         split(tiles, held_out=0.5, seed=0)
 
 
-def test_a_group_of_two_classes_is_an_error(make_folder):
-    folder = make_folder(n=4, copies=2)
-    with (folder / "groups.csv").open() as file:
-        rows = list(csv.reader(file))
-    rows[-1][2] = "dots-0"
+def test_groups_of_several_classes_stay_whole_and_both_sides_have_every_class(make_folder):
+    folder = make_folder(n=8)
     with (folder / "groups.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    with pytest.raises(DatasetError, match="dots-0 holds tiles of several classes"):
-        split(read_tiles(folder), held_out=0.5, seed=0)
+        rows = [
+            (path.relative_to(folder).as_posix(), f"patient-{i % 4}")
+            for name in ("dots", "lines", "plain")
+            for i, path in enumerate(sorted((folder / name).iterdir()))
+        ]
+        csv.writer(file).writerows([("path", "group"), *rows])
+    tiles = read_tiles(folder)
+    parts = split(tiles, held_out=0.25, seed=0)
+    known, asked = ({tiles.groups[i] for i in part} for part in parts)
+    assert not known & asked
+    assert len(asked) == 1
+    assert all(len(set(tiles.labels[part])) == 3 for part in parts)
 
 
 def test_a_tile_without_a_group_is_named(make_folder):

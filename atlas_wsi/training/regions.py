@@ -1,0 +1,230 @@
+"""Labelled tiles cut out of the polygons that somebody drew on slides or scenes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_wsi.errors import DatasetError
+from atlas_wsi.grid import Box
+from atlas_wsi.inference.pixels import open_working_image
+from atlas_wsi.slides.open import open_slide
+from atlas_wsi.tissue.areas import read_areas
+from atlas_wsi.training.tiles import TileSet
+
+if TYPE_CHECKING:
+    import os
+
+    import shapely
+    from numpy.typing import NDArray
+
+    from atlas_wsi.progress import Progress
+    from atlas_wsi.slides.slide import Slide
+
+_COLUMNS = {"slide", "regions"}
+_MIN_SHARE = 0.75
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotated:
+    """A slide, its polygons, and the patient it is of."""
+
+    slide: str
+    """File or URL."""
+    regions: Path
+    """GeoJSON, as QuPath writes it."""
+    group: str
+    """Slides of one group are kept on one side of a split."""
+
+
+def read_list(path: str | os.PathLike[str]) -> list[Annotated]:
+    """Read a table of slides and polygons.
+
+    Parameters
+    ----------
+    path
+        CSV with the columns `slide` and `regions` (paths, relative to the table's folder) and
+        optionally `group`, such as the patient; each slide is its own group by default.
+
+    Returns
+    -------
+    list of Annotated
+        In the table's order.
+
+    Raises
+    ------
+    DatasetError
+        If the table cannot be read or lacks a column.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = _COLUMNS - set(reader.fieldnames or ())
+            if missing:
+                raise DatasetError(f"{path} lacks the column {', '.join(sorted(missing))}.")
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} cannot be read as a CSV table: {error}.") from error
+    if not rows:
+        raise DatasetError(f"{path} lists no slides.")
+    return [
+        Annotated(
+            slide=row["slide"] if "://" in row["slide"] else str(path.parent / row["slide"]),
+            regions=path.parent / row["regions"],
+            group=row.get("group") or row["slide"],
+        )
+        for row in rows
+    ]
+
+
+def read_regions(
+    path: str | os.PathLike[str],
+    *,
+    mpp: float,
+    tile_px: int = 128,
+    most: int = 2000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> TileSet:
+    """Cut tiles out of polygons; a polygon's class is its QuPath classification.
+
+    Parameters
+    ----------
+    path
+        See `read_list`.
+    mpp
+        Micrometres a pixel of the tiles.
+    tile_px
+        Side of a tile; three quarters of it lie in polygons of one class.
+    most
+        The most tiles of one class of one slide; drawn at random if there are more.
+    seed
+        Decides which.
+    progress
+        Told how many slides were read.
+
+    Returns
+    -------
+    TileSet
+        The groups are those of the table.
+
+    Raises
+    ------
+    DatasetError
+        If the polygons have fewer than two classes that a tile fits into.
+    """
+    rng = np.random.default_rng(seed)
+    table = read_list(path)
+    images: list[NDArray[np.uint8]] = []
+    facts: list[tuple[str, str, str]] = []  # class, group, name of the tile
+    for done, one in enumerate(table, start=1):
+        with open_slide(one.slide) as slide:
+            image = open_working_image(slide, mpp=mpp)
+            for name, polygons in sorted(areas_by_class(one.regions, slide).items()):
+                corners = _fitting(polygons, image.grid.step_px, image.shape, tile_px)
+                for row, col in rng.permutation(corners)[:most]:
+                    box = Box(row=int(row), col=int(col), rows=tile_px, cols=tile_px)
+                    images.append(image.read(box))
+                    facts.append((name, one.group, f"{slide.name}:{row}:{col}"))
+        if progress is not None:
+            progress("cut regions", done, len(table))
+    classes = tuple(sorted({name for name, _, _ in facts}))
+    if len(classes) < 2:
+        raise DatasetError(
+            f"The polygons of {path} have room for tiles of {tile_px} px at {mpp:g} um/px in "
+            f"{len(classes)} classes, two or more are needed.",
+            hint="Classify the annotations, draw them larger, or give a smaller --tile-px.",
+        )
+    return TileSet(
+        images=np.stack(images),
+        labels=np.array([classes.index(name) for name, _, _ in facts], dtype=np.int64),
+        groups=tuple(group for _, group, _ in facts),
+        paths=tuple(name for _, _, name in facts),
+        classes=classes,
+        is_grouped=True,
+    )
+
+
+def areas_by_class(path: Path, slide: Slide) -> dict[str, list[shapely.Polygon]]:
+    """Read polygons with their classes.
+
+    Parameters
+    ----------
+    path
+        GeoJSON features with ``classification`` (QuPath) or ``class`` among their properties.
+    slide
+        The slide they lie on.
+
+    Returns
+    -------
+    dict
+        Polygons in level-0 pixels by class; features without a class are left out.
+
+    Raises
+    ------
+    DatasetError
+        If the file cannot be read or holds no classified polygon.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read as GeoJSON: {error}.") from error
+    features = data if isinstance(data, list) else data.get("features", [])
+    by_class: dict[str, list[Any]] = {}
+    for feature in features:
+        if name := _class_of(feature):
+            by_class.setdefault(name, []).append(feature)
+    if not by_class:
+        raise DatasetError(
+            f"{path} holds no polygon with a class.", hint="Set the classification in QuPath."
+        )
+    crs = {"crs": data["crs"]} if isinstance(data, dict) and "crs" in data else {}
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for i, (name, some) in enumerate(by_class.items()):
+            part = Path(folder) / f"{i}-{path.name}"
+            part.write_text(json.dumps({"type": "FeatureCollection", "features": some, **crs}))
+            found[name] = read_areas(part, slide)
+    return found
+
+
+def _class_of(feature: Any) -> str | None:
+    properties = feature.get("properties") if isinstance(feature, dict) else None
+    if not isinstance(properties, dict):
+        return None
+    given = properties.get("classification", properties.get("class"))
+    if isinstance(given, dict):
+        given = given.get("name")
+    return given if isinstance(given, str) and given else None
+
+
+def _fitting(
+    polygons: list[shapely.Polygon],
+    step_px: tuple[float, float],
+    shape: tuple[int, int],
+    tile_px: int,
+) -> NDArray[np.int64]:
+    """Return the corners, in working pixels, of the tiles that lie in the polygons."""
+    import shapely
+
+    rows, cols = (np.arange(0, n - tile_px + 1, tile_px // 2) for n in shape)
+    row, col = (a.ravel() for a in np.meshgrid(rows, cols, indexing="ij"))
+    area = shapely.union_all(polygons)
+    shapely.prepare(area)
+    tiles = shapely.box(
+        col * step_px[1],
+        row * step_px[0],
+        (col + tile_px) * step_px[1],
+        (row + tile_px) * step_px[0],
+    )
+    near = np.flatnonzero(shapely.intersects(area, tiles))
+    share = shapely.area(shapely.intersection(area, tiles[near])) / shapely.area(tiles[near])
+    kept = near[share >= _MIN_SHARE]
+    return np.stack([row[kept], col[kept]], axis=1)

@@ -1,0 +1,98 @@
+"""Training on polygons: tiles come from the inside of the right class, slides stay whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from typer.testing import CliRunner
+
+from atlas_wsi.cli.app import app
+from atlas_wsi.errors import DatasetError
+from atlas_wsi.models.registry import load_model
+from atlas_wsi.training.regions import read_list, read_regions
+
+SHADE = {"Stroma": 200, "Tumor": 90}
+
+
+def feature(name: str, x: int, size: int = 512) -> dict:
+    ring = [[x, 0], [x + size, 0], [x + size, size], [x, size], [x, 0]]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {
+            "objectType": "annotation",
+            "classification": {"name": name, "color": [200, 0, 0]},
+        },
+    }
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Four slides: the left half is tumour, the right half stroma."""
+    rows = [("slide", "regions", "group")]
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        pixels = np.empty((512, 1024, 3))
+        pixels[:, :512], pixels[:, 512:] = SHADE["Tumor"], SHADE["Stroma"]
+        pixels += rng.normal(0, 8, pixels.shape)
+        tifffile.imwrite(
+            tmp_path / f"{i}.tif",
+            pixels.clip(0, 255).astype(np.uint8),
+            photometric="rgb",
+            tile=(256, 256),
+            resolution=(10000, 10000),
+            resolutionunit="CENTIMETER",
+        )
+        drawn = [feature("Tumor", 0), feature("Stroma", 512)]
+        (tmp_path / f"{i}.geojson").write_text(
+            json.dumps({"type": "FeatureCollection", "features": drawn})
+        )
+        rows.append((f"{i}.tif", f"{i}.geojson", f"patient-{i}"))
+    path = tmp_path / "table.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def test_tiles_come_from_inside_the_polygons_of_their_class(table):
+    tiles = read_regions(table, mpp=1.0, tile_px=64)
+    assert tiles.classes == ("Stroma", "Tumor")
+    assert set(tiles.groups) == {f"patient-{i}" for i in range(4)}
+    for label, name in enumerate(tiles.classes):
+        shade = np.median(tiles.images[tiles.labels == label], axis=(1, 2, 3))
+        assert np.abs(shade - SHADE[name]).max() < 5
+
+
+def test_a_model_is_trained_and_measured_on_slides_it_did_not_see(table, tmp_path):
+    out = tmp_path / "mine.safetensors"
+    options = ("--mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "2", "-q")
+    done = CliRunner().invoke(
+        app, ["train", "regions", str(table), "-o", str(out), "--held-out", "0.25", *options]
+    )
+    assert done.exit_code == 0, done.output
+    card = load_model(out).card
+    assert card.class_names == ("Stroma", "Tumor")
+    assert card.metrics["balanced_accuracy"] > 0.8
+    assert out.with_suffix(".training.csv").is_file()
+    assert not out.with_suffix(".resume.pt").exists()
+
+
+def test_polygons_without_a_class_are_refused(table):
+    for path in table.parent.glob("*.geojson"):
+        found = json.loads(path.read_text())
+        for one in found["features"]:
+            del one["properties"]["classification"]
+        path.write_text(json.dumps(found))
+    with pytest.raises(DatasetError, match="no polygon with a class"):
+        read_regions(table, mpp=1.0)
+
+
+def test_a_table_without_a_column_is_refused(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("slide\na.tif\n")
+    with pytest.raises(DatasetError, match="lacks the column regions"):
+        read_list(path)
