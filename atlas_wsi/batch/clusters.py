@@ -121,13 +121,13 @@ def read_cluster_options(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _local(workers: int | None, options: dict[str, Any]) -> Any:
     workers = options.pop("workers", None) if workers is None else workers
-    told = {"n_workers": workers or 1, "threads_per_worker": 1, "dashboard_address": None}
+    told = {"n_workers": workers or 1, "threads_per_worker": 1, "dashboard_address": "localhost:0"}
     return LocalCluster(**(told | options))
 
 
 def _cuda(workers: int | None, options: dict[str, Any]) -> Any:
     workers = options.pop("workers", None) if workers is None else workers
-    told = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    told = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "localhost:0"}
     return _class_of("cuda")(**(told | options))
 
 

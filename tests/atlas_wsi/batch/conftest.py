@@ -19,7 +19,7 @@ from atlas_wsi.cli.app import app
 from atlas_wsi.slides.synthetic import make_svs
 
 HERE = Path(__file__).parent
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 FAULTS = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(HERE / "faults.py")}
 ATLAS_WSI = (sys.executable, "-m", "atlas_wsi.cli.app")
 ENVIRONMENT = os.environ | {

@@ -17,6 +17,7 @@ from atlas_wsi.batch.lease import read_tries
 from atlas_wsi.slides.synthetic import make_svs
 
 LARGE = ("large0", "large1")
+FORMATS = ("--format", "ome-zarr", "--format", "geojson")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_forty_slides_survive_dying_workers_and_a_dying_scheduler(
     good = tmp_path / "good.csv"
     sources = [p for p in sorted(slides.iterdir()) if not p.name.startswith(("corrupt", "poison"))]
     good.write_text("\n".join(["slide", *map(str, sources)]))
-    undisturbed = command.run("batch", good, "-o", calm, *command.plain, "--workers", 2)
+    undisturbed = command.run("batch", good, "-o", calm, *command.plain, *FORMATS, "--workers", 2)
     assert undisturbed.returncode == 0, undisturbed.stderr
 
     finished = tmp_path / "finished"
@@ -51,7 +52,8 @@ def test_forty_slides_survive_dying_workers_and_a_dying_scheduler(
     cluster.start_scheduler()
     cluster.start_workers(2)
     launcher = command.start(
-        "batch", slides, "-o", out, *command.plain, "--cluster", cluster.address, "--tries", 2
+        *("batch", slides, "-o", out, *command.plain, *FORMATS),
+        *("--cluster", cluster.address, "--tries", 2),
     )
     journal = Journal(out)
 
@@ -71,7 +73,7 @@ def test_forty_slides_survive_dying_workers_and_a_dying_scheduler(
     cluster.kill_scheduler()
     cluster.start_scheduler()
     cluster.start_workers(2)
-    said, _ = launcher.communicate(timeout=300)
+    said, _ = launcher.communicate(timeout=600)
     assert launcher.returncode == 2, said  # some slides failed
 
     rows = journal.read_rows()
