@@ -459,6 +459,15 @@ def card_text(card: ModelCard) -> str:
                 f"| {key.replace('_', ' ')} | {card.metrics[key]:.1%} | "
                 f"{'' if base is None else f'{base:.1%}'} |"
             )
+    others = {
+        key: value
+        for key, value in card.metrics.items()
+        if key not in ("accuracy", "balanced_accuracy")
+        and not key.startswith(("recall ", "colour_baseline_"))
+    }
+    if others:
+        lines += ["", "Also: " + "; ".join(f"{k} {v:.4g}" for k, v in others.items()) + "."]
+    lines += ["", f"Logits are divided by the temperature {card.temperature:g}."]
     if card.confusion:
         names = card.class_names
         lines += ["", "Held-out tiles by true class (row) and predicted class (column):", ""]
