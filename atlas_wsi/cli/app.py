@@ -15,6 +15,7 @@ from atlas_wsi.cli import (
     bench,
     console,
     doctor,
+    embed,
     evaluate,
     info,
     models,
@@ -87,6 +88,7 @@ app.command("report")(report.report)
 app.command("info")(info.info)
 app.command("view")(view.view)
 app.command("tissue")(tissue.tissue)
+app.command("embed")(embed.embed)
 app.command("sample")(sample.sample)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
