@@ -70,6 +70,10 @@ def predict(
             "there is no tissue, or GeoJSON polygons. By default tissue is found."
         ),
     ] = None,
+    tissue_model: Annotated[
+        str | None,
+        typer.Option(help="Model with a class tissue that finds it, such as the shipped 'tissue'."),
+    ] = None,
     roi: Annotated[
         Path | None,
         typer.Option(help="GeoJSON polygons: predict the tissue inside them only."),
@@ -111,6 +115,7 @@ def predict(
                     batch_size=batch_size,
                     formats=formats,
                     tissue=tissue,
+                    tissue_model=tissue_model,
                     roi=roi,
                     keep_fat=keep_fat,
                     strict=strict,
@@ -156,13 +161,16 @@ def _one(
     overwrite: bool,
     keep_fat: bool,
     tissue: Path | None,
+    tissue_model: str | None,
     roi: Path | None,
     formats: list[str] | None,
     **options: Any,
 ) -> dict[str, Any]:
     from atlas_wsi.heatmap.write import check_writable, folder_name
+    from atlas_wsi.inference.find_tissue import find_tissue
     from atlas_wsi.inference.predict import choose_model
     from atlas_wsi.inference.predict import predict as run
+    from atlas_wsi.models.registry import load_model
     from atlas_wsi.slides.open import open_slide
     from atlas_wsi.tissue.areas import read_areas, read_tissue
     from atlas_wsi.tissue.mask import tissue_mask
@@ -179,7 +187,12 @@ def _one(
         console.say(f"{slide.name}: model {chosen.card.name}, {reason}", quiet=quiet)
         with console.progress_of(slide.name, quiet=quiet) as report:
             report("find tissue", 0, 1)
-            mask = read_tissue(tissue, slide) if tissue else tissue_mask(slide, keep_fat=keep_fat)
+            if tissue:
+                mask = read_tissue(tissue, slide)
+            elif tissue_model:
+                mask = find_tissue(slide, load_model(tissue_model))
+            else:
+                mask = tissue_mask(slide, keep_fat=keep_fat)
             if roi is not None:
                 mask = mask.within(read_areas(roi, slide))
             report("find tissue", 1, 1)
