@@ -100,7 +100,9 @@ def take(viewer: Any, panel: Any, name: str) -> None:
     wait(lambda: time.monotonic() > begin + 1.5)
     picture = viewer.screenshot(canvas_only=False, flash=False)
     image = Image.fromarray(picture[..., :3])
-    image.quantize(192, dither=Image.Dither.NONE).save(IMAGES / name, optimize=True)
+    image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
+        IMAGES / name, optimize=True
+    )
 
 
 if __name__ == "__main__":
