@@ -108,6 +108,8 @@ def test_the_command_trains_and_writes_the_card_beside(tile_folder, tmp_path):
         "mine.card.json",
         "mine.card.md",
         "mine.safetensors",
+        "mine.training.csv",
+        "mine.training.png",
     ]
 
 
