@@ -95,7 +95,7 @@ def test_histograms_count_every_slide(page):
 
 def test_a_slide_is_zoomed_and_its_classes_fade(page):
     page.click("text=naïve")
-    page.wait_for_function("viewer.world.getItemCount() === 2")
+    page.wait_for_function("viewer.world?.getItemCount() === 2")
     page.wait_for_function("viewer.world.getItemAt(0).getFullyLoaded()")
     size = page.evaluate("(() => { const s = viewer.source; return [s.width, s.height]; })()")
     assert size == [1600, 1200]

@@ -9,6 +9,7 @@ import textwrap
 
 import numpy as np
 import pytest
+import torch
 
 import atlas_wsi
 from atlas_wsi.errors import Cancelled
@@ -99,7 +100,8 @@ def test_a_cancelled_run_goes_on_where_it_was_and_ends_with_the_same_bits(path, 
 def test_a_killed_process_is_taken_up_by_the_next(path, result, tmp_path):
     work = tmp_path / "work"
     code = f"""
-        import os, signal, atlas_wsi
+        import os, signal, atlas_wsi, torch
+        torch.set_num_threads({torch.get_num_threads()})  # the last bits depend on it
         def die(what, done, total):
             if what == "attend":
                 os.kill(os.getpid(), signal.SIGKILL)
