@@ -261,7 +261,7 @@ class PredictWidget(QWidget):
         if run.partial is not None and dirty is not None:
             if self.shown is None:
                 frame = self._frame(run.job.slide)
-                self.shown = ShownHeatmap(self.viewer, run.partial, frame=frame)
+                self.shown = ShownHeatmap(self.viewer, run.partial, frame=frame, index=0)
                 self.shown.set_opacity(settings().opacity)
                 self.shown.set_threshold(self.threshold.value())
             self.shown.refresh(dirty)
@@ -282,7 +282,9 @@ class PredictWidget(QWidget):
         self.bar.setValue(0)
         if run.result is not None:
             if self.shown is None:
-                self.shown = ShownHeatmap(self.viewer, run.result, frame=self._frame(run.job.slide))
+                self.shown = ShownHeatmap(
+                    self.viewer, run.result, frame=self._frame(run.job.slide), index=0
+                )
             self.shown.take(run.result)
             self.bar.setValue(1)
             done = f"Done in {_clock(run.result.run.wall_s)}."

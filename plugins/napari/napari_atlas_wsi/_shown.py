@@ -56,6 +56,8 @@ class ShownHeatmap:
         The result; it may still grow.
     frame
         Where the slide lies in the world; only needed if the layers are not there yet.
+    index
+        Class that is shown first; None takes the one of largest area.
 
     Notes
     -----
@@ -66,7 +68,12 @@ class ShownHeatmap:
     """Another class, threshold or heatmap."""
 
     def __init__(
-        self, viewer: ViewerModel, heatmap: Heatmap, *, frame: Frame | None = None
+        self,
+        viewer: ViewerModel,
+        heatmap: Heatmap,
+        *,
+        frame: Frame | None = None,
+        index: int | None = None,
     ) -> None:
         from napari.layers import Layer
 
@@ -74,7 +81,11 @@ class ShownHeatmap:
         self.heatmap = heatmap
         self.threshold = 0.0
         layers = list(self._layers())
-        made = [] if layers else [Layer.create(*one) for one in heatmap_layers(heatmap, frame)]
+        made = (
+            []
+            if layers
+            else [Layer.create(*one) for one in heatmap_layers(heatmap, frame, shown=index)]
+        )
         parts = {layer.metadata[PART_KEY]: layer for layer in layers + made}
         self.frame: Frame = next(iter(parts.values())).metadata[FRAME_KEY]
         self.index = 0
