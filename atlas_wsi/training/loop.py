@@ -5,24 +5,21 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 
-from atlas_wsi.models.atlas import Backbone, make_config
+from atlas_wsi.models.atlas import make_config
 from atlas_wsi.models.checkpoints import load_exactly
 from atlas_wsi.models.model import Model
 from atlas_wsi.progress import CancelToken, Progress, silent
-from atlas_wsi.training.augment import augment
+from atlas_wsi.training.batches import load_batches
 from atlas_wsi.training.history import History, read_checkpoint, write_checkpoint
 from atlas_wsi.training.metrics import confusion, predict_tiles, summarise
-from atlas_wsi.training.mosaics import CELL_PX, make_mosaic
+from atlas_wsi.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,147 +27,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.models.card import ModelCard
+    from atlas_wsi.training.batches import Batch
     from atlas_wsi.training.tiles import TileSet
+
+__all__ = ["SLIDE_LOSS", "Recipe", "channel_statistics", "losses", "train"]
 
 SLIDE_LOSS = 0.3
 """Weight of the slide score's loss beside the cells'."""
 
 _EMA = 0.998
-_AHEAD = 4
-_MAKERS = 1
 _MEASURED = 1024
-_WINDOW_CELLS = 4
-_MIN_LABELLED = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """What decides a training run, beside the tiles."""
-
-    backbone: Backbone = "atlas"
-    """What makes the tokens, and whether coarse scales lie over them."""
-    dim: int = 128
-    """Channels at stride 16."""
-    depths: tuple[int, ...] = (1, 2)
-    """Blocks a stage."""
-    n_scales: int = 3
-    """Scales with parameters of their own."""
-    epochs: float = 30.0
-    """How often the pixels of the training tiles are seen."""
-    megapixels: float = 0.8
-    """Millions of pixels a step."""
-    rate: float = 1.5e-3
-    """Highest learning rate; it warms up over 5% of the steps and falls as a cosine."""
-    decay: float = 0.05
-    """Weight decay."""
-    precision: str = "auto"
-    """``"auto"``, ``"float32"`` or ``"bfloat16"`` of the forward pass."""
-    singles: int = 3
-    """Every how many steps single tiles are shown, mosaics at the others; 1 for tiles alone."""
-    jitter: float = 1.0
-    """How strongly colours change; strong jitter keeps a model from living off colour."""
-    checks: int = 12
-    """How often in all the averaged weights are measured on the validation tiles and stored."""
-    patience: int = 0
-    """Checks without a lower validation loss after which training ends; 0 for never."""
-    seed: int = 0
-    """Decides weights, order, mosaics and augmentation."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return asdict(self) | {"depths": list(self.depths)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Batch:
-    """Pictures of one size with dense labels."""
-
-    images: torch.Tensor
-    """uint8 `(B, rows, cols, 3)`."""
-    shares: torch.Tensor
-    """`(B, classes, cell rows, cell cols)`: share of a cell's area that is of a class."""
-    n_scales: int | None
-    """Scales to use; None for what the size asks for."""
-    active: torch.Tensor | None = None
-    """bool `(B, window rows, window cols)`: which windows are computed; None for all."""
-
-
-def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Batch:
-    """Make the pictures of a step; the same ones for the same seed and step.
-
-    Some steps show single tiles, the rest mosaics; every sixteenth step one large enough
-    for a third scale. Now and then coarser scales than the size asks for are added, so
-    that the coarsest parameters also learn to be shared.
-
-    Parameters
-    ----------
-    tiles
-        Training tiles.
-    recipe
-        How much a step holds, and the seed.
-    step
-        Number of the step.
-    stain
-        Whether the tiles are stained tissue.
-
-    Returns
-    -------
-    Batch
-        Pictures and labels.
-    """
-    rng = np.random.default_rng((recipe.seed, step))
-    budget = recipe.megapixels * 1e6
-    side = tiles.images.shape[1], tiles.images.shape[2]
-    if _shows_singles(step, recipe):
-        n = max(2, int(budget / (side[0] * side[1])))
-        chosen = rng.choice(len(tiles), size=min(n, 96))
-        vary = partial(augment, rng=rng, stain=stain, colors=recipe.jitter)
-        images = np.stack([vary(tiles.images[i]) for i in chosen])
-        cells = -(-side[0] // CELL_PX), -(-side[1] // CELL_PX)
-        shares = functional.one_hot(torch.from_numpy(tiles.labels[chosen]), len(tiles.classes))
-        shares = shares.float()[:, :, None, None].expand(-1, -1, *cells)
-        return Batch(images=torch.from_numpy(images), shares=shares, n_scales=None)
-    cells_a_side = int(rng.integers(17, 21)) if step % 16 == 1 else int(rng.integers(5, 13))
-    shape = (
-        cells_a_side * CELL_PX,
-        int(rng.integers(max(5, cells_a_side - 2), cells_a_side + 1)) * CELL_PX,
-    )
-    n = max(1, min(8, round(budget / (shape[0] * shape[1]))))
-    mosaics = [make_mosaic(tiles, shape, rng, stain=stain, jitter=recipe.jitter) for _ in range(n)]
-    shares = torch.from_numpy(np.stack([m.shares for m in mosaics]))
-    active = _draw_active(shares, rng)
-    natural = 1 + sum(max(shape) > 256 * 4**k for k in range(4))
-    return Batch(
-        images=torch.from_numpy(np.stack([m.image for m in mosaics])),
-        shares=shares * _cells_of(active, shares),
-        n_scales=natural + int(rng.choice([0, 0, 1, 2])),
-        active=active,
-    )
-
-
-def _shows_singles(step: int, recipe: Recipe) -> bool:
-    if recipe.singles == 2:
-        return step % 16 != 1 and step % 2 == 0
-    return step % recipe.singles == 0
-
-
-def _draw_active(shares: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Leave out windows of glass, and now and then others, as happens around real tissue."""
-    labelled = shares.sum(dim=1, keepdim=True)
-    active = functional.avg_pool2d(labelled, _WINDOW_CELLS, ceil_mode=True)[:, 0] > _MIN_LABELLED
-    if rng.random() < 0.5:
-        drop = torch.from_numpy(rng.random(active.shape) < rng.uniform(0, 0.6))
-        active &= ~drop
-    if rng.random() < 0.3:
-        active |= True
-    active[~active.flatten(1).any(dim=1)] = True
-    return active
-
-
-def _cells_of(active: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """Spread windows over their cells, `(B, 1, cell rows, cell cols)`."""
-    wide = active.repeat_interleave(_WINDOW_CELLS, 1).repeat_interleave(_WINDOW_CELLS, 2)
-    return wide[:, None, : shares.shape[2], : shares.shape[3]].to(shares)
 
 
 def losses(model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -263,7 +129,7 @@ def train(
     every = max(1, steps // recipe.checks)
     start = time.perf_counter()
     total = n_losses = 0.0
-    batches = _batches(tiles, recipe, range(first, steps), stain=card.domain == "slide")
+    batches = load_batches(tiles, recipe, range(first, steps), stain=card.domain == "slide")
     for step, batch in enumerate(batches, start=first):
         cancel.raise_if_cancelled()
         if step == fix_at:
@@ -387,31 +253,6 @@ def _optimiser(model: Model, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-class _Steps(Dataset[Batch]):
-    """The pictures of every step, by its number."""
-
-    def __init__(self, tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool) -> None:
-        self._make = partial(make_batch, tiles, recipe, stain=stain)
-        self._steps = steps
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __getitem__(self, step: int) -> Batch:
-        return self._make(self._steps[step])
-
-
-def _batches(tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool) -> DataLoader[Batch]:
-    """Make pictures ahead in a process; their order and content do not depend on it."""
-    return DataLoader(
-        _Steps(tiles, recipe, steps, stain=stain),
-        batch_size=None,
-        num_workers=_MAKERS,
-        prefetch_factor=_AHEAD,
-        generator=torch.Generator(),  # the loader's own draw must not touch the caller's
-    )
-
-
 def _schedule(step: int, steps: int) -> float:
     warm = max(1, steps // 20)
     if step < warm:
@@ -455,27 +296,6 @@ def _cpu_has_bfloat16() -> bool:
     from atlas_wsi.inference.engine import has_bfloat16
 
     return has_bfloat16(torch.device("cpu"))
-
-
-def class_colors(n: int) -> tuple[str, ...]:
-    """Return colours that are told apart, also by the colour-blind.
-
-    Parameters
-    ----------
-    n
-        How many.
-
-    Returns
-    -------
-    tuple of str
-        ``#rrggbb``; the palette of Okabe and Ito, then evenly spread hues.
-    """
-    import colorsys
-
-    first = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
-    rest = [colorsys.hsv_to_rgb(i / max(1, n - 8), 0.6, 0.8) for i in range(max(0, n - 8))]
-    more = ("#" + "".join(f"{round(255 * c):02x}" for c in rgb) for rgb in rest)
-    return (*first, *more)[:n]
 
 
 def channel_statistics(

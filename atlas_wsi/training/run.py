@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,15 +11,10 @@ import torch
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.models.card import ModelCard, ModelClass
 from atlas_wsi.training.calibration import fit_temperature
-from atlas_wsi.training.loop import Recipe, channel_statistics, class_colors, train
-from atlas_wsi.training.metrics import (
-    color_baseline,
-    confusion,
-    predict_tiles,
-    summarise,
-    tile_logits,
-)
-from atlas_wsi.training.scores import Interval, Reliability, class_scores, reliability
+from atlas_wsi.training.cards import card_text, class_colors, split_text
+from atlas_wsi.training.evaluation import Evaluation, class_places, evaluate
+from atlas_wsi.training.loop import channel_statistics, train
+from atlas_wsi.training.metrics import color_baseline, confusion, summarise, tile_logits
 from atlas_wsi.training.tiles import TileSet, read_tiles, split, split_three
 
 if TYPE_CHECKING:
@@ -34,48 +28,17 @@ if TYPE_CHECKING:
     from atlas_wsi.models.model import Model
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.training.history import History
+    from atlas_wsi.training.recipe import Recipe
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Evaluation:
-    """How good a model is on labelled tiles."""
-
-    classes: tuple[str, ...]
-    """Names of the classes."""
-    confusion: NDArray[np.int64]
-    """Tiles by true class (row) and predicted class (column)."""
-    metrics: Mapping[str, float]
-    """``accuracy``, ``balanced_accuracy``, and ``recall NAME`` a class."""
-    scores: Mapping[str, Any]
-    """From `atlas_wsi.training.scores.class_scores`."""
-    reliability: Reliability
-    """How far the probabilities can be believed."""
-    temperature: float
-    """What the logits were divided by."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON types."""
-        return {
-            "classes": list(self.classes),
-            "tiles": int(self.confusion.sum()),
-            "metrics": dict(self.metrics),
-            "confusion": self.confusion.tolist(),
-            "intervals": {
-                name: score.as_list()
-                for name, score in self.scores.items()
-                if isinstance(score, Interval)
-            },
-            "per_class": {
-                self.classes[k]: dict(score) for k, score in self.scores["per_class"].items()
-            },
-            "ece": self.reliability.ece,
-            "temperature": self.temperature,
-            "reliability": {
-                "confidence": _plain(self.reliability.confidence),
-                "accuracy": _plain(self.reliability.accuracy),
-                "tiles": self.reliability.count.tolist(),
-            },
-        }
+__all__ = [
+    "Evaluation",
+    "calibrate",
+    "evaluate",
+    "held_out_tiles",
+    "train_set",
+    "train_tiles",
+    "write_card",
+]
 
 
 def train_tiles(
@@ -231,7 +194,7 @@ def train_set(
         mpp=mpp,
         mean=mean,
         std=std,
-        split=_split_text(tiles, held_part, held_out, recipe.seed, n_chosen=len(chosen)),
+        split=split_text(tiles, held_part, held_out, recipe.seed, n_chosen=len(chosen)),
         **(texts or {}),
     )
     model = train(
@@ -270,45 +233,6 @@ def train_set(
     return model
 
 
-def evaluate(model: Model, tiles: TileSet, *, progress: Progress | None = None) -> Evaluation:
-    """Measure a model on labelled tiles.
-
-    Parameters
-    ----------
-    model
-        The model, in evaluation mode.
-    tiles
-        Tiles at its resolution; their classes must be among the model's.
-    progress
-        Told how many tiles are done.
-
-    Returns
-    -------
-    Evaluation
-        Over the model's classes.
-
-    """
-    names = model.card.class_names
-    labels = _places(model, tiles)[tiles.labels]
-    probabilities = predict_tiles(model, tiles.images, progress=progress)
-    counts = confusion(labels, probabilities.argmax(axis=1), len(names))
-    recall = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
-    metrics = summarise(counts) | {
-        f"recall {name}": float(value)
-        for name, value, seen in zip(names, recall, counts.sum(axis=1), strict=True)
-        if seen
-    }
-    groups = np.unique(np.array(tiles.groups), return_inverse=True)[1]
-    return Evaluation(
-        classes=names,
-        confusion=counts,
-        metrics=metrics,
-        scores=class_scores(labels, probabilities, groups=groups),
-        reliability=reliability(labels, probabilities),
-        temperature=model.card.temperature,
-    )
-
-
 def calibrate(
     model: Model, tiles: TileSet, *, seed: int = 0, progress: Progress | None = None
 ) -> TileSet:
@@ -336,7 +260,7 @@ def calibrate(
 
 
 def _set_temperature(model: Model, tiles: TileSet, *, progress: Progress | None = None) -> None:
-    place = _places(model, tiles)
+    place = class_places(model, tiles)
     logits, valid = tile_logits(model, tiles.images, progress=progress)
     temperature = fit_temperature(logits, valid, place[tiles.labels])
     model.card = model.card.model_copy(update={"temperature": round(temperature, 4)})
@@ -345,22 +269,6 @@ def _set_temperature(model: Model, tiles: TileSet, *, progress: Progress | None 
 def _by_class(tiles: TileSet, which: NDArray[np.int64]) -> dict[str, int]:
     counts = np.bincount(tiles.labels[which], minlength=len(tiles.classes))
     return dict(zip(tiles.classes, counts.tolist(), strict=True))
-
-
-def _plain(values: NDArray[np.float64]) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
-
-
-def _places(model: Model, tiles: TileSet) -> NDArray[np.int64]:
-    """Return the model's class of each class of the tiles."""
-    names = model.card.class_names
-    strangers = [name for name in tiles.classes if name not in names]
-    if strangers:
-        raise DatasetError(
-            f"The model {model.card.name} does not know {', '.join(strangers)}; "
-            f"it knows {', '.join(names)}."
-        )
-    return np.array([names.index(name) for name in tiles.classes])
 
 
 def held_out_tiles(model: Model, tiles: TileSet) -> TileSet:
@@ -430,69 +338,3 @@ def write_card(model: Model, path: Path) -> tuple[Path, Path]:
     data.write_text(json.dumps(model.card.model_dump(mode="json"), indent=2), encoding="utf-8")
     text.write_text(card_text(model.card), encoding="utf-8")
     return text, data
-
-
-def card_text(card: ModelCard) -> str:
-    """Write a card as Markdown.
-
-    Parameters
-    ----------
-    card
-        The card.
-
-    Returns
-    -------
-    str
-        Markdown.
-    """
-    lines = [f"# {card.name}", "", f"For {card.domain}s at {card.mpp:g} um/px.", ""]
-    lines += [
-        f"- **{key}**: {getattr(card, key)}"
-        for key in ("licence", "data", "split", "limits")
-        if getattr(card, key)
-    ]
-    lines += ["", "| held-out tiles | model | colour alone |", "|---|---|---|"]
-    for key in ("accuracy", "balanced_accuracy"):
-        if key in card.metrics:
-            base = card.metrics.get(f"colour_baseline_{key}")
-            lines.append(
-                f"| {key.replace('_', ' ')} | {card.metrics[key]:.1%} | "
-                f"{'' if base is None else f'{base:.1%}'} |"
-            )
-    others = {
-        key: value
-        for key, value in card.metrics.items()
-        if key not in ("accuracy", "balanced_accuracy")
-        and not key.startswith(("recall ", "colour_baseline_"))
-    }
-    if others:
-        lines += ["", "Also: " + "; ".join(f"{k} {v:.4g}" for k, v in others.items()) + "."]
-    lines += ["", f"Logits are divided by the temperature {card.temperature:g}."]
-    if card.confusion:
-        names = card.class_names
-        lines += ["", "Held-out tiles by true class (row) and predicted class (column):", ""]
-        lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-        for name, row in zip(names, card.confusion, strict=True):
-            lines.append(f"| {name} | " + " | ".join(str(n) for n in row) + " |")
-    if card.training:
-        lines += ["", "Training: " + ", ".join(f"{k} {v}" for k, v in card.training.items()) + "."]
-    return "\n".join(lines) + "\n"
-
-
-def _split_text(tiles: TileSet, held: TileSet, share: float, seed: int, *, n_chosen: int) -> str:
-    how = (
-        "whole groups of copies of one original"
-        if tiles.is_grouped
-        else "single tiles (no groups were given)"
-    )
-    n_groups = len(set(held.groups))
-    return (
-        f"{len(held)} of {len(tiles)} tiles held out: {share:.0%} of the {how} of each class "
-        f"({n_groups}), seed {seed}."
-        + (
-            f" {n_chosen} other tiles, by whole groups, chose the weights and the temperature; the "
-            "held-out ones were measured once."
-            if n_chosen
-            else ""
-        )
-    )

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from atlas_wsi.training.augment import augment
-from atlas_wsi.training.loop import Recipe, make_batch
+from atlas_wsi.training.batches import make_batch
 from atlas_wsi.training.mosaics import CELL_PX, make_mosaic
+from atlas_wsi.training.recipe import Recipe
 from atlas_wsi.training.tiles import TileSet
 
 COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)

@@ -1,0 +1,104 @@
+"""What the commands of `atlas-wsi train` share: options, checks, what is written at the end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from atlas_wsi.cli import console
+from atlas_wsi.errors import OutputNotWritableError, ResultExistsError
+
+if TYPE_CHECKING:
+    import torch
+
+    from atlas_wsi.models.model import Model
+    from atlas_wsi.training.history import History
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Model file to write (.safetensors).")]
+Domain = Annotated[Literal["slide", "scene"], typer.Option(help="Stained tissue, or land.")]
+Name = Annotated[str | None, typer.Option(help="Name of the model; the file's by default.")]
+HeldOut = Annotated[
+    float, typer.Option(help="Share kept for measuring, by whole groups.", min=0.01, max=0.9)
+]
+Validation = Annotated[
+    float,
+    typer.Option(
+        help="Share of the other groups that choose the weights and the temperature; 0 for none.",
+        min=0,
+        max=0.9,
+    ),
+]
+Patience = Annotated[
+    int, typer.Option(help="Checks without progress on --validation that end it; 0: never.", min=0)
+]
+Init = Annotated[
+    str | None,
+    typer.Option(help="Model to start from: shipped name, file or hf://owner/name@revision."),
+]
+Epochs = Annotated[float, typer.Option(help="How often the tiles are seen.", min=0.01)]
+Dim = Annotated[int, typer.Option(help="Channels of a token; a multiple of 32.", min=32)]
+Rate = Annotated[float, typer.Option(help="Highest learning rate.", min=1e-6)]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same model.", min=0)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+
+
+def check(
+    out: Path,
+    *,
+    name: str | None = None,
+    dim: int,
+    overwrite: bool,
+    patience: int = 0,
+    validation: float = 0.0,
+) -> str:
+    """Refuse what would fail after hours of training; return the model's name."""
+    if out.suffix != ".safetensors":
+        raise typer.BadParameter(f"{out} must end in .safetensors")
+    if dim % 32:
+        raise typer.BadParameter(f"--dim is {dim}, expected a multiple of 32")
+    name = name or out.stem
+    if not re.fullmatch(_NAME, name):
+        raise typer.BadParameter(
+            f"'{name}' is no name for a model: letters, digits, '.', '_' and '-', at most 64"
+        )
+    if patience and not validation:
+        raise typer.BadParameter("--patience needs --validation")
+    if out.exists() and not overwrite:
+        raise ResultExistsError(f"{out} is there.", hint="--overwrite replaces it.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        probe = out.with_name(f".{out.name}.partial")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputNotWritableError(f"{out} cannot be written: {error.strerror}.") from error
+    return name
+
+
+def finish(
+    model: Model,
+    out: Path,
+    *,
+    dtype: torch.dtype,
+    history: History,
+    quiet: bool,
+    as_json: bool = False,
+) -> None:
+    """Write the model, its card and its curve, and say so."""
+    from atlas_wsi.training.run import write_card
+
+    model.save(out, dtype=dtype)
+    card, _ = write_card(model, out)
+    curve, _ = history.write(out)
+    if as_json:
+        console.print_json({"model": str(out), "card": model.card.model_dump(mode="json")})
+        return
+    console.say(card.read_text(encoding="utf-8"), quiet=quiet)
+    console.say(f"{out}\n{card}\n{curve}", quiet=quiet)

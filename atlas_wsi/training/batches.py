@@ -1,0 +1,158 @@
+"""The pictures of a step: mosaics for the dense head, single tiles for what they show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from atlas_wsi.training.augment import augment
+from atlas_wsi.training.mosaics import CELL_PX, make_mosaic
+
+if TYPE_CHECKING:
+    from atlas_wsi.training.recipe import Recipe
+    from atlas_wsi.training.tiles import TileSet
+
+_AHEAD = 4
+_MAKERS = 1
+_WINDOW_CELLS = 4
+_MIN_LABELLED = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """Pictures of one size with dense labels."""
+
+    images: torch.Tensor
+    """uint8 `(B, rows, cols, 3)`."""
+    shares: torch.Tensor
+    """`(B, classes, cell rows, cell cols)`: share of a cell's area that is of a class."""
+    n_scales: int | None
+    """Scales to use; None for what the size asks for."""
+    active: torch.Tensor | None = None
+    """bool `(B, window rows, window cols)`: which windows are computed; None for all."""
+
+
+def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Batch:
+    """Make the pictures of a step; the same ones for the same seed and step.
+
+    Some steps show single tiles, the rest mosaics; every sixteenth step one large enough
+    for a third scale. Now and then coarser scales than the size asks for are added, so
+    that the coarsest parameters also learn to be shared.
+
+    Parameters
+    ----------
+    tiles
+        Training tiles.
+    recipe
+        How much a step holds, and the seed.
+    step
+        Number of the step.
+    stain
+        Whether the tiles are stained tissue.
+
+    Returns
+    -------
+    Batch
+        Pictures and labels.
+    """
+    rng = np.random.default_rng((recipe.seed, step))
+    budget = recipe.megapixels * 1e6
+    side = tiles.images.shape[1], tiles.images.shape[2]
+    if _shows_singles(step, recipe):
+        n = max(2, int(budget / (side[0] * side[1])))
+        chosen = rng.choice(len(tiles), size=min(n, 96))
+        vary = partial(augment, rng=rng, stain=stain, colors=recipe.jitter)
+        images = np.stack([vary(tiles.images[i]) for i in chosen])
+        cells = -(-side[0] // CELL_PX), -(-side[1] // CELL_PX)
+        shares = functional.one_hot(torch.from_numpy(tiles.labels[chosen]), len(tiles.classes))
+        shares = shares.float()[:, :, None, None].expand(-1, -1, *cells)
+        return Batch(images=torch.from_numpy(images), shares=shares, n_scales=None)
+    cells_a_side = int(rng.integers(17, 21)) if step % 16 == 1 else int(rng.integers(5, 13))
+    shape = (
+        cells_a_side * CELL_PX,
+        int(rng.integers(max(5, cells_a_side - 2), cells_a_side + 1)) * CELL_PX,
+    )
+    n = max(1, min(8, round(budget / (shape[0] * shape[1]))))
+    mosaics = [make_mosaic(tiles, shape, rng, stain=stain, jitter=recipe.jitter) for _ in range(n)]
+    shares = torch.from_numpy(np.stack([m.shares for m in mosaics]))
+    active = _draw_active(shares, rng)
+    natural = 1 + sum(max(shape) > 256 * 4**k for k in range(4))
+    return Batch(
+        images=torch.from_numpy(np.stack([m.image for m in mosaics])),
+        shares=shares * _cells_of(active, shares),
+        n_scales=natural + int(rng.choice([0, 0, 1, 2])),
+        active=active,
+    )
+
+
+def _shows_singles(step: int, recipe: Recipe) -> bool:
+    if recipe.singles == 2:
+        return step % 16 != 1 and step % 2 == 0
+    return step % recipe.singles == 0
+
+
+def _draw_active(shares: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Leave out windows of glass, and now and then others, as happens around real tissue."""
+    labelled = shares.sum(dim=1, keepdim=True)
+    active = functional.avg_pool2d(labelled, _WINDOW_CELLS, ceil_mode=True)[:, 0] > _MIN_LABELLED
+    if rng.random() < 0.5:
+        drop = torch.from_numpy(rng.random(active.shape) < rng.uniform(0, 0.6))
+        active &= ~drop
+    if rng.random() < 0.3:
+        active |= True
+    active[~active.flatten(1).any(dim=1)] = True
+    return active
+
+
+def _cells_of(active: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Spread windows over their cells, `(B, 1, cell rows, cell cols)`."""
+    wide = active.repeat_interleave(_WINDOW_CELLS, 1).repeat_interleave(_WINDOW_CELLS, 2)
+    return wide[:, None, : shares.shape[2], : shares.shape[3]].to(shares)
+
+
+class _Steps(Dataset[Batch]):
+    """The pictures of every step, by its number."""
+
+    def __init__(self, tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool) -> None:
+        self._make = partial(make_batch, tiles, recipe, stain=stain)
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._make(self._steps[step])
+
+
+def load_batches(tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool) -> DataLoader[Batch]:
+    """Make pictures ahead in a process; their order and content do not depend on it.
+
+    Parameters
+    ----------
+    tiles
+        Training tiles.
+    recipe
+        How much a step holds, and the seed.
+    steps
+        Numbers of the steps.
+    stain
+        Whether the tiles are stained tissue.
+
+    Returns
+    -------
+    DataLoader
+        A batch a step.
+    """
+    return DataLoader(
+        _Steps(tiles, recipe, steps, stain=stain),
+        batch_size=None,
+        num_workers=_MAKERS,
+        prefetch_factor=_AHEAD,
+        generator=torch.Generator(),  # the loader's own draw must not touch the caller's
+    )

@@ -1,0 +1,116 @@
+"""What a card says in words: figures, split, colours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atlas_wsi.models.card import ModelCard
+    from atlas_wsi.training.tiles import TileSet
+
+
+def card_text(card: ModelCard) -> str:
+    """Write a card as Markdown.
+
+    Parameters
+    ----------
+    card
+        The card.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    lines = [f"# {card.name}", "", f"For {card.domain}s at {card.mpp:g} um/px.", ""]
+    lines += [
+        f"- **{key}**: {getattr(card, key)}"
+        for key in ("licence", "data", "split", "limits")
+        if getattr(card, key)
+    ]
+    lines += ["", "| held-out tiles | model | colour alone |", "|---|---|---|"]
+    for key in ("accuracy", "balanced_accuracy"):
+        if key in card.metrics:
+            base = card.metrics.get(f"colour_baseline_{key}")
+            lines.append(
+                f"| {key.replace('_', ' ')} | {card.metrics[key]:.1%} | "
+                f"{'' if base is None else f'{base:.1%}'} |"
+            )
+    others = {
+        key: value
+        for key, value in card.metrics.items()
+        if key not in ("accuracy", "balanced_accuracy")
+        and not key.startswith(("recall ", "colour_baseline_"))
+    }
+    if others:
+        lines += ["", "Also: " + "; ".join(f"{k} {v:.4g}" for k, v in others.items()) + "."]
+    lines += ["", f"Logits are divided by the temperature {card.temperature:g}."]
+    if card.confusion:
+        names = card.class_names
+        lines += ["", "Held-out tiles by true class (row) and predicted class (column):", ""]
+        lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for name, row in zip(names, card.confusion, strict=True):
+            lines.append(f"| {name} | " + " | ".join(str(n) for n in row) + " |")
+    if card.training:
+        lines += ["", "Training: " + ", ".join(f"{k} {v}" for k, v in card.training.items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def split_text(tiles: TileSet, held: TileSet, share: float, seed: int, *, n_chosen: int) -> str:
+    """Say how held-out tiles were kept apart.
+
+    Parameters
+    ----------
+    tiles
+        All tiles.
+    held
+        The held-out ones.
+    share
+        What share of the groups was asked for.
+    seed
+        Decided which.
+    n_chosen
+        How many tiles chose the weights.
+
+    Returns
+    -------
+    str
+        A sentence or two.
+    """
+    how = (
+        "whole groups of copies of one original"
+        if tiles.is_grouped
+        else "single tiles (no groups were given)"
+    )
+    n_groups = len(set(held.groups))
+    return (
+        f"{len(held)} of {len(tiles)} tiles held out: {share:.0%} of the {how} of each class "
+        f"({n_groups}), seed {seed}."
+        + (
+            f" {n_chosen} other tiles, by whole groups, chose the weights and the temperature; the "
+            "held-out ones were measured once."
+            if n_chosen
+            else ""
+        )
+    )
+
+
+def class_colors(n: int) -> tuple[str, ...]:
+    """Return colours that are told apart, also by the colour-blind.
+
+    Parameters
+    ----------
+    n
+        How many.
+
+    Returns
+    -------
+    tuple of str
+        ``#rrggbb``; the palette of Okabe and Ito, then evenly spread hues.
+    """
+    import colorsys
+
+    first = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
+    rest = [colorsys.hsv_to_rgb(i / max(1, n - 8), 0.6, 0.8) for i in range(max(0, n - 8))]
+    more = ("#" + "".join(f"{round(255 * c):02x}" for c in rgb) for rgb in rest)
+    return (*first, *more)[:n]

@@ -1,0 +1,135 @@
+"""How good a model is on labelled tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_wsi.errors import DatasetError
+from atlas_wsi.training.metrics import confusion, predict_tiles, summarise
+from atlas_wsi.training.scores import Interval, Reliability, class_scores, reliability
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.models.model import Model
+    from atlas_wsi.progress import Progress
+    from atlas_wsi.training.tiles import TileSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluation:
+    """How good a model is on labelled tiles."""
+
+    classes: tuple[str, ...]
+    """Names of the classes."""
+    confusion: NDArray[np.int64]
+    """Tiles by true class (row) and predicted class (column)."""
+    metrics: Mapping[str, float]
+    """``accuracy``, ``balanced_accuracy``, and ``recall NAME`` a class."""
+    scores: Mapping[str, Any]
+    """From `atlas_wsi.training.scores.class_scores`."""
+    reliability: Reliability
+    """How far the probabilities can be believed."""
+    temperature: float
+    """What the logits were divided by."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON types."""
+        return {
+            "classes": list(self.classes),
+            "tiles": int(self.confusion.sum()),
+            "metrics": dict(self.metrics),
+            "confusion": self.confusion.tolist(),
+            "intervals": {
+                name: score.as_list()
+                for name, score in self.scores.items()
+                if isinstance(score, Interval)
+            },
+            "per_class": {
+                self.classes[k]: dict(score) for k, score in self.scores["per_class"].items()
+            },
+            "ece": self.reliability.ece,
+            "temperature": self.temperature,
+            "reliability": {
+                "confidence": _plain(self.reliability.confidence),
+                "accuracy": _plain(self.reliability.accuracy),
+                "tiles": self.reliability.count.tolist(),
+            },
+        }
+
+
+def evaluate(model: Model, tiles: TileSet, *, progress: Progress | None = None) -> Evaluation:
+    """Measure a model on labelled tiles.
+
+    Parameters
+    ----------
+    model
+        The model, in evaluation mode.
+    tiles
+        Tiles at its resolution; their classes must be among the model's.
+    progress
+        Told how many tiles are done.
+
+    Returns
+    -------
+    Evaluation
+        Over the model's classes.
+    """
+    names = model.card.class_names
+    labels = class_places(model, tiles)[tiles.labels]
+    probabilities = predict_tiles(model, tiles.images, progress=progress)
+    counts = confusion(labels, probabilities.argmax(axis=1), len(names))
+    recall = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
+    metrics = summarise(counts) | {
+        f"recall {name}": float(value)
+        for name, value, seen in zip(names, recall, counts.sum(axis=1), strict=True)
+        if seen
+    }
+    groups = np.unique(np.array(tiles.groups), return_inverse=True)[1]
+    return Evaluation(
+        classes=names,
+        confusion=counts,
+        metrics=metrics,
+        scores=class_scores(labels, probabilities, groups=groups),
+        reliability=reliability(labels, probabilities),
+        temperature=model.card.temperature,
+    )
+
+
+def _plain(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def class_places(model: Model, tiles: TileSet) -> NDArray[np.int64]:
+    """Return the model's class of each class of the tiles.
+
+    Parameters
+    ----------
+    model
+        The model.
+    tiles
+        Tiles of its classes, or of some of them.
+
+    Returns
+    -------
+    NDArray
+        `(classes of the tiles,)`.
+
+    Raises
+    ------
+    DatasetError
+        If the model does not know a class.
+    """
+    names = model.card.class_names
+    strangers = [name for name in tiles.classes if name not in names]
+    if strangers:
+        raise DatasetError(
+            f"The model {model.card.name} does not know {', '.join(strangers)}; "
+            f"it knows {', '.join(names)}."
+        )
+    return np.array([names.index(name) for name in tiles.classes])
