@@ -12,14 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from atlas_wsi.models.atlas import make_config
-from atlas_wsi.models.checkpoints import load_exactly
-from atlas_wsi.models.model import Model
 from atlas_wsi.progress import CancelToken, Progress, silent
 from atlas_wsi.training.batches import load_batches
 from atlas_wsi.training.history import History, read_checkpoint, write_checkpoint
 from atlas_wsi.training.metrics import confusion, predict_tiles, summarise
 from atlas_wsi.training.recipe import Recipe
+from atlas_wsi.training.start import new_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.models.card import ModelCard
+    from atlas_wsi.models.model import Model
     from atlas_wsi.training.batches import Batch
     from atlas_wsi.training.tiles import TileSet
 
@@ -116,7 +115,7 @@ def train(
     """
     report, cancel = progress or silent, cancel or CancelToken()
     history = history if history is not None else History()
-    model = _new_model(len(tiles.classes), card, recipe, init)
+    model = new_model(len(tiles.classes), card, recipe, init)
     average = copy.deepcopy(model)
     pixels = len(tiles) * tiles.images.shape[1] * tiles.images.shape[2]
     steps = max(4, round(recipe.epochs * pixels / (recipe.megapixels * 1e6)))
@@ -225,23 +224,6 @@ class _Run:
         self.optimiser.load_state_dict(state["optimiser"])
         self.history.rows[:] = state["history"]
         return int(state["step"])
-
-
-def _new_model(n_classes: int, card: ModelCard, recipe: Recipe, init: Model | None) -> Model:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        config = make_config(
-            recipe.backbone,
-            dim=recipe.dim,
-            depths=recipe.depths,
-            n_scales=recipe.n_scales,
-            n_classes=n_classes,
-        )
-        model = Model(config, card)
-    if init is not None:
-        load_exactly(model, init.state_dict(), source=f"the model {init.card.name}")
-    model.encoder.stem.to(memory_format=torch.channels_last)
-    return model.train()
 
 
 def _optimiser(model: Model, recipe: Recipe) -> torch.optim.Optimizer:
