@@ -1,0 +1,153 @@
+"""Numbers a tile of a slide, in the HDF5 layouts that tools for slide labels read."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from atlas_wsi.errors import OutputNotWritableError, ResultExistsError
+from atlas_wsi.heatmap.write import disk_errors
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+Flavor = Literal["trident", "clam", "stamp"]
+_STAMP_VERSION = "2.4.0"  # the layout of coords in um and `feats`
+_MICROSCOPE_MPP = 10.0  # um a pixel at magnification 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Features:
+    """Numbers of the tiles of a slide that hold tissue."""
+
+    values: NDArray[np.float32]
+    """`(tiles, channels)`."""
+    coords: NDArray[np.int64]
+    """`(tiles, 2)`: level-0 `x, y` of the top-left corner, the order of the file formats."""
+    tile_px: int
+    """Side of a tile in working pixels."""
+    tile_px_level0: int
+    """Side of a tile in level-0 pixels, rounded."""
+    mpp: float
+    """Micrometres a working pixel."""
+    slide_mpp: float
+    """Micrometres a level-0 pixel."""
+    slide_shape: tuple[int, int]
+    """Level-0 rows and columns."""
+    name: str
+    """Name of the slide."""
+    encoder: str
+    """Name of the model."""
+    sha256: str
+    """Of the model's file."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What else the file says of the features, each under ``atlas_`` and its name."""
+
+    def write(
+        self, path: str | os.PathLike[str], *, flavor: Flavor = "trident", overwrite: bool = False
+    ) -> Path:
+        """Write the features to an HDF5 file; it is there whole or not at all.
+
+        Parameters
+        ----------
+        path
+            File to write.
+        flavor
+            Whose layout: ``"trident"``, ``"clam"`` or ``"stamp"``.
+        overwrite
+            Replace a file that is there.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        ResultExistsError
+            If the file is there and is not to be replaced.
+        OutputNotWritableError
+            If it cannot be written, or h5py is not installed.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise ResultExistsError(f"{path} is there.", hint="--overwrite replaces it.")
+        try:
+            import h5py
+        except ImportError as error:
+            raise OutputNotWritableError(
+                "Writing HDF5 needs h5py, which is not installed.",
+                hint="pip install 'atlas-wsi[embed]'",
+            ) from error
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        layout = {"trident": self._trident, "clam": self._clam, "stamp": self._stamp}[flavor]
+        with disk_errors(path):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with h5py.File(part, "w") as file:
+                    layout(file)
+                return part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def _trident(self, file: Any) -> None:
+        features = file.create_dataset("features", data=self.values)
+        features.attrs.update(name=self.name, savetodir="", encoder=self.encoder)
+        features.attrs.update(self._own())
+        coords = file.create_dataset("coords", data=self.coords)
+        coords.attrs.update(
+            patch_size=self.tile_px,
+            patch_size_level0=self.tile_px_level0,
+            level0_magnification=_magnification(self.slide_mpp),
+            target_magnification=_magnification(self.mpp),
+            overlap=0,
+            name=self.name,
+            savetodir="",
+            level0_width=self.slide_shape[1],
+            level0_height=self.slide_shape[0],
+        )
+
+    def _clam(self, file: Any) -> None:
+        features = file.create_dataset("features", data=self.values)
+        features.attrs.update(self._own())
+        coords = file.create_dataset("coords", data=self.coords)
+        width_height = np.array(self.slide_shape[::-1])
+        coords.attrs.update(
+            patch_size=self.tile_px_level0,
+            patch_level=0,
+            downsample=np.array([1.0, 1.0]),
+            downsampled_level_dim=width_height,
+            level_dim=width_height,
+            name=self.name,
+            save_path="",
+        )
+
+    def _stamp(self, file: Any) -> None:
+        file.create_dataset("feats", data=self.values.astype(np.float16))
+        file.create_dataset("coords", data=self.coords * self.slide_mpp)
+        file.attrs.update(
+            stamp_version=_STAMP_VERSION,
+            extractor=self.encoder,
+            unit="um",
+            tile_size_um=self.tile_px * self.mpp,
+            tile_size_px=self.tile_px,
+            code_hash=self.sha256,
+            feat_type="tile",
+        )
+        file.attrs.update(self._own())
+
+    def _own(self) -> dict[str, str]:
+        """Return what only this program says, under names that no other reader has."""
+        notes = {f"atlas_{name}": text for name, text in self.notes.items()}
+        return {"atlas_model_sha256": self.sha256, **notes}
+
+
+def _magnification(mpp: float) -> int:
+    return max(1, round(_MICROSCOPE_MPP / mpp))
