@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from atlas_wsi.inference.predict import choose_model, predict
     from atlas_wsi.models.model import Model
     from atlas_wsi.models.registry import load_model, shipped_models
+    from atlas_wsi.models.wsinfer import TileClassifier, load_tile_classifier
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.slides.open import open_slide
     from atlas_wsi.slides.samples import fetch_sample
@@ -41,6 +42,7 @@ _HOME = {
     "Model": "atlas_wsi.models.model",
     "Progress": "atlas_wsi.progress",
     "Slide": "atlas_wsi.slides.slide",
+    "TileClassifier": "atlas_wsi.models.wsinfer",
     "TissueMask": "atlas_wsi.tissue.mask",
     "WindowGrid": "atlas_wsi.tissue.windows",
     "archive_status": "atlas_wsi.batch.status",
@@ -48,6 +50,7 @@ _HOME = {
     "fetch_sample": "atlas_wsi.slides.samples",
     "find_regions": "atlas_wsi.heatmap.regions",
     "load_model": "atlas_wsi.models.registry",
+    "load_tile_classifier": "atlas_wsi.models.wsinfer",
     "open_result": "atlas_wsi.heatmap.write",
     "open_slide": "atlas_wsi.slides.open",
     "predict": "atlas_wsi.inference.predict",
@@ -70,6 +73,7 @@ __all__ = [
     "Model",
     "Progress",
     "Slide",
+    "TileClassifier",
     "TissueMask",
     "WindowGrid",
     "__version__",
@@ -78,6 +82,7 @@ __all__ = [
     "fetch_sample",
     "find_regions",
     "load_model",
+    "load_tile_classifier",
     "open_result",
     "open_slide",
     "predict",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,7 @@ def models(
     if ctx.invoked_subcommand:
         return
     from atlas_wsi.models.registry import cached_models, is_model, load_model, shipped_models
+    from atlas_wsi.models.wsinfer import card_of, local_tile_classifiers, read_config
 
     local = {str(p): p for p in sorted(Path().glob("*.safetensors")) if is_model(p)}
     places = {"shipped": shipped_models(), "cached": cached_models(), "local": local}
@@ -34,6 +35,10 @@ def models(
         (where, name, load_model(path).card)
         for where, files in places.items()
         for name, path in files.items()
+    ]
+    found += [
+        ("local, by tile", name, card_of(*read_config(path)))
+        for name, path in local_tile_classifiers(Path()).items()
     ]
     if as_json:
         console.print_json(
@@ -68,22 +73,23 @@ def models(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Name of a shipped model, or a file.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="Name of a shipped model, a file, or the folder of a tile classifier."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the card of a model."""
-    from atlas_wsi.models.registry import load_model
+    from atlas_wsi.models.wsinfer import is_tile_classifier
 
-    model = load_model(name)
-    facts = model.card.model_dump(mode="json")
-    facts["weights"] = sum(p.numel() for p in model.parameters())
-    facts["sha256"] = model.sha256
+    card, more = _of_tile_classifier(name) if is_tile_classifier(name) else _of_model(name)
+    facts = card.model_dump(mode="json") | more
     if as_json:
         console.print_json(facts)
         return
     for key, value in facts.items():
         if key == "classes":
-            value = ", ".join(model.card.class_names)
+            value = ", ".join(card.class_names)
         if key == "confusion":
             continue
         if isinstance(value, dict):
@@ -91,9 +97,35 @@ def show(
                 f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
             )
         console.say(f"{key:>10}  {value}")
-    if model.card.confusion:
+    if card.confusion:
         console.say("held-out tiles:")
-        console.print_confusion(model.card.class_names, model.card.confusion)
+        console.print_confusion(card.class_names, card.confusion)
+
+
+def _of_model(name: str) -> tuple[ModelCard, dict[str, Any]]:
+    from atlas_wsi.models.registry import load_model
+
+    model = load_model(name)
+    weights = sum(p.numel() for p in model.parameters())
+    return model.card, {
+        "backbone": model.config.backbone,
+        "weights": weights,
+        "sha256": model.sha256,
+    }
+
+
+def _of_tile_classifier(name: str) -> tuple[ModelCard, dict[str, Any]]:
+    """Read the configuration alone: the network may be a program that nobody trusted yet."""
+    import hashlib
+
+    from atlas_wsi.models.wsinfer import card_of, read_config
+
+    config, weights = read_config(name)
+    return card_of(config, weights), {
+        "backbone": "tile classifier: sees one patch at a time",
+        "transform": [step.model_dump(mode="json") for step in config.transform],
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
 
 
 def _percent(card: ModelCard, metric: str) -> str:

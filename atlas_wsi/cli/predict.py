@@ -14,6 +14,7 @@ from atlas_wsi.errors import AtlasError, ResultExistsError
 if TYPE_CHECKING:
     from atlas_wsi.heatmap.heatmap import Heatmap
     from atlas_wsi.models.model import Model
+    from atlas_wsi.models.wsinfer import TileClassifier
     from atlas_wsi.slides.slide import Slide
 
 
@@ -31,9 +32,17 @@ def predict(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Name of a shipped model or a .safetensors file. By default, what suits the file."
+            help="Name of a shipped model, a .safetensors file, or a tile classifier: a folder with "
+            "WSInfer's config.json. By default, what suits the file."
         ),
     ] = None,
+    trust_model: Annotated[
+        bool,
+        typer.Option(
+            "--trust-model",
+            help="Run a TorchScript model; it is a program and may do what you may do.",
+        ),
+    ] = False,
     mpp: Annotated[
         float | None,
         typer.Option(
@@ -98,6 +107,7 @@ def predict(
     """
     quiet = quiet or as_json
     _check_arguments(cell, memory, device)
+    given = _tile_classifier(model, trust=trust_model) or model
     done: list[dict[str, Any]] = []
     worst: AtlasError | None = None
     for path in slides:
@@ -106,7 +116,7 @@ def predict(
                 _one(
                     path,
                     out,
-                    model=model,
+                    model=given,
                     mpp=mpp,
                     cell_px=cell,
                     device=device,
@@ -150,11 +160,28 @@ def _check_arguments(cell: int, memory: str | None, device: str) -> None:
     choose_device(device)
 
 
+def _tile_classifier(model: str | None, *, trust: bool) -> TileClassifier | None:
+    from atlas_wsi.models.wsinfer import is_tile_classifier, load_tile_classifier
+
+    if model is None or not is_tile_classifier(model):
+        return None
+    return load_tile_classifier(model, trust=trust)
+
+
+def _choose(slide: Slide, model: TileClassifier | str | None) -> tuple[Model | TileClassifier, str]:
+    from atlas_wsi.inference.predict import choose_model
+    from atlas_wsi.models.wsinfer import TileClassifier
+
+    if isinstance(model, TileClassifier):
+        return model, "patch by patch without context"
+    return choose_model(slide, model)
+
+
 def _one(
     path: str,
     out: Path,
     *,
-    model: str | None,
+    model: TileClassifier | str | None,
     mpp: float | None,
     quiet: bool,
     strict: bool,
@@ -168,7 +195,6 @@ def _one(
 ) -> dict[str, Any]:
     from atlas_wsi.heatmap.write import check_writable, folder_name
     from atlas_wsi.inference.find_tissue import find_tissue
-    from atlas_wsi.inference.predict import choose_model
     from atlas_wsi.inference.predict import predict as run
     from atlas_wsi.models.registry import load_model
     from atlas_wsi.slides.open import open_slide
@@ -177,12 +203,13 @@ def _one(
 
     with open_slide(path, mpp=mpp, strict=strict) as slide:
         slide.require_mpp()
-        chosen, reason = choose_model(slide, model)
+        chosen, reason = _choose(slide, model)
         try:
             folder = check_writable(out, slide.name, overwrite=overwrite)
         except ResultExistsError as error:
+            cell_px = getattr(chosen, "patch_px", options["cell_px"])
             return _already_done(
-                error, out / folder_name(slide.name), slide, chosen, options["cell_px"], quiet=quiet
+                error, out / folder_name(slide.name), slide, chosen, cell_px, quiet=quiet
             )
         console.say(f"{slide.name}: model {chosen.card.name}, {reason}", quiet=quiet)
         with console.progress_of(slide.name, quiet=quiet) as report:
@@ -213,7 +240,13 @@ def _one(
 
 
 def _already_done(
-    error: ResultExistsError, folder: Path, slide: Slide, model: Model, cell_px: int, *, quiet: bool
+    error: ResultExistsError,
+    folder: Path,
+    slide: Slide,
+    model: Model | TileClassifier,
+    cell_px: int,
+    *,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Say that a result is there, if it is the one that would be made."""
     from atlas_wsi.heatmap.write import open_result

@@ -12,8 +12,9 @@ from atlas_wsi.inference.engine import Precision, choose_device, choose_dtype, p
 from atlas_wsi.inference.fine import FineWindows
 from atlas_wsi.inference.passes import SlideLogits, StreamedPass
 from atlas_wsi.inference.pixels import open_working_image
-from atlas_wsi.inference.predict import peak_memory_bytes, plan_layout, predict
+from atlas_wsi.inference.predict import plan_layout, predict
 from atlas_wsi.inference.prefetch import prefetch
+from atlas_wsi.inference.record import peak_memory_bytes
 from atlas_wsi.inference.stream import macro_tiles, read_threads
 from atlas_wsi.inference.tokens import RamTokens
 from atlas_wsi.models.stem import STRIDE_PX

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import platform
-import sys
-import time
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +11,7 @@ import numpy as np
 import psutil
 import torch
 
-from atlas_wsi.grid import Grid
-from atlas_wsi.heatmap.heatmap import MAX_LISTED, Heatmap, ModelUsed, Run, SlideInfo, Unreadable
+from atlas_wsi.inference.by_tile import predict_by_tile
 from atlas_wsi.inference.context import CoarseContext
 from atlas_wsi.inference.engine import Precision, choose_device, choose_dtype, prepare
 from atlas_wsi.inference.fine import fine_blocks
@@ -25,27 +19,33 @@ from atlas_wsi.inference.passes import SlideLogits, StreamedPass
 from atlas_wsi.inference.pixels import WorkingImage, open_working_image
 from atlas_wsi.inference.plan import MemoryPlan, parse_bytes
 from atlas_wsi.inference.preview import Preview, into_heatmap
+from atlas_wsi.inference.record import (
+    MIN_CELL_TISSUE,
+    Clock,
+    empty_heatmap,
+    find_mask,
+    finished,
+    reporter,
+    starting_warnings,
+)
 from atlas_wsi.inference.stream import open_share, plan_for
 from atlas_wsi.models.model import Model
 from atlas_wsi.models.registry import DEFAULTS, load_model
 from atlas_wsi.models.stem import STRIDE_PX
+from atlas_wsi.models.wsinfer import TileClassifier
 from atlas_wsi.progress import CancelToken, Progress, silent
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.slide import Slide
-from atlas_wsi.tissue.mask import TissueMask, tissue_mask
 from atlas_wsi.tissue.windows import WindowGrid, plan_windows
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from atlas_wsi.heatmap.heatmap import Heatmap
     from atlas_wsi.inference.stream import OpenShares
     from atlas_wsi.models.layout import Layout
-
-MIN_CELL_TISSUE = 0.2
-"""Least share of tissue of a cell that is shown; cells with less are left empty."""
-
-_VERSIONS = ("atlas-wsi", "torch", "numpy", "openslide-python", "tifffile", "rasterio", "zarr")
+    from atlas_wsi.tissue.mask import TissueMask
 
 
 def choose_model(slide: Slide, model: Model | str | os.PathLike[str] | None) -> tuple[Model, str]:
@@ -74,7 +74,7 @@ def choose_model(slide: Slide, model: Model | str | os.PathLike[str] | None) -> 
 
 def predict(
     slide: Slide | str | os.PathLike[str],
-    model: Model | str | os.PathLike[str] | None = None,
+    model: Model | TileClassifier | str | os.PathLike[str] | None = None,
     *,
     tissue: TissueMask | None = None,
     cell_px: int = 64,
@@ -96,7 +96,9 @@ def predict(
     slide
         An open slide or a path.
     model
-        A model, a shipped name or a file; None takes the default for the kind of slide.
+        A model, a shipped name or a file; None takes the default for the kind of slide. A
+        `TileClassifier` sees patch by patch: its patches are the cells, and of the other arguments
+        `tissue`, `device`, `batch_size`, `progress` and `cancel` hold.
     tissue
         Where to predict; by default `atlas_wsi.tissue_mask` of the slide.
     cell_px
@@ -136,7 +138,8 @@ def predict(
     Raises
     ------
     ValueError
-        If `cell_px`, `memory` or `batch_size` is not possible.
+        If `cell_px`, `memory` or `batch_size` is not possible, or a `TileClassifier` is asked for
+        what only our own models can.
     """
     if cell_px not in (16, 32, 64):
         raise ValueError(f"cell_px is {cell_px}, expected 16, 32 or 64")
@@ -145,6 +148,18 @@ def predict(
     budget = parse_bytes(memory) if memory is not None else psutil.virtual_memory().available // 2
     opened = slide if isinstance(slide, Slide) else open_slide(slide)
     try:
+        if isinstance(model, TileClassifier):
+            if preview is not None or spread is not None or context:
+                raise ValueError("a tile classifier has no preview, no shares and no context")
+            return predict_by_tile(
+                opened,
+                model,
+                tissue=tissue,
+                device=choose_device(device),
+                batch_size=batch_size,
+                report=progress or silent,
+                cancel=cancel or CancelToken(),
+            )
         return _predict(
             opened,
             model,
@@ -183,13 +198,13 @@ def _predict(
     report: Progress,
     cancel: CancelToken,
 ) -> Heatmap:
-    clock = _Clock()
+    clock = Clock()
     slide.require_mpp()
     model, reason = choose_model(slide, chosen)
     image = open_working_image(slide, mpp=model.card.mpp)
-    warnings = [*slide.meta.warnings, *image.warnings, *_domain_warning(slide, model)]
+    warnings = starting_warnings(image, model.card)
     clock.lap("open")
-    mask = tissue if tissue is not None else _find_tissue(slide, report)
+    mask = tissue if tissue is not None else find_mask(slide, report)
     windows = plan_windows(
         slide.shape,
         slide.require_mpp(),
@@ -199,30 +214,14 @@ def _predict(
     )
     clock.lap("tissue")
     dtype = choose_dtype(device, precision)
-    n_classes = len(model.card.classes)
-    cells = Grid(
-        shape=(-(-image.shape[0] // cell_px), -(-image.shape[1] // cell_px)),
-        step_px=(image.grid.step_px[0] * cell_px, image.grid.step_px[1] * cell_px),
-    )
-    empty = Heatmap(
-        probabilities=np.full((n_classes, *cells.shape), np.nan, dtype=np.float32),
-        grid=cells,
-        classes=model.card.class_names,
-        colors=model.card.colors,
-        scores={},
+    empty = empty_heatmap(
+        image,
+        model.card,
+        sha256=model.sha256,
+        reason=reason,
+        cell_px=cell_px,
         tissue=mask,
-        slide=SlideInfo.of(slide),
-        run=Run(
-            model=ModelUsed(
-                name=model.card.name,
-                version=model.card.version,
-                sha256=model.sha256,
-                reason=reason,
-            ),
-            mpp_asked=(model.card.mpp, model.card.mpp),
-            mpp_used=image.mpp,
-            started=clock.started,
-        ),
+        started=clock.started,
     )
     probabilities = empty.probabilities.copy()
     scores: dict[str, float] = {}
@@ -246,7 +245,7 @@ def _predict(
             "scales": len(layout.scales),
         }
         ready = prepare(model, device=device, dtype=dtype)
-        wanted = mask.coverage(cells) >= MIN_CELL_TISSUE
+        wanted = mask.coverage(empty.grid) >= MIN_CELL_TISSUE
         logits, seen, n_shares = _encode(
             ready,
             layout,
@@ -271,37 +270,8 @@ def _predict(
     else:
         warnings.append("No tissue was found; the result is empty.")
     clock.lap("encode")
-    if slide.unreadable:
-        warnings.append(
-            f"{len(slide.unreadable)} tiles could not be read and were taken as background."
-        )
-    run = empty.run.model_copy(
-        update={
-            "parameters": parameters,
-            "versions": _versions(),
-            "wall_s": clock.total(),
-            "stages_s": clock.stages,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "warnings": tuple(warnings),
-            "n_unreadable": len(slide.unreadable),
-            "unreadable": _unreadable(slide),
-        }
-    )
+    run = finished(empty.run, slide, clock, parameters=parameters, warnings=warnings)
     return replace(empty, probabilities=probabilities, scores=scores, context=seen, run=run)
-
-
-def _find_tissue(slide: Slide, report: Progress) -> TissueMask:
-    report("find tissue", 0, 1)
-    mask = tissue_mask(slide)
-    report("find tissue", 1, 1)
-    return mask
-
-
-def _domain_warning(slide: Slide, model: Model) -> list[str]:
-    domain = "scene" if slide.is_georeferenced else "slide"
-    if model.card.domain == domain:
-        return []
-    return [f"The model {model.card.name} was made for {model.card.domain}s, this is a {domain}."]
 
 
 def plan_layout(model: Model, image: WorkingImage, windows: WindowGrid) -> Layout:
@@ -342,7 +312,7 @@ def _encode(
     cancel: CancelToken,
 ) -> tuple[SlideLogits, CoarseContext | None, int]:
     n, n_blocks = layout.scales[0].n_windows, len(fine_blocks(model, layout))
-    step = _reporter(report, cancel, {"encode": n, "attend": n * n_blocks})
+    step = reporter(report, cancel, {"encode": n, "attend": n * n_blocks})
     cell_tokens = cell_px // STRIDE_PX
     with ExitStack() as opened:
         if spread is not None:
@@ -360,79 +330,3 @@ def _encode(
         logits = stream.run(cell_tokens=cell_tokens)
     seen = CoarseContext(model, layout, image, stream.coarse_kv, cell_tokens) if context else None
     return logits, seen, len(shares)
-
-
-def _reporter(
-    report: Progress, cancel: CancelToken, totals: dict[str, int]
-) -> Callable[[str, int], None]:
-    done = dict.fromkeys(totals, 0)
-
-    def step(what: str, n: int) -> None:
-        cancel.raise_if_cancelled()
-        done[what] += n
-        report(what, done[what], totals[what])
-
-    return step
-
-
-def _unreadable(slide: Slide) -> tuple[Unreadable, ...]:
-    return tuple(
-        Unreadable(
-            level=tile.level,
-            row=tile.box.row,
-            col=tile.box.col,
-            rows=tile.box.rows,
-            cols=tile.box.cols,
-            reason=tile.reason,
-        )
-        for tile in slide.unreadable[:MAX_LISTED]
-    )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest resident memory of this process so far.
-
-    Returns
-    -------
-    int
-        Bytes. On Linux not `ru_maxrss`, which starts at what the process that started this one held.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = status.read_text(encoding="ascii").splitlines()
-        for line in lines:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    if sys.platform == "win32":  # pragma: no cover
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
-
-
-class _Clock:
-    """Seconds a stage."""
-
-    def __init__(self) -> None:
-        self.started = dt.datetime.now().astimezone().isoformat(timespec="seconds")
-        self.stages: dict[str, float] = {}
-        self._first = self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.stages[stage] = round(now - self._last, 3)
-        self._last = now
-
-    def total(self) -> float:
-        return round(time.perf_counter() - self._first, 3)

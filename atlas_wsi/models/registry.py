@@ -15,6 +15,7 @@ from atlas_wsi.models.atlas import AtlasConfig
 from atlas_wsi.models.card import ModelCard, ModelClass
 from atlas_wsi.models.mambavision import MambaVisionConfig
 from atlas_wsi.models.model import Model
+from atlas_wsi.models.wsinfer import is_tile_classifier
 
 if TYPE_CHECKING:
     import os
@@ -94,6 +95,12 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Model:
         return _test_model(name)
     if name.startswith(HUB):
         return Model.load(_from_hub(name))
+    if is_tile_classifier(name):
+        raise UnknownModelError(
+            f"{name} is no model of this program; a classifier of tiles knows no context.",
+            hint="Only `atlas-wsi predict --model` (in Python: atlas_wsi.predict(slide, "
+            "atlas_wsi.load_tile_classifier(path))) runs a folder with config.json.",
+        )
     if Path(name).exists() or "/" in name or name.endswith(".safetensors"):
         return Model.load(name)
     raise UnknownModelError(

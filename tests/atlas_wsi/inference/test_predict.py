@@ -19,8 +19,8 @@ from atlas_wsi.errors import (
 )
 from atlas_wsi.inference.engine import choose_device, choose_dtype, prepare
 from atlas_wsi.inference.plan import parse_bytes, plan_macro_tiles, plan_memory
-from atlas_wsi.inference.predict import MIN_CELL_TISSUE
 from atlas_wsi.inference.prefetch import prefetch
+from atlas_wsi.inference.record import MIN_CELL_TISSUE
 from atlas_wsi.inference.tokens import FileTokens, KeptTokens
 from atlas_wsi.models import load_model
 from atlas_wsi.slides.synthetic import make_svs

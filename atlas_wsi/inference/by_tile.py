@@ -1,0 +1,153 @@
+"""A slide predicted patch by patch with a classifier from another project."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from atlas_wsi.grid import Box
+from atlas_wsi.inference.pixels import WorkingImage, open_working_image
+from atlas_wsi.inference.plan import MacroTile, plan_macro_tiles
+from atlas_wsi.inference.prefetch import prefetch
+from atlas_wsi.inference.record import (
+    MIN_CELL_TISSUE,
+    Clock,
+    empty_heatmap,
+    find_mask,
+    finished,
+    reporter,
+    starting_warnings,
+)
+from atlas_wsi.inference.stream import read_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from numpy.typing import NDArray
+
+    from atlas_wsi.heatmap.heatmap import Heatmap
+    from atlas_wsi.models.wsinfer import TileClassifier
+    from atlas_wsi.progress import CancelToken, Progress
+    from atlas_wsi.slides.slide import Slide
+    from atlas_wsi.tissue.mask import TissueMask
+
+_SIDE_PX = 1024  # about what is read at once along one side
+_BATCH = 16
+
+
+def predict_by_tile(
+    slide: Slide,
+    model: TileClassifier,
+    *,
+    tissue: TissueMask | None,
+    device: torch.device,
+    batch_size: int | None,
+    report: Progress,
+    cancel: CancelToken,
+) -> Heatmap:
+    """Classify the patches of a slide that hold tissue; every patch is a cell of the heatmap.
+
+    Patches lie edge to edge from the slide's origin; those at its far borders are filled up with
+    background.
+
+    Parameters
+    ----------
+    slide
+        An open slide.
+    model
+        The classifier.
+    tissue
+        Where to predict; by default `atlas_wsi.tissue_mask` of the slide.
+    device
+        Where to compute; ONNX runs on the CPU.
+    batch_size
+        Patches at once, 16 by default.
+    report
+        Told how many patches are done.
+    cancel
+        Stops the work between two batches.
+
+    Returns
+    -------
+    Heatmap
+        NaN where there is no tissue; the slide's scores are the means over the cells.
+    """
+    clock = Clock()
+    slide.require_mpp()
+    image = open_working_image(slide, mpp=model.card.mpp)
+    warnings = starting_warnings(image, model.card)
+    clock.lap("open")
+    mask = tissue if tissue is not None else find_mask(slide, report)
+    clock.lap("tissue")
+    empty = empty_heatmap(
+        image,
+        model.card,
+        sha256=model.sha256,
+        reason="asked for",
+        cell_px=model.patch_px,
+        tissue=mask,
+        started=clock.started,
+    )
+    places = np.argwhere(mask.coverage(empty.grid) >= MIN_CELL_TISSUE)
+    batch = batch_size or _BATCH
+    probabilities = empty.probabilities.copy()
+    scores: dict[str, float] = {}
+    if len(places):
+        step = reporter(report, cancel, {"classify": len(places)})
+        model.net.to(device)
+        for at, patches in _patches(image, places, model.patch_px):
+            for start in range(0, len(at), batch):
+                rows, cols = at[start : start + batch].T
+                found = model.probabilities(patches[start : start + batch], device=device)
+                probabilities[:, rows, cols] = found.T
+                step("classify", len(rows))
+        means = np.nanmean(probabilities, axis=(1, 2)).tolist()
+        scores = dict(zip(model.card.class_names, means, strict=True))
+    else:
+        warnings.append("No tissue was found; the result is empty.")
+    clock.lap("classify")
+    parameters: dict[str, object] = {
+        "cell_px": model.patch_px,
+        "by_tile": True,
+        "device": str(device),
+        "batch": batch,
+        "patches": len(places),
+        "tissue_method": mask.method,
+        "tissue_fraction": round(mask.fraction, 6),
+    }
+    run = finished(empty.run, slide, clock, parameters=parameters, warnings=warnings)
+    return replace(empty, probabilities=probabilities, scores=scores, run=run)
+
+
+def _patches(
+    image: WorkingImage, places: NDArray[np.int64], side: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    """Yield the places of neighbouring patches and their pixels, read ahead of the network."""
+
+    def read(tile: MacroTile) -> NDArray[np.uint8]:
+        area = tile.area
+        pixels = image.read(
+            Box(
+                row=area.row * side,
+                col=area.col * side,
+                rows=area.rows * side,
+                cols=area.cols * side,
+            )
+        )
+        blocks = pixels.reshape(area.rows, side, area.cols, side, 3).swapaxes(1, 2)
+        row, col = (places[tile.windows] - (area.row, area.col)).T
+        return blocks[row, col]
+
+    tiles = plan_macro_tiles(
+        places,
+        image_shape=image.shape,
+        window_px=side,
+        reach=lambda box, shape: box.clip(shape),
+        side=max(1, _SIDE_PX // side),
+    )
+    threads = read_threads()
+    for tile, patches in prefetch(read, tiles, threads=threads, ahead=threads + 1):
+        yield places[tile.windows], patches

@@ -1,0 +1,273 @@
+"""What every prediction writes down of itself, however it was computed."""
+
+from __future__ import annotations
+
+import datetime as dt
+import platform
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+
+from atlas_wsi.grid import Grid
+from atlas_wsi.heatmap.heatmap import MAX_LISTED, Heatmap, ModelUsed, Run, SlideInfo, Unreadable
+from atlas_wsi.tissue.mask import TissueMask, tissue_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from atlas_wsi.inference.pixels import WorkingImage
+    from atlas_wsi.models.card import ModelCard
+    from atlas_wsi.progress import CancelToken, Progress
+    from atlas_wsi.slides.slide import Slide
+
+MIN_CELL_TISSUE = 0.2
+"""Least share of tissue of a cell that is shown; cells with less are left empty."""
+
+_VERSIONS = ("atlas-wsi", "torch", "numpy", "openslide-python", "tifffile", "rasterio", "zarr")
+
+
+class Clock:
+    """Seconds a stage."""
+
+    def __init__(self) -> None:
+        self.started = dt.datetime.now().astimezone().isoformat(timespec="seconds")
+        self.stages: dict[str, float] = {}
+        self._first = self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """End a stage.
+
+        Parameters
+        ----------
+        stage
+            Its name.
+        """
+        now = time.perf_counter()
+        self.stages[stage] = round(now - self._last, 3)
+        self._last = now
+
+    def total(self) -> float:
+        """Return the seconds since the clock was made."""
+        return round(time.perf_counter() - self._first, 3)
+
+
+def find_mask(slide: Slide, report: Progress) -> TissueMask:
+    """Find tissue and tell of it.
+
+    Parameters
+    ----------
+    slide
+        An open slide.
+    report
+        Told when it begins and ends.
+
+    Returns
+    -------
+    TissueMask
+        `atlas_wsi.tissue_mask` of the slide.
+    """
+    report("find tissue", 0, 1)
+    mask = tissue_mask(slide)
+    report("find tissue", 1, 1)
+    return mask
+
+
+def empty_heatmap(
+    image: WorkingImage,
+    card: ModelCard,
+    *,
+    sha256: str,
+    reason: str,
+    cell_px: int,
+    tissue: TissueMask,
+    started: str,
+) -> Heatmap:
+    """Lay cells over a slide.
+
+    Parameters
+    ----------
+    image
+        The slide at the working resolution.
+    card
+        Of the model.
+    sha256
+        Of the model's file.
+    reason
+        Why this model was taken.
+    cell_px
+        Side of a cell in working pixels.
+    tissue
+        Where tissue is.
+    started
+        Date and time of the start.
+
+    Returns
+    -------
+    Heatmap
+        All cells NaN.
+    """
+    cells = Grid(
+        shape=(-(-image.shape[0] // cell_px), -(-image.shape[1] // cell_px)),
+        step_px=(image.grid.step_px[0] * cell_px, image.grid.step_px[1] * cell_px),
+    )
+    return Heatmap(
+        probabilities=np.full((len(card.classes), *cells.shape), np.nan, dtype=np.float32),
+        grid=cells,
+        classes=card.class_names,
+        colors=card.colors,
+        scores={},
+        tissue=tissue,
+        slide=SlideInfo.of(image.slide),
+        run=Run(
+            model=ModelUsed(name=card.name, version=card.version, sha256=sha256, reason=reason),
+            mpp_asked=(card.mpp, card.mpp),
+            mpp_used=image.mpp,
+            started=started,
+        ),
+    )
+
+
+def starting_warnings(image: WorkingImage, card: ModelCard) -> list[str]:
+    """Collect what the user should know of a slide and a model before any result.
+
+    Parameters
+    ----------
+    image
+        The slide at the working resolution.
+    card
+        Of the model.
+
+    Returns
+    -------
+    list of str
+        Of the file, of its resolution, and of the kind of picture.
+    """
+    found = [*image.slide.meta.warnings, *image.warnings]
+    domain = "scene" if image.slide.is_georeferenced else "slide"
+    if card.domain != domain:
+        found.append(f"The model {card.name} was made for {card.domain}s, this is a {domain}.")
+    return found
+
+
+def finished(
+    run: Run,
+    slide: Slide,
+    clock: Clock,
+    *,
+    parameters: Mapping[str, object],
+    warnings: Sequence[str],
+) -> Run:
+    """Add what is known at the end of a run.
+
+    Parameters
+    ----------
+    run
+        As it was at the start.
+    slide
+        What was predicted.
+    clock
+        Made at the start.
+    parameters
+        What decided the run.
+    warnings
+        What the user should know.
+
+    Returns
+    -------
+    Run
+        With times, memory, versions and the tiles that could not be read.
+    """
+    lost = slide.unreadable
+    more = [f"{len(lost)} tiles could not be read and were taken as background."] if lost else []
+    return run.model_copy(
+        update={
+            "parameters": dict(parameters),
+            "versions": _versions(),
+            "wall_s": clock.total(),
+            "stages_s": clock.stages,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "warnings": (*warnings, *more),
+            "n_unreadable": len(lost),
+            "unreadable": _unreadable(slide),
+        }
+    )
+
+
+def reporter(
+    report: Progress, cancel: CancelToken, totals: Mapping[str, int]
+) -> Callable[[str, int], None]:
+    """Make a function that counts what is done and stops when the user wants it.
+
+    Parameters
+    ----------
+    report
+        Told how far the work is.
+    cancel
+        Stops the work.
+    totals
+        How much there is of each kind of work.
+
+    Returns
+    -------
+    callable
+        Takes the kind of work and how much of it was done now.
+    """
+    done = dict.fromkeys(totals, 0)
+
+    def step(what: str, n: int) -> None:
+        cancel.raise_if_cancelled()
+        done[what] += n
+        report(what, done[what], totals[what])
+
+    return step
+
+
+def _unreadable(slide: Slide) -> tuple[Unreadable, ...]:
+    return tuple(
+        Unreadable(
+            level=tile.level,
+            row=tile.box.row,
+            col=tile.box.col,
+            rows=tile.box.rows,
+            cols=tile.box.cols,
+            reason=tile.reason,
+        )
+        for tile in slide.unreadable[:MAX_LISTED]
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident memory of this process so far.
+
+    Returns
+    -------
+    int
+        Bytes. On Linux not `ru_maxrss`, which starts at what the process that started this one held.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text(encoding="ascii").splitlines()
+        for line in lines:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":  # pragma: no cover
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
