@@ -41,8 +41,10 @@ def tiles(
             help="atlas and mambavision+msa see the whole slide, mambavision 256 px windows only."
         ),
     ] = "atlas",
-    dim: train_options.Dim = 128,
+    dim: train_options.Dim = None,
     rate: train_options.Rate = 1.5e-3,
+    megapixels: train_options.Megapixels = 0.8,
+    precision: train_options.Precision = "auto",
     seed: train_options.Seed = 0,
     half: Annotated[bool, typer.Option("--half", help="Store the weights as float16.")] = False,
     overwrite: train_options.Overwrite = False,
@@ -58,7 +60,8 @@ def tiles(
     """
     import torch
 
-    from atlas_wsi.models.registry import load_model
+    from atlas_wsi.models.start import load_start
+    from atlas_wsi.training import parallel
     from atlas_wsi.training.history import History
     from atlas_wsi.training.recipe import Recipe
     from atlas_wsi.training.run import train_tiles
@@ -68,27 +71,40 @@ def tiles(
     )
     if work_mpp is not None and work_mpp <= 0:
         raise typer.BadParameter("--work-mpp must be above 0")
+    recipe = Recipe(
+        backbone=backbone,
+        dim=dim,
+        epochs=epochs,
+        megapixels=megapixels,
+        rate=rate,
+        precision=precision,
+        patience=patience,
+        seed=seed,
+    )
     history = History()
     dtype = torch.float16 if half else torch.float32
-    with console.progress_of(out.stem, quiet=quiet or as_json) as report:
-        model = train_tiles(
-            folder,
-            name=name,
-            domain=domain,
-            mpp=mpp,
-            recipe=Recipe(
-                backbone=backbone, dim=dim, epochs=epochs, rate=rate, patience=patience, seed=seed
-            ),
-            held_out=held_out,
-            validation=validation,
-            zoom=mpp / (work_mpp or mpp),
-            stored=dtype,
-            init=load_model(init) if init else None,
-            checkpoint=out.with_suffix(".resume.pt"),
-            history=history,
-            progress=report,
-        )
-    train_options.finish(model, out, dtype=dtype, history=history, quiet=quiet, as_json=as_json)
+    with parallel.joined():
+        quiet = quiet or parallel.rank() != 0
+        with console.progress_of(out.stem, quiet=quiet or as_json) as report:
+            model = train_tiles(
+                folder,
+                name=name,
+                domain=domain,
+                mpp=mpp,
+                recipe=recipe,
+                held_out=held_out,
+                validation=validation,
+                zoom=mpp / (work_mpp or mpp),
+                stored=dtype,
+                init=load_start(init) if init else None,
+                checkpoint=out.with_suffix(".resume.pt"),
+                history=history,
+                progress=report,
+            )
+        if parallel.rank() == 0:
+            train_options.finish(
+                model, out, dtype=dtype, history=history, quiet=quiet, as_json=as_json
+            )
 
 
 @train_app.command()
@@ -109,7 +125,7 @@ def regions(
     held_out: train_options.HeldOut = 0.2,
     validation: train_options.Validation = 0.0,
     epochs: train_options.Epochs = 30,
-    dim: train_options.Dim = 128,
+    dim: train_options.Dim = None,
     seed: train_options.Seed = 0,
     init: train_options.Init = None,
     overwrite: train_options.Overwrite = False,
@@ -121,14 +137,14 @@ def regions(
     """
     import torch
 
-    from atlas_wsi.models.registry import load_model
+    from atlas_wsi.models.start import load_start
     from atlas_wsi.training.history import History
     from atlas_wsi.training.recipe import Recipe
     from atlas_wsi.training.regions import read_regions
     from atlas_wsi.training.run import train_set
 
     name = train_options.check(out, dim=dim, overwrite=overwrite)
-    start = load_model(init) if init else None
+    start = load_start(init) if init else None
     history = History()
     with console.progress_of(out.stem, quiet=quiet) as report:
         model = train_set(

@@ -38,11 +38,25 @@ Patience = Annotated[
 ]
 Init = Annotated[
     str | None,
-    typer.Option(help="Model to start from: shipped name, file or hf://owner/name@revision."),
+    typer.Option(
+        help="Where to start: shipped name, model file, published Atlas checkpoint or "
+        "hf://owner/name@revision. Weights are taken where they fit."
+    ),
 ]
 Epochs = Annotated[float, typer.Option(help="How often the tiles are seen.", min=0.01)]
-Dim = Annotated[int, typer.Option(help="Channels of a token; a multiple of 32.", min=32)]
+Dim = Annotated[
+    int | None,
+    typer.Option(help="Channels of a token, a multiple of 32; 128, or those of --init.", min=32),
+]
 Rate = Annotated[float, typer.Option(help="Highest learning rate.", min=1e-6)]
+Megapixels = Annotated[
+    float,
+    typer.Option(help="Millions of pixels a step, of all processes together.", min=0.01),
+]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(help="Of the products; auto takes bfloat16 where the processor has it."),
+]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same model.", min=0)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
@@ -53,7 +67,7 @@ def check(
     out: Path,
     *,
     name: str | None = None,
-    dim: int,
+    dim: int | None,
     overwrite: bool,
     patience: int = 0,
     validation: float = 0.0,
@@ -61,7 +75,7 @@ def check(
     """Refuse what would fail after hours of training; return the model's name."""
     if out.suffix != ".safetensors":
         raise typer.BadParameter(f"{out} must end in .safetensors")
-    if dim % 32:
+    if dim is not None and dim % 32:
         raise typer.BadParameter(f"--dim is {dim}, expected a multiple of 32")
     name = name or out.stem
     if not re.fullmatch(_NAME, name):
@@ -76,7 +90,7 @@ def check(
         out.parent.mkdir(parents=True, exist_ok=True)
         probe = out.with_name(f".{out.name}.partial")
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of the same training may do this
     except OSError as error:
         raise OutputNotWritableError(f"{out} cannot be written: {error.strerror}.") from error
     return name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ _AHEAD = 4
 _MAKERS = 1
 _WINDOW_CELLS = 4
 _MIN_LABELLED = 0.05
+_MOST_SINGLES = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,9 +37,38 @@ class Batch:
     """Scales to use; None for what the size asks for."""
     active: torch.Tensor | None = None
     """bool `(B, window rows, window cols)`: which windows are computed; None for all."""
+    idle: bool = False
+    """Whether it stands for no picture at all: its labels are empty."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Bring the tensors to a device.
+
+        Parameters
+        ----------
+        device
+            Where to.
+
+        Returns
+        -------
+        Batch
+            The same one there.
+        """
+        return replace(
+            self,
+            images=self.images.to(device),
+            shares=self.shares.to(device),
+            active=None if self.active is None else self.active.to(device),
+        )
 
 
-def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Batch:
+def make_batch(
+    tiles: TileSet,
+    recipe: Recipe,
+    step: int,
+    *,
+    stain: bool,
+    part: tuple[int, int] = (0, 1),
+) -> Batch:
     """Make the pictures of a step; the same ones for the same seed and step.
 
     Some steps show single tiles, the rest mosaics; every sixteenth step one large enough
@@ -55,39 +85,87 @@ def make_batch(tiles: TileSet, recipe: Recipe, step: int, *, stain: bool) -> Bat
         Number of the step.
     stain
         Whether the tiles are stained tissue.
+    part
+        Number of the part to make and how many parts there are; every picture is in one.
 
     Returns
     -------
     Batch
-        Pictures and labels.
+        Pictures and labels; idle if there are more parts than pictures.
     """
     rng = np.random.default_rng((recipe.seed, step))
-    budget = recipe.megapixels * 1e6
+    make = _make_singles if _shows_singles(step, recipe) else _make_mosaics
+    return make(tiles, recipe, step, rng, stain=stain, part=part)
+
+
+def _pictures(
+    recipe: Recipe, step: int, n: int, part: tuple[int, int]
+) -> tuple[list[int], list[np.random.Generator], bool]:
+    """Return the pictures of a part, a source of random numbers each, and whether none is left."""
+    mine = list(range(n)[part[0] :: part[1]])
+    is_idle = not mine
+    mine = mine or [0]  # without labels: every process has to run something
+    # 1 + i: a seed that ends in 0 is the seed without it
+    return mine, [np.random.default_rng((recipe.seed, step, 1 + i)) for i in mine], is_idle
+
+
+def _make_singles(
+    tiles: TileSet,
+    recipe: Recipe,
+    step: int,
+    rng: np.random.Generator,
+    *,
+    stain: bool,
+    part: tuple[int, int],
+) -> Batch:
     side = tiles.images.shape[1], tiles.images.shape[2]
-    if _shows_singles(step, recipe):
-        n = max(2, int(budget / (side[0] * side[1])))
-        chosen = rng.choice(len(tiles), size=min(n, 96))
-        vary = partial(augment, rng=rng, stain=stain, colors=recipe.jitter)
-        images = np.stack([vary(tiles.images[i]) for i in chosen])
-        cells = -(-side[0] // CELL_PX), -(-side[1] // CELL_PX)
-        shares = functional.one_hot(torch.from_numpy(tiles.labels[chosen]), len(tiles.classes))
-        shares = shares.float()[:, :, None, None].expand(-1, -1, *cells)
-        return Batch(images=torch.from_numpy(images), shares=shares, n_scales=None)
+    n = max(2, int(recipe.megapixels * 1e6 / (side[0] * side[1])))
+    chosen = rng.choice(len(tiles), size=min(n, _MOST_SINGLES))
+    mine, rngs, is_idle = _pictures(recipe, step, len(chosen), part)
+    images = np.stack(
+        [
+            augment(tiles.images[i], rng=rng, stain=stain, colors=recipe.jitter)
+            for i, rng in zip(chosen[mine], rngs, strict=True)
+        ]
+    )
+    cells = -(-side[0] // CELL_PX), -(-side[1] // CELL_PX)
+    labels = torch.from_numpy(tiles.labels[chosen[mine]])
+    shares = functional.one_hot(labels, len(tiles.classes)).float() * (not is_idle)
+    return Batch(
+        images=torch.from_numpy(images),
+        shares=shares[:, :, None, None].expand(-1, -1, *cells),
+        n_scales=None,
+        idle=is_idle,
+    )
+
+
+def _make_mosaics(
+    tiles: TileSet,
+    recipe: Recipe,
+    step: int,
+    rng: np.random.Generator,
+    *,
+    stain: bool,
+    part: tuple[int, int],
+) -> Batch:
     cells_a_side = int(rng.integers(17, 21)) if step % 16 == 1 else int(rng.integers(5, 13))
     shape = (
         cells_a_side * CELL_PX,
         int(rng.integers(max(5, cells_a_side - 2), cells_a_side + 1)) * CELL_PX,
     )
-    n = max(1, min(8, round(budget / (shape[0] * shape[1]))))
-    mosaics = [make_mosaic(tiles, shape, rng, stain=stain, jitter=recipe.jitter) for _ in range(n)]
+    n = max(1, round(recipe.megapixels * 1e6 / (shape[0] * shape[1])))
+    added = int(rng.choice([0, 0, 1, 2]))
+    _, rngs, is_idle = _pictures(recipe, step, n, part)
+    mosaics = [make_mosaic(tiles, shape, rng, stain=stain, jitter=recipe.jitter) for rng in rngs]
     shares = torch.from_numpy(np.stack([m.shares for m in mosaics]))
-    active = _draw_active(shares, rng)
+    active = torch.cat([_draw_active(s[None], rng) for s, rng in zip(shares, rngs, strict=True)])
     natural = 1 + sum(max(shape) > 256 * 4**k for k in range(4))
     return Batch(
         images=torch.from_numpy(np.stack([m.image for m in mosaics])),
-        shares=shares * _cells_of(active, shares),
-        n_scales=natural + int(rng.choice([0, 0, 1, 2])),
+        shares=shares * _cells_of(active, shares) * (not is_idle),
+        n_scales=natural + added,
         active=active,
+        idle=is_idle,
     )
 
 
@@ -119,8 +197,10 @@ def _cells_of(active: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
 class _Steps(Dataset[Batch]):
     """The pictures of every step, by its number."""
 
-    def __init__(self, tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool) -> None:
-        self._make = partial(make_batch, tiles, recipe, stain=stain)
+    def __init__(
+        self, tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool, part: tuple[int, int]
+    ) -> None:
+        self._make = partial(make_batch, tiles, recipe, stain=stain, part=part)
         self._steps = steps
 
     def __len__(self) -> int:
@@ -130,7 +210,9 @@ class _Steps(Dataset[Batch]):
         return self._make(self._steps[step])
 
 
-def load_batches(tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool) -> DataLoader[Batch]:
+def load_batches(
+    tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool, part: tuple[int, int]
+) -> DataLoader[Batch]:
     """Make pictures ahead in a process; their order and content do not depend on it.
 
     Parameters
@@ -143,6 +225,8 @@ def load_batches(tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool) -
         Numbers of the steps.
     stain
         Whether the tiles are stained tissue.
+    part
+        Number of the part to make and how many parts there are.
 
     Returns
     -------
@@ -150,7 +234,7 @@ def load_batches(tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool) -
         A batch a step.
     """
     return DataLoader(
-        _Steps(tiles, recipe, steps, stain=stain),
+        _Steps(tiles, recipe, steps, stain=stain, part=part),
         batch_size=None,
         num_workers=_MAKERS,
         prefetch_factor=_AHEAD,

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from atlas_wsi.progress import CancelToken, Progress, silent
+from atlas_wsi.training import parallel
 from atlas_wsi.training.batches import load_batches
 from atlas_wsi.training.history import History, read_checkpoint, write_checkpoint
 from atlas_wsi.training.metrics import confusion, predict_tiles, summarise
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from atlas_wsi.models.card import ModelCard
     from atlas_wsi.models.model import Model
+    from atlas_wsi.models.start import Start
     from atlas_wsi.training.batches import Batch
     from atlas_wsi.training.tiles import TileSet
 
@@ -38,7 +40,9 @@ _EMA = 0.998
 _MEASURED = 1024
 
 
-def losses(model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def losses(
+    model: Model, batch: Batch, *, run: nn.Module | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the losses of a batch.
 
     Parameters
@@ -46,27 +50,31 @@ def losses(model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     model
         The model.
     batch
-        Pictures and labels.
+        Pictures and labels, or this process's part of them.
+    run
+        What is called in the model's place, from `atlas_wsi.training.parallel.spread`.
 
     Returns
     -------
     tuple
         Cross entropy of the cells, weighted by how much of a cell is labelled, and of the slide
-        score against the shares of the whole picture.
+        score against the shares of the whole picture. Their mean over the processes is the loss
+        of the whole batch.
     """
-    found = model(
+    found = (run or model)(
         model.normalise(batch.images).contiguous(memory_format=torch.channels_last),
         batch.active,
         n_scales=batch.n_scales,
     )
     logs = functional.log_softmax(found.cells.float(), dim=1)
-    labelled = batch.shares.sum().clamp(min=1e-6)
+    labelled = parallel.total(batch.shares.sum()).clamp(min=1e-6)
     dense = -(logs * batch.shares).sum() / labelled
     whole = batch.shares.sum(dim=(2, 3))
     has_label = whole.sum(dim=1) > 0
     target = whole[has_label] / whole[has_label].sum(dim=1, keepdim=True)
-    slide = functional.log_softmax(found.slide.float()[has_label], dim=1)
-    return dense, -(slide * target).sum() / max(1, int(has_label.sum()))
+    logs = functional.log_softmax(found.slide.float()[has_label], dim=1)
+    slide = -(logs * target).sum() / parallel.total(has_label.sum()).clamp(min=1)
+    return dense * parallel.n_ranks(), slide * parallel.n_ranks()
 
 
 def train(
@@ -74,7 +82,7 @@ def train(
     card: ModelCard,
     recipe: Recipe,
     *,
-    init: Model | None = None,
+    init: Model | Start | None = None,
     validation: TileSet | None = None,
     checkpoint: Path | None = None,
     history: History | None = None,
@@ -95,7 +103,8 @@ def train(
     recipe
         Sizes, length and seed.
     init
-        A model of the same sizes whose weights to start from; random ones by default.
+        Whose weights to take where they fit, and sizes that the recipe leaves open; random weights
+        by default.
     validation
         Tiles that the best of the averaged weights are chosen by; the last ones without.
     checkpoint
@@ -115,26 +124,29 @@ def train(
     """
     report, cancel = progress or silent, cancel or CancelToken()
     history = history if history is not None else History()
-    model = new_model(len(tiles.classes), card, recipe, init)
+    device = parallel.device()
+    model = new_model(len(tiles.classes), card, recipe, init).to(device)
     average = copy.deepcopy(model)
     pixels = len(tiles) * tiles.images.shape[1] * tiles.images.shape[2]
     steps = max(4, round(recipe.epochs * pixels / (recipe.megapixels * 1e6)))
     run = _Run(model, average, _optimiser(model, recipe), history)
+    part = parallel.rank(), parallel.n_ranks()
     first = run.resume(checkpoint, recipe, len(tiles)) if checkpoint else 0
-    low = recipe.precision == "bfloat16" or (recipe.precision == "auto" and _cpu_has_bfloat16())
+    low = recipe.precision == "bfloat16" or (recipe.precision == "auto" and _has_bfloat16(device))
     fix_at = 0 if init is not None else steps // 2
     if first > fix_at:
         _fix_modes(model)
     every = max(1, steps // recipe.checks)
     start = time.perf_counter()
     total = n_losses = 0.0
-    batches = load_batches(tiles, recipe, range(first, steps), stain=card.domain == "slide")
+    stain = card.domain == "slide"
+    batches = load_batches(tiles, recipe, range(first, steps), stain=stain, part=part)
     for step, batch in enumerate(batches, start=first):
         cancel.raise_if_cancelled()
         if step == fix_at:
             _fix_norms(model, tiles, recipe)
         rate = recipe.rate * _schedule(step, steps)
-        loss = run.step(batch, rate, low=low, keep=min(_EMA, step / (step + 10)))
+        loss = run.step(batch.to(device), rate, low=low, keep=min(_EMA, step / (step + 10)))
         total, n_losses = total + loss, n_losses + 1
         report(f"train (loss {loss:.3f})" if step % 20 == 0 else "train", step + 1, steps)
         if (step + 1) % every == 0 or step + 1 == steps:
@@ -154,10 +166,10 @@ def train(
                 "seconds": round(time.perf_counter() - start),
                 "tiles": len(tiles),
             }
-            | ({} if init is None else {"init": init.card.training})
+            | average.card.training
         }
     )
-    if checkpoint:
+    if checkpoint and parallel.rank() == 0:
         checkpoint.unlink(missing_ok=True)
     return average.eval()
 
@@ -169,38 +181,42 @@ class _Run:
         self, model: Model, average: Model, optimiser: torch.optim.Optimizer, history: History
     ) -> None:
         self.model, self.average, self.optimiser = model, average, optimiser
+        self.spread = parallel.spread(model)
         self.history = history
         self.best: dict[str, torch.Tensor] = {}
 
     def step(self, batch: Batch, rate: float, *, low: bool, keep: float) -> float:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            dense, slide = losses(self.model, batch)
+        parallel.set_idle(self.model, idle=batch.idle)
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=low):
+            dense, slide = losses(self.model, batch, run=self.spread)
         self.optimiser.zero_grad()
         (dense + SLIDE_LOSS * slide).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         _follow(self.average, self.model, keep)
-        return float(dense.detach())
+        return float(parallel.total(dense.detach())) / parallel.n_ranks()
 
     def check(self, step: int, rate: float, loss: float, validation: TileSet | None) -> None:
         """Measure the averaged weights and keep them if they are the best."""
         for mean, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mean.copy_(now)
         row: dict[str, float] = {"step": step, "rate": rate, "loss": loss}
-        if validation is not None:
+        if validation is not None and parallel.rank() == 0:
             self.average.eval()
             p = predict_tiles(self.average, validation.images)
             counts = confusion(validation.labels, p.argmax(axis=1), len(validation.classes))
             own = p[np.arange(len(p)), validation.labels]
             row["validation_loss"] = float(-np.log(np.maximum(own, 1e-12)).mean())
             row["validation_balanced_accuracy"] = summarise(counts)["balanced_accuracy"]
-        self.history.rows.append(row)
+        self.history.rows.append(parallel.share(row))
         if self.history.checks_since_best == 0:
             self.best = copy.deepcopy(self.average.state_dict())
 
     def store(self, path: Path, recipe: Recipe, tiles: int, step: int) -> None:
+        if parallel.rank() != 0:
+            return
         state = {
             "recipe": recipe.as_dict(),
             "tiles": tiles,
@@ -263,7 +279,9 @@ def _fix_norms(model: Model, tiles: TileSet, recipe: Recipe) -> None:
     batch = max(2, int(recipe.megapixels * 1e6) // tiles.images[0, ..., 0].size)
     for start in range(0, len(order), batch):
         images = torch.from_numpy(tiles.images[order[start : start + batch]])
-        x_BCYX = model.normalise(images).contiguous(memory_format=torch.channels_last)
+        x_BCYX = model.normalise(images.to(model.encoder.fc.weight.device)).contiguous(
+            memory_format=torch.channels_last
+        )
         model.encoder.stem(x_BCYX)
     _fix_modes(model)
 
@@ -274,10 +292,10 @@ def _fix_modes(model: Model) -> None:
             norm.eval()
 
 
-def _cpu_has_bfloat16() -> bool:
+def _has_bfloat16(device: torch.device) -> bool:
     from atlas_wsi.inference.engine import has_bfloat16
 
-    return has_bfloat16(torch.device("cpu"))
+    return has_bfloat16(device)
 
 
 def channel_statistics(

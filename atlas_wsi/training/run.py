@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from atlas_wsi.errors import DatasetError
-from atlas_wsi.models.card import ModelCard, ModelClass
+from atlas_wsi.models.card import ModelCard, ModelClass, class_colors
+from atlas_wsi.training import parallel
 from atlas_wsi.training.calibration import fit_temperature
-from atlas_wsi.training.cards import card_text, class_colors, split_text
+from atlas_wsi.training.cards import card_text, split_text
 from atlas_wsi.training.evaluation import Evaluation, class_places, evaluate
 from atlas_wsi.training.loop import channel_statistics, train
 from atlas_wsi.training.metrics import color_baseline, confusion, summarise, tile_logits
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.models.model import Model
+    from atlas_wsi.models.start import Start
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.training.history import History
     from atlas_wsi.training.recipe import Recipe
@@ -53,7 +55,7 @@ def train_tiles(
     zoom: float = 1.0,
     texts: Mapping[str, Any] | None = None,
     stored: torch.dtype = torch.float32,
-    init: Model | None = None,
+    init: Model | Start | None = None,
     checkpoint: Path | None = None,
     history: History | None = None,
     progress: Progress | None = None,
@@ -85,7 +87,7 @@ def train_tiles(
     stored
         Type the weights will be stored in; they are rounded to it before they are measured.
     init
-        A model whose weights to start from.
+        Whose weights to take where they fit, and sizes that the recipe leaves open.
     checkpoint
         File to go on from after a kill; see `atlas_wsi.training.loop.train`.
     history
@@ -133,7 +135,7 @@ def train_set(
     validation: float = 0.0,
     texts: Mapping[str, Any] | None = None,
     stored: torch.dtype = torch.float32,
-    init: Model | None = None,
+    init: Model | Start | None = None,
     checkpoint: Path | None = None,
     history: History | None = None,
     progress: Progress | None = None,
@@ -162,7 +164,7 @@ def train_set(
     stored
         Type the weights will be stored in; they are rounded to it before they are measured.
     init
-        A model whose weights to start from.
+        Whose weights to take where they fit, and sizes that the recipe leaves open.
     checkpoint
         File to go on from after a kill.
     history
@@ -175,7 +177,8 @@ def train_set(
     Returns
     -------
     Model
-        With held-out figures, beside those of colour alone, in its card.
+        With held-out figures, beside those of colour alone, in its card; of several processes
+        (`atlas_wsi.training.parallel.joined`) only the first one measures.
     """
     known, chosen, asked = split_three(
         tiles, held_out=held_out, validation=validation, seed=recipe.seed
@@ -208,7 +211,9 @@ def train_set(
         progress=progress,
         cancel=cancel,
     )
-    model.to(stored).float()
+    model.cpu().to(stored).float()
+    if parallel.rank() != 0:
+        return model
     if choice is not None:
         _set_temperature(model, choice)
     found = evaluate(model, held_part, progress=progress)

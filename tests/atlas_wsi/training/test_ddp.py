@@ -1,0 +1,99 @@
+"""Training by two processes that torchrun started, on the CPU, over gloo."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from atlas_wsi.models import load_model
+from atlas_wsi.training.batches import make_batch
+from atlas_wsi.training.recipe import Recipe
+from atlas_wsi.training.tiles import read_tiles
+
+SCRIPT = Path(__file__).with_name("gradients_of_steps.py")
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def steps(tile_folder, tmp_path_factory):
+    """The same steps by one process and by two."""
+    folder = tmp_path_factory.mktemp("steps")
+    run(SCRIPT, tile_folder, folder / "one.pt")
+    run(*TWO, SCRIPT, tile_folder, folder / "two.pt")
+    return [torch.load(folder / f"{name}.pt") for name in ("one", "two")]
+
+
+def test_gradients_of_two_processes_are_those_of_one(steps):
+    one, two = steps
+    for step in (s for s in one if s != "running"):
+        a, b = one[step], two[step]
+        assert a["pictures"] == b["pictures"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert set(a["gradients"]) == set(b["gradients"])
+        flat = [torch.cat([g.flatten() for g in x["gradients"].values()]) for x in (a, b)]
+        assert torch.linalg.norm(flat[0] - flat[1]) < 1e-3 * torch.linalg.norm(flat[0])
+
+
+def test_some_step_had_fewer_pictures_than_processes(steps):
+    assert min(steps[1][s]["pictures"] for s in steps[1] if s != "running") == 1
+
+
+def test_batch_norm_sees_the_pictures_of_all_processes(steps):
+    one, two = (s["running"] for s in steps)
+    assert set(one) == set(two)
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("step", [0, 2])
+def test_parts_of_a_batch_are_the_batch_without_repeats(tile_folder, n, step):
+    tiles, recipe = read_tiles(tile_folder), Recipe(megapixels=0.6)
+    whole = make_batch(tiles, recipe, step, stain=True)
+    parts = [make_batch(tiles, recipe, step, stain=True, part=(k, n)) for k in range(n)]
+    images = np.concatenate([p.images for p in parts if not p.idle])
+    order = np.concatenate([np.arange(len(whole.images))[k::n] for k in range(n)])
+    assert np.array_equal(images, whole.images.numpy()[order])
+    shares = torch.cat([p.shares for p in parts if not p.idle])
+    assert torch.equal(shares, whole.shares[order])
+    assert all(not p.shares.any() for p in parts if p.idle)
+    assert {p.n_scales for p in parts} == {whole.n_scales}
+
+
+def test_torchrun_trains_writes_once_and_follows_the_curve_of_one_process(tile_folder, tmp_path):
+    command = ["train", "tiles", tile_folder, "--mpp", "1", "--dim", "32", "--epochs", "6"]
+    command += ["--megapixels", "0.3", "--validation", "0.25", "--precision", "float32"]
+    command += ["--rate", "1e-4", "--json", "-o"]
+    run("-m", "atlas_wsi", *command, tmp_path / "one.safetensors")
+    said = run(*TWO, "-m", "atlas_wsi", *command, tmp_path / "two.safetensors").stdout
+    assert said.count('"card"') == 1
+    rows = []
+    for name in ("one", "two"):
+        with (tmp_path / f"{name}.training.csv").open(newline="") as file:
+            rows.append(list(csv.DictReader(file)))
+    assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] == ["1", "2", "3", "4"]
+    losses = [[float(row["loss"]) for row in side] for side in rows]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    # AdamW takes the sign of gradients that are zero but for rounding
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+    assert load_model(tmp_path / "two.safetensors").card.metrics
+    assert not list(tmp_path.glob("*.resume.pt"))
