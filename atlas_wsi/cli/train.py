@@ -36,11 +36,12 @@ def tiles(
     init: train_options.Init = None,
     epochs: train_options.Epochs = 30,
     backbone: Annotated[
-        Literal["atlas", "mambavision", "mambavision+msa"],
+        Literal["atlas", "mambavision", "mambavision+msa"] | None,
         typer.Option(
-            help="atlas and mambavision+msa see the whole slide, mambavision 256 px windows only."
+            help="atlas and mambavision+msa see the whole slide, mambavision 256 px windows only. "
+            "By default atlas, or that of --init."
         ),
-    ] = "atlas",
+    ] = None,
     dim: train_options.Dim = None,
     rate: train_options.Rate = 1.5e-3,
     megapixels: train_options.Megapixels = 0.8,

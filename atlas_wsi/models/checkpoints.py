@@ -209,18 +209,39 @@ def rename_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     CheckpointMismatchError
         If a name is not one of the published model's.
     """
-    out: dict[str, torch.Tensor] = {}
-    for published, value in state.items():
-        name = strip_prefixes(published)
-        new = _rename(name)
-        if new is None:
-            raise CheckpointMismatchError(
-                f"'{published}' is not a name of the published Atlas.",
-                hint="Is this an Atlas checkpoint?",
-            )
-        if new:
-            out[new] = value
+    out, unknown = rename_known(state)
+    if unknown:
+        raise CheckpointMismatchError(
+            f"'{unknown[0]}' is not a name of the published Atlas.",
+            hint="Is this an Atlas checkpoint?",
+        )
     return out
+
+
+def rename_known(
+    state: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Give those weights our names that a published Atlas has.
+
+    Parameters
+    ----------
+    state
+        As for `rename_published`.
+
+    Returns
+    -------
+    tuple
+        What `rename_published` gives, and the names that the published model does not have.
+    """
+    out: dict[str, torch.Tensor] = {}
+    unknown = []
+    for published, value in state.items():
+        new = _rename(strip_prefixes(published))
+        if new is None:
+            unknown.append(published)
+        elif new:
+            out[new] = value
+    return out, unknown
 
 
 def _rename(name: str) -> str | None:

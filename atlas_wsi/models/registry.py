@@ -87,22 +87,49 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Model:
     UnknownModelError
         If there is neither a model of this name nor such a file, or the hub is out of reach.
     """
-    shipped = shipped_models()
     name = str(name_or_path)
-    if name in shipped:
-        return Model.load(shipped[name])
     if name in TEST_CONFIGS:
         return _test_model(name)
-    if name.startswith(HUB):
-        return Model.load(_from_hub(name))
     if is_tile_classifier(name):
         raise UnknownModelError(
             f"{name} is no model of this program; a classifier of tiles knows no context.",
             hint="Only `atlas-wsi predict --model` (in Python: atlas_wsi.predict(slide, "
             "atlas_wsi.load_tile_classifier(path))) runs a folder with config.json.",
         )
+    path = find_file(name, files=(HUB_FILE,))
+    assert path is not None
+    return Model.load(path)
+
+
+def find_file(name: str, *, files: tuple[str, ...]) -> Path | None:
+    """Find the file of a model.
+
+    Parameters
+    ----------
+    name
+        A shipped name, a path or ``hf://owner/name@revision``.
+    files
+        Names that the file may have on a hub, best first.
+
+    Returns
+    -------
+    Path or None
+        The file, which may not be there; None for the models of `TEST_CONFIGS`.
+
+    Raises
+    ------
+    UnknownModelError
+        If this is no name, or the hub is out of reach.
+    """
+    shipped = shipped_models()
+    if name in shipped:
+        return shipped[name]
+    if name in TEST_CONFIGS:
+        return None
+    if name.startswith(HUB):
+        return _from_hub(name, files)
     if Path(name).exists() or "/" in name or name.endswith(".safetensors"):
-        return Model.load(name)
+        return Path(name)
     raise UnknownModelError(
         f"There is no model '{name}'; shipped are {', '.join(shipped) or 'none'}.",
         hint="Give one of these names or the path of a .safetensors file.",
@@ -157,30 +184,67 @@ def is_model(path: Path) -> bool:
         return False
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, files: tuple[str, ...]) -> Path:
     match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
     if not match:
         raise UnknownModelError(f"'{name}' is no hub id.", hint="Give hf://owner/name@revision.")
     repo, revision = match.groups()
+    return download(repo, files, revision=revision, what=name)
+
+
+def download(repo: str, files: tuple[str, ...], *, revision: str | None, what: str) -> Path:
+    """Take a file of a hub's repository from the cache, or else download it.
+
+    Parameters
+    ----------
+    repo
+        Owner and name.
+    files
+        Names that the file may have, best first.
+    revision
+        Branch, tag or commit; None for the newest.
+    what
+        What the user asked for, for the error.
+
+    Returns
+    -------
+    Path
+        In the cache of huggingface_hub.
+
+    Raises
+    ------
+    UnknownModelError
+        If none of the files is to be had.
+    """
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise UnknownModelError(
-            f"'{name}' needs huggingface_hub, which is not installed.",
+            f"'{what}' needs huggingface_hub, which is not installed.",
             hint="pip install 'atlas-wsi[hub]'",
         ) from error
-    try:
-        return Path(hf_hub_download(repo, HUB_FILE, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass  # not in the cache: ask the hub
-    try:
-        return Path(hf_hub_download(repo, HUB_FILE, revision=revision))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UnknownModelError(
-            f"{name} is not in the cache and the hub did not give it: {error}",
-            hint=f"Download {HUB_FILE} where there is a network and give its path.",
-        ) from error
+    for file in files:
+        try:
+            return Path(hf_hub_download(repo, file, revision=revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            continue  # not in the cache
+    reason: Exception | None = None
+    for file in files:
+        try:
+            return Path(hf_hub_download(repo, file, revision=revision))
+        except LocalEntryNotFoundError as error:  # the hub was not reached
+            reason = error
+            break
+        except EntryNotFoundError as error:  # the repository has no such file
+            reason = error
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = error
+            break
+    raise UnknownModelError(
+        f"{what} is not in the cache and the hub did not give it: {reason}",
+        hint=f"Download {' or '.join(files)} where there is a network and give its path.",
+    ) from reason
 
 
 def _test_model(name: str) -> Model:

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 class Recipe:
     """What decides a training run, beside the tiles."""
 
-    backbone: Backbone = "atlas"
-    """What makes the tokens, and whether coarse scales lie over them."""
-    dim: int = 128
-    """Channels at stride 16."""
-    depths: tuple[int, ...] = (1, 2)
-    """Blocks a stage."""
-    n_scales: int = 3
-    """Scales with parameters of their own."""
+    backbone: Backbone | None = None
+    """What makes the tokens, and whether coarse scales lie over them; None for what the weights
+    have that training starts from, else ``"atlas"``."""
+    dim: int | None = None
+    """Channels at stride 16; None for those of the start, else 128."""
+    depths: tuple[int, ...] | None = None
+    """Blocks a stage; None for those of the start, else (1, 2)."""
+    n_scales: int | None = None
+    """Scales with parameters of their own; None for those of the start, else 3."""
     epochs: float = 30.0
     """How often the pixels of the training tiles are seen."""
     megapixels: float = 0.8
@@ -44,4 +45,4 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        return asdict(self) | {"depths": list(self.depths)}
+        return asdict(self) | {"depths": None if self.depths is None else list(self.depths)}

@@ -147,9 +147,9 @@ def test_training_goes_on_from_a_model(trained, tile_folder):
     more = train_tiles(tile_folder, recipe=recipe, init=start, **common)
     for name, value in start.named_parameters():
         assert torch.allclose(value, more.get_parameter(name), atol=1e-3)
-    assert more.card.training["init"] == start.card.training
+    assert more.card.training["init"]["training"] == start.card.training
     wider = Recipe(**SMALL | {"dim": 64}, epochs=0.5)
-    with pytest.raises(CheckpointMismatchError, match="shape"):
+    with pytest.raises(CheckpointMismatchError, match="dim"):
         train_tiles(tile_folder, recipe=wider, init=start, **common)
 
 

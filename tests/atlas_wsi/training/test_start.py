@@ -1,0 +1,147 @@
+"""Training starts from what fits of other weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from easydict import EasyDict
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError
+from atlas_wsi.models import ModelCard, ModelClass, load_model
+from atlas_wsi.models.start import Start, load_start, take_weights
+from atlas_wsi.training.recipe import Recipe
+from atlas_wsi.training.run import train_tiles
+from atlas_wsi.training.start import new_model
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "atlas" / "a01_256_m8_l2_2s"
+WRAPPED = "module._orig_mod."
+
+
+def card_of(*names: str) -> ModelCard:
+    classes = tuple(ModelClass(name=name, color="#000000") for name in names)
+    return ModelCard(name="new", domain="slide", classes=classes, mpp=1.0)
+
+
+@pytest.fixture
+def published() -> dict[str, torch.Tensor]:
+    tensors = load_file(GOLDEN.with_suffix(".safetensors"))
+    return {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+
+
+def write_checkpoint(folder: Path, state: dict[str, torch.Tensor]) -> Path:
+    """Write what the published training script stores: wrapped names, arguments as EasyDict."""
+    stages = json.loads(GOLDEN.with_suffix(".json").read_text())["kwargs_list"]
+    arguments = EasyDict({"lr": 1e-3, "model": EasyDict(kwargs_list=stages)})
+    path = folder / "checkpoint.pth"
+    wrapped = {WRAPPED + name: value for name, value in state.items()}
+    torch.save({"model": wrapped, "args": arguments, "epoch": 3}, path)
+    return path
+
+
+def test_a_published_checkpoint_gives_its_encoder_and_its_sizes(tmp_path, published):
+    start = load_start(write_checkpoint(tmp_path, published))
+    model = new_model(2, card_of("a", "b"), Recipe(), start)
+    assert (model.config.dim, model.config.heads) == (32, 4)
+    stem = model.get_parameter("encoder.stem.conv1.weight")
+    assert torch.equal(stem, published["atlas_models.0.patch_embed.conv0.0.weight"])
+    assert torch.equal(model.get_parameter("encoder.fc_norm.weight"), published["fc_norm.weight"])
+    fresh = new_model(2, card_of("a", "b"), Recipe(dim=32, seed=1), None)
+    assert model.encoder.fc.weight.shape == fresh.encoder.fc.weight.shape  # 2 classes, not 10
+    told = model.card.training["init"]["taken"]
+    assert "fresh: encoder.fc, head.norms.0" in told
+    assert "not taken: encoder.fc" in told
+
+
+def test_safetensors_of_the_same_names_start_a_training_too(tmp_path, published):
+    path = tmp_path / "atlas.safetensors"
+    save_file({k: v.contiguous() for k, v in published.items()}, path)
+    from_torch = load_start(write_checkpoint(tmp_path, published))
+    found = load_start(path)
+    assert found.weights.keys() == from_torch.weights.keys()
+    assert found.config.dim == 32
+    assert found.config.heads == 1  # no arguments: 64 channels a head, as all published models
+
+
+def test_what_does_not_fit_is_left_and_told(tmp_path, published):
+    published["atlas_models.1.levels.0.blocks.0.blocks.0.attn.extra.weight"] = torch.zeros(3)
+    published["teacher.weight"] = torch.zeros(3)
+    del published["fc_norm.weight"]
+    start = load_start(write_checkpoint(tmp_path, published))
+    model = new_model(2, card_of("a", "b"), Recipe(n_scales=1), start)
+    assert model.config.n_scales == 1
+    taken = take_weights(model, start)
+    assert "encoder.fc_norm" in taken.fresh
+    assert any(".scales.1." in part for part in taken.left)
+    assert any("teacher" in part for part in taken.left)
+
+
+def test_a_model_starts_one_with_other_classes_with_a_fresh_head():
+    start = load_model("atlas_test")
+    model = new_model(2, card_of("a", "b"), Recipe(), start)
+    assert model.config.dim == start.config.dim
+    own, given = model.state_dict(), start.state_dict()
+    for name, value in own.items():
+        if name.startswith("encoder.") and not name.startswith("encoder.fc."):
+            assert torch.equal(value, given[name]), name
+    assert model.head.reads[0].weight.shape[0] == 2
+
+
+def test_the_head_goes_on_only_with_the_same_classes_in_the_same_order():
+    start = load_model("atlas_test")
+    names = start.card.class_names
+    same = new_model(3, card_of(*names), Recipe(seed=7), start)
+    turned = new_model(3, card_of(*names[::-1]), Recipe(seed=7), start)
+    assert torch.equal(same.head.reads[0].weight, start.head.reads[0].weight)
+    assert not torch.equal(turned.head.reads[0].weight, start.head.reads[0].weight)
+
+
+def test_weights_of_something_else_are_an_error(tmp_path):
+    path = tmp_path / "resnet.pth"
+    torch.save({"layer1.0.conv1.weight": torch.zeros(4, 4, 3, 3)}, path)
+    with pytest.raises(CheckpointMismatchError, match=r"layer1\.0\.conv1"):
+        load_start(path)
+    nothing = Start(name="x", config=None, weights={"encoder.stem.conv1.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointMismatchError, match="no weight fits"):
+        take_weights(load_model("atlas_test"), nothing)
+
+
+def test_another_size_than_the_starts_is_an_error():
+    with pytest.raises(CheckpointMismatchError, match="has the dim 16, asked for is 64"):
+        new_model(2, card_of("a", "b"), Recipe(dim=64), load_model("atlas_test"))
+
+
+def test_a_checkpoint_in_the_hubs_cache_starts_a_training(tmp_path, published, monkeypatch):
+    cache = tmp_path / "hub"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = cache / "models--owner--atlas"
+    (repo / "snapshots" / commit).mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    write_checkpoint(repo / "snapshots" / commit, published)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_start("hf://owner/atlas@main").config.dim == 32
+    with pytest.raises(UnknownModelError, match="not in the cache"):
+        load_start("hf://owner/other@main")
+
+
+def test_tiles_train_from_a_published_checkpoint(tmp_path, published, tile_folder):
+    model = train_tiles(
+        tile_folder,
+        name="on",
+        domain="scene",
+        mpp=1.0,
+        held_out=0.25,
+        recipe=Recipe(epochs=0.3, megapixels=0.1, checks=1, rate=1e-6),
+        init=load_start(write_checkpoint(tmp_path, published)),
+    )
+    known = published["atlas_models.0.patch_embed.conv0.0.weight"]
+    torch.testing.assert_close(model.encoder.stem.conv1.weight, known, atol=1e-3, rtol=0)
+    assert model.card.training["dim"] == 32
+    model.save(tmp_path / "on.safetensors")
+    assert load_model(tmp_path / "on.safetensors").config == model.config
