@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from atlas_wsi.errors import DatasetError
-from atlas_wsi.models.card import ModelCard, ModelClass, class_colors
-from atlas_wsi.training import parallel
-from atlas_wsi.training.calibration import fit_temperature
 from atlas_wsi.training.cards import card_text, split_text
-from atlas_wsi.training.evaluation import Evaluation, class_places, evaluate
-from atlas_wsi.training.loop import channel_statistics, train
-from atlas_wsi.training.metrics import color_baseline, confusion, summarise, tile_logits
+from atlas_wsi.training.evaluation import Evaluation, evaluate
+from atlas_wsi.training.fitting import About, Parts, count_by_class, fit, set_temperature
 from atlas_wsi.training.tiles import TileSet, read_tiles, split, split_three
 
 if TYPE_CHECKING:
@@ -23,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
     from typing import Literal
-
-    from numpy.typing import NDArray
 
     from atlas_wsi.models.model import Model
     from atlas_wsi.models.start import Start
@@ -183,59 +176,20 @@ def train_set(
     known, chosen, asked = split_three(
         tiles, held_out=held_out, validation=validation, seed=recipe.seed
     )
-    train_part, held_part = tiles.subset(known), tiles.subset(asked)
-    choice = tiles.subset(chosen) if len(chosen) else None
-    mean, std = channel_statistics(train_part.images)
-    colors = class_colors(len(tiles.classes))
-    card = ModelCard(
-        name=name,
-        domain=domain,
-        classes=tuple(
-            ModelClass(name=label, color=color)
-            for label, color in zip(tiles.classes, colors, strict=True)
-        ),
-        mpp=mpp,
-        mean=mean,
-        std=std,
-        split=split_text(tiles, held_part, held_out, recipe.seed, n_chosen=len(chosen)),
-        **(texts or {}),
-    )
-    model = train(
-        train_part,
-        card,
+    how = split_text(tiles, tiles.subset(asked), held_out, recipe.seed, n_chosen=len(chosen))
+    return fit(
+        tiles,
+        Parts(known=known, chosen=chosen, asked=asked),
+        About(name=name, domain=domain, mpp=mpp, texts={**(texts or {}), "split": how}),
         recipe,
+        facts={"held_out": held_out, "validation": validation},
+        stored=stored,
         init=init,
-        validation=choice,
         checkpoint=checkpoint,
         history=history,
         progress=progress,
         cancel=cancel,
     )
-    model.cpu().to(stored).float()
-    if parallel.rank() != 0:
-        return model
-    if choice is not None:
-        _set_temperature(model, choice)
-    found = evaluate(model, held_part, progress=progress)
-    guessed = color_baseline(
-        train_part.images, train_part.labels, held_part.images, len(tiles.classes)
-    )
-    color = summarise(confusion(held_part.labels, guessed, len(tiles.classes)))
-    metrics = dict(found.metrics) | {"ece": found.reliability.ece}
-    metrics |= {f"colour_baseline_{k}": v for k, v in color.items()}
-    model.card = model.card.model_copy(
-        update={
-            "metrics": {k: round(v, 4) for k, v in metrics.items()},
-            "confusion": tuple(tuple(row) for row in found.confusion.tolist()),
-            "training": model.card.training
-            | {
-                "held_out": held_out,
-                "validation": validation,
-                "tiles_by_class": _by_class(tiles, known),
-            },
-        }
-    )
-    return model
 
 
 def calibrate(
@@ -260,20 +214,8 @@ def calibrate(
         The other half, to measure it on.
     """
     measured, fitted = split(tiles, held_out=0.5, seed=seed)
-    _set_temperature(model, tiles.subset(fitted), progress=progress)
+    set_temperature(model, tiles.subset(fitted), progress=progress)
     return tiles.subset(measured)
-
-
-def _set_temperature(model: Model, tiles: TileSet, *, progress: Progress | None = None) -> None:
-    place = class_places(model, tiles)
-    logits, valid = tile_logits(model, tiles.images, progress=progress)
-    temperature = fit_temperature(logits, valid, place[tiles.labels])
-    model.card = model.card.model_copy(update={"temperature": round(temperature, 4)})
-
-
-def _by_class(tiles: TileSet, which: NDArray[np.int64]) -> dict[str, int]:
-    counts = np.bincount(tiles.labels[which], minlength=len(tiles.classes))
-    return dict(zip(tiles.classes, counts.tolist(), strict=True))
 
 
 def held_out_tiles(model: Model, tiles: TileSet) -> TileSet:
@@ -308,7 +250,7 @@ def held_out_tiles(model: Model, tiles: TileSet) -> TileSet:
         validation=float(facts.get("validation", 0)),
         seed=int(facts["seed"]),
     )
-    found = _by_class(tiles, known)
+    found = count_by_class(tiles, known)
     before = facts.get("tiles_by_class")
     fits = (
         all(before.get(k) == n for k, n in found.items())

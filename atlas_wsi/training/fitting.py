@@ -1,0 +1,208 @@
+"""Train on one part of some tiles, choose by a second, measure on a third, and say so in the card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from atlas_wsi.models.card import ModelCard, ModelClass, class_colors
+from atlas_wsi.training import parallel
+from atlas_wsi.training.calibration import fit_temperature
+from atlas_wsi.training.evaluation import class_places, evaluate
+from atlas_wsi.training.loop import channel_statistics, train
+from atlas_wsi.training.metrics import color_baseline, confusion, summarise, tile_logits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Literal
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.models.model import Model
+    from atlas_wsi.models.start import Start
+    from atlas_wsi.progress import CancelToken, Progress
+    from atlas_wsi.training.history import History
+    from atlas_wsi.training.recipe import Recipe
+    from atlas_wsi.training.tiles import TileSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Parts:
+    """Which tiles a model is made with."""
+
+    known: NDArray[np.int64]
+    """Places of the tiles that it is trained on."""
+    chosen: NDArray[np.int64]
+    """Those that choose the weights and the temperature; may be empty."""
+    asked: NDArray[np.int64]
+    """Those that it is measured on, once; may be empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What a card says beside what training finds out."""
+
+    name: str
+    """Name of the model."""
+    domain: Literal["slide", "scene"]
+    """Stained tissue, or land."""
+    mpp: float
+    """Micrometres a pixel of the tiles."""
+    texts: Mapping[str, Any] | None = None
+    """``licence``, ``data``, ``limits`` and ``split`` of the card."""
+
+    def card(self, tiles: TileSet) -> ModelCard:
+        """Make the card of a model before training.
+
+        Parameters
+        ----------
+        tiles
+            What it will be trained on.
+
+        Returns
+        -------
+        ModelCard
+            With the tiles' classes and mean colours.
+        """
+        mean, std = channel_statistics(tiles.images)
+        colors = class_colors(len(tiles.classes))
+        return ModelCard(
+            name=self.name,
+            domain=self.domain,
+            classes=tuple(
+                ModelClass(name=label, color=color)
+                for label, color in zip(tiles.classes, colors, strict=True)
+            ),
+            mpp=self.mpp,
+            mean=mean,
+            std=std,
+            **(self.texts or {}),
+        )
+
+
+def fit(
+    tiles: TileSet,
+    parts: Parts,
+    about: About,
+    recipe: Recipe,
+    *,
+    facts: Mapping[str, Any],
+    stored: torch.dtype = torch.float32,
+    init: Model | Start | None = None,
+    checkpoint: Path | None = None,
+    history: History | None = None,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Model:
+    """Train, choose, calibrate and measure a model.
+
+    Parameters
+    ----------
+    tiles
+        All tiles.
+    parts
+        What each of them is for.
+    about
+        Name, domain and texts of the card.
+    recipe
+        Sizes, length and seed.
+    facts
+        Added to what the card says of the training.
+    stored
+        Type the weights will be stored in; they are rounded to it before they are measured.
+    init
+        Whose weights to take where they fit, and sizes that the recipe leaves open.
+    checkpoint
+        File to go on from after a kill.
+    history
+        Filled with the training curve.
+    progress
+        Told how far the work is.
+    cancel
+        Stops the training.
+
+    Returns
+    -------
+    Model
+        On the CPU; of several processes only the first one's is calibrated and measured.
+    """
+    train_part = tiles.subset(parts.known)
+    choice = tiles.subset(parts.chosen) if len(parts.chosen) else None
+    model = train(
+        train_part,
+        about.card(train_part),
+        recipe,
+        init=init,
+        validation=choice,
+        checkpoint=checkpoint,
+        history=history,
+        progress=progress,
+        cancel=cancel,
+    )
+    model.cpu().to(stored).float()
+    if parallel.rank() != 0:
+        return model
+    if choice is not None:
+        set_temperature(model, choice)
+    found = _figures(model, train_part, tiles.subset(parts.asked), progress)
+    told = {**model.card.training, **facts, "tiles_by_class": count_by_class(tiles, parts.known)}
+    model.card = model.card.model_copy(update=found | {"training": told})
+    return model
+
+
+def _figures(
+    model: Model, known: TileSet, held: TileSet, progress: Progress | None
+) -> dict[str, Any]:
+    """Return metrics and confusion for the card; nothing without held-out tiles."""
+    if not len(held):
+        return {}
+    found = evaluate(model, held, progress=progress)
+    guessed = color_baseline(known.images, known.labels, held.images, len(held.classes))
+    color = summarise(confusion(held.labels, guessed, len(held.classes)))
+    metrics = dict(found.metrics) | {"ece": found.reliability.ece}
+    metrics |= {f"colour_baseline_{k}": v for k, v in color.items()}
+    return {
+        "metrics": {k: round(v, 4) for k, v in metrics.items()},
+        "confusion": tuple(tuple(row) for row in found.confusion.tolist()),
+    }
+
+
+def set_temperature(model: Model, tiles: TileSet, *, progress: Progress | None = None) -> None:
+    """Fit a model's temperature and put it into its card.
+
+    Parameters
+    ----------
+    model
+        The model.
+    tiles
+        Tiles that it was neither trained nor will be measured on.
+    progress
+        Told how many tiles are done.
+    """
+    place = class_places(model, tiles)
+    logits, valid = tile_logits(model, tiles.images, progress=progress)
+    temperature = fit_temperature(logits, valid, place[tiles.labels])
+    model.card = model.card.model_copy(update={"temperature": round(temperature, 4)})
+
+
+def count_by_class(tiles: TileSet, which: NDArray[np.int64]) -> dict[str, int]:
+    """Count some tiles by class.
+
+    Parameters
+    ----------
+    tiles
+        All tiles.
+    which
+        Places of those to count.
+
+    Returns
+    -------
+    dict
+        How many, by the class's name.
+    """
+    counts = np.bincount(tiles.labels[which], minlength=len(tiles.classes))
+    return dict(zip(tiles.classes, counts.tolist(), strict=True))
