@@ -25,6 +25,8 @@ _MIN_TISSUE_UM2, _MAX_HOLE_UM2 = 5_000.0, 5_000.0
 _INK_WIDTH_UM = 100.0
 _JOIN_UM, _MAX_FAT_UM2 = 20.0, 40_000.0
 _COUNTED_PIXELS = 1_000_000
+_SMOOTH, _REACH = 0.7, 3  # of the Gaussian, in pixels; beyond four sigmas it is cut
+_STRIP_ROWS = 256
 
 
 def find_tissue(
@@ -130,23 +132,25 @@ def _find_lit(picture: Source, valid: Mask, cell_um: float) -> Mask:
 
 def _find_stained(rgb: Source, valid: Mask, cell_um: float) -> tuple[Mask, Mask]:
     """Tell what is stained, and what is ink."""
-    from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu
 
     glass = _glass_color(rgb, valid)
-    is_dark = rgb.max(axis=0) < 70
-    is_grey = rgb.max(axis=0) - rgb.min(axis=0) < 12
-    density = np.empty(rgb.shape, np.float32)
-    for channel, white, smooth in zip(rgb, glass, density, strict=True):
-        gaussian_filter(channel, 0.7, output=smooth)
-        smooth += 1
-        np.divide(white + 1, smooth, out=smooth)
-        np.log(smooth, out=smooth)
-        np.maximum(smooth, 0, out=smooth)
-    is_grey |= density.max(axis=0) - density.min(axis=0) < 0.45
-    ink = _find_ink(density, is_dark & is_grey, cell_um)
-    # Glass and dust may be greenish, which no common stain is: green as the palest is no colour.
-    stain = density.max(axis=0) - np.minimum(density[0], density[2])
+    stain = np.empty(valid.shape, np.float32)
+    is_dense, is_inked, is_faded = np.empty((3, *valid.shape), bool)
+    for row in range(0, len(valid), _STRIP_ROWS):  # what is between takes many times the picture
+        rows = slice(row, row + _STRIP_ROWS)
+        near = slice(max(0, row - _REACH), row + _STRIP_ROWS + _REACH)
+        inner = slice(row - near.start, row - near.start + len(valid[rows]))
+        picture, density = rgb[:, rows], _density(rgb[:, near], glass)[:, inner]
+        is_dark = picture.max(axis=0) < 70
+        is_grey = picture.max(axis=0) - picture.min(axis=0) < 12
+        is_grey |= density.max(axis=0) - density.min(axis=0) < 0.45
+        is_inked[rows], is_faded[rows] = _inks(density)
+        is_inked[rows] |= is_dark & is_grey
+        # Glass and dust may be greenish, which no common stain is: green as the palest is no colour.
+        stain[rows] = density.max(axis=0) - np.minimum(density[0], density[2])
+        is_dense[rows] = density.min(axis=0) > _NEUTRAL_DENSITY
+    ink = _find_ink(is_inked, is_faded, cell_um)
     judged = stain[valid & ~ink]
     if judged.size == 0:
         return np.zeros(valid.shape, bool), ink
@@ -155,8 +159,21 @@ def _find_stained(rgb: Source, valid: Mask, cell_um: float) -> tuple[Mask, Mask]
     if judged.max() > judged.min():
         split = threshold_otsu(judged)  # type: ignore[no-untyped-call]
         threshold = float(np.clip(split, _STAIN_FLOOR, _STAIN_CEILING))
-    tissue = (stain > threshold) | (density.min(axis=0) > _NEUTRAL_DENSITY)
-    return tissue & ~ink & valid, ink
+    return ((stain > threshold) | is_dense) & ~ink & valid, ink
+
+
+def _density(rgb: Source, glass: Picture) -> Picture:
+    """Return the optical density of a slightly smoothed picture."""
+    from scipy.ndimage import gaussian_filter
+
+    density = np.empty(rgb.shape, np.float32)
+    for channel, white, smooth in zip(rgb, glass, density, strict=True):
+        gaussian_filter(channel, _SMOOTH, output=smooth)
+        smooth += 1
+        np.divide(white + 1, smooth, out=smooth)
+        np.log(smooth, out=smooth)
+        np.maximum(smooth, 0, out=smooth)
+    return density
 
 
 def _glass_color(rgb: Source, valid: Mask) -> Picture:
@@ -180,27 +197,30 @@ def _glass_color(rgb: Source, valid: Mask) -> Picture:
     return color
 
 
-def _find_ink(density: Picture, is_black: Mask, cell_um: float) -> Mask:
-    from scipy.ndimage import binary_opening
-    from skimage.filters import apply_hysteresis_threshold
-    from skimage.morphology import disk
-
+def _inks(density: Picture) -> tuple[Mask, Mask]:
+    """Tell the hues of ink, and those that only the faded edge of a stroke has."""
     red, green, blue = density
     is_green = (green < 0.5 * red) & (green <= blue) & (red > 0.25)
     is_blue = (red > 0.6) & (blue < 0.25 * red) & (green > 0.4 * red) & (green < 0.85 * red)
     # Blood is red too, but absorbs blue no less than green.
     is_red = (green > 1.2) & (blue > 0.72 * green) & (red < 0.35 * green)
     is_red &= (blue < 0.95 * green) | (red < 0.12 * green)
-    colored: Mask = is_green | is_blue | is_red | is_black
+    # The edge has the hue of the stroke, more weakly. (Pale red is the hue of eosin.)
+    is_faded = (red > 0.08) & (green < 0.6 * red) & (green <= 1.1 * blue)
+    is_faded |= (red > 0.1) & (blue < 0.2 * red) & (green > 0.4 * red) & (green < 0.85 * red)
+    return is_green | is_blue | is_red, is_faded
+
+
+def _find_ink(is_inked: Mask, is_faded: Mask, cell_um: float) -> Mask:
+    """Keep broad strokes, and the edges that belong to them."""
+    from scipy.ndimage import binary_opening, binary_propagation
+    from skimage.morphology import disk
+
+    if not is_inked.any():
+        return is_inked
     radius = max(1, round(_INK_WIDTH_UM / 2 / cell_um))
-    if not colored.any():
-        return colored
-    core = binary_opening(colored, disk(radius))  # type: ignore[no-untyped-call]
-    # The faded edge of a stroke has its hue, more weakly. (Pale red is the hue of eosin.)
-    edge = colored | ((red > 0.08) & (green < 0.6 * red) & (green <= 1.1 * blue))
-    edge |= (red > 0.1) & (blue < 0.2 * red) & (green > 0.4 * red) & (green < 0.85 * red)
-    ink: Mask = apply_hysteresis_threshold(edge.astype(np.uint8) + core, 0, 1)  # type: ignore[no-untyped-call]
-    return ink
+    core = binary_opening(is_inked, disk(radius))  # type: ignore[no-untyped-call]
+    return np.asarray(binary_propagation(core, mask=is_inked | is_faded), bool)
 
 
 def _close(mask: Mask, cell_um: float) -> Mask:
@@ -218,19 +238,29 @@ def _close(mask: Mask, cell_um: float) -> Mask:
 
 def _fill_holes(mask: Mask, max_um2: float, cell_um: float) -> Mask:
     from scipy.ndimage import binary_fill_holes
-    from skimage.morphology import remove_small_objects
 
     holes = binary_fill_holes(mask) & ~mask
-    large = remove_small_objects(holes, max_size=_cells(max_um2, cell_um))
-    return np.asarray(mask | (holes & ~large), bool)
+    return np.asarray(mask | (holes & ~_keep_large(holes, _cells(max_um2, cell_um))), bool)
 
 
 def _clean(mask: Mask, allowed: Mask, cell_um: float) -> Mask:
-    from skimage.morphology import remove_small_objects
-
     smallest = min(_cells(_MIN_TISSUE_UM2, cell_um), int(0.02 * mask.size))
-    mask = remove_small_objects(mask, max_size=smallest, connectivity=2)
+    mask = _keep_large(mask, smallest, diagonal=True)
     return _fill_holes(mask, _MAX_HOLE_UM2, cell_um) & allowed
+
+
+def _keep_large(mask: Mask, max_cells: int, *, diagonal: bool = False) -> Mask:
+    """Keep the parts of more than so many cells (scikit-image takes 8 bytes more a cell)."""
+    from scipy.ndimage import generate_binary_structure, label
+
+    parts = np.empty(mask.shape, np.int32)
+    n = label(mask, generate_binary_structure(2, 2 if diagonal else 1), output=parts)
+    sizes = np.zeros(n + 1, np.int64)
+    for row in range(0, len(parts), 64):  # bincount makes a copy of 64-bit numbers
+        sizes += np.bincount(parts[row : row + 64].ravel(), minlength=n + 1)
+    is_large = sizes > max_cells
+    is_large[0] = False
+    return np.asarray(is_large[parts], bool)
 
 
 def _cells(area_um2: float, cell_um: float) -> int:
