@@ -64,16 +64,21 @@ class TissueMask:
         """
         # The mask is constant in each of its cells, so its double integral is bilinear between
         # their corners: interpolating the summed-area table is exact.
-        table = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1))
-        table[1:, 1:] = self.mask.cumsum(0, dtype=np.float64).cumsum(1)
+        filled = [np.flatnonzero(self.mask.any(axis=1 - axis)) for axis in (0, 1)]
+        if not filled[0].size:
+            return np.zeros(grid.shape, np.float32)
+        part_of = tuple(slice(int(at[0]), int(at[-1]) + 1) for at in filled)
+        mask = self.mask[part_of]
+        table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+        np.cumsum(mask, axis=0, out=table[1:, 1:])
+        np.cumsum(table, axis=1, out=table)
         cell_area = 1.0
         for axis in (0, 1):
             step = grid.step_px[axis] / self.grid.step_px[axis]
             offset = (grid.origin_px[axis] - self.grid.origin_px[axis]) / self.grid.step_px[axis]
-            edges = np.clip(
-                offset + step * np.arange(grid.shape[axis] + 1), 0, self.mask.shape[axis]
-            )
-            below = np.minimum(edges.astype(np.intp), self.mask.shape[axis] - 1)
+            offset -= filled[axis][0]
+            edges = np.clip(offset + step * np.arange(grid.shape[axis] + 1), 0, mask.shape[axis])
+            below = np.minimum(edges.astype(np.intp), mask.shape[axis] - 1)
             part = (edges - below).reshape((-1, 1) if axis == 0 else (1, -1))
             table = (1 - part) * table.take(below, axis) + part * table.take(below + 1, axis)
             table = np.diff(table, axis=axis)
