@@ -16,6 +16,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable . --group dev
+	# It asks for a dask older than the pinned one, for parts of it that the tests do not use.
+	$(BIN)/python -m pip install --quiet --no-deps spatialdata==0.7.3
 	@touch $@
 
 demo: $(READY)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from atlas_wsi.heatmap.regions import find_regions
     from atlas_wsi.heatmap.write import open_result
     from atlas_wsi.inference.predict import choose_model, predict
+    from atlas_wsi.interop.export import export_result
     from atlas_wsi.models.model import Model
     from atlas_wsi.models.registry import load_model, shipped_models
     from atlas_wsi.models.wsinfer import TileClassifier, load_tile_classifier
@@ -47,6 +48,7 @@ _HOME = {
     "WindowGrid": "atlas_wsi.tissue.windows",
     "archive_status": "atlas_wsi.batch.status",
     "choose_model": "atlas_wsi.inference.predict",
+    "export_result": "atlas_wsi.interop.export",
     "fetch_sample": "atlas_wsi.slides.samples",
     "find_regions": "atlas_wsi.heatmap.regions",
     "load_model": "atlas_wsi.models.registry",
@@ -79,6 +81,7 @@ __all__ = [
     "__version__",
     "archive_status",
     "choose_model",
+    "export_result",
     "fetch_sample",
     "find_regions",
     "load_model",

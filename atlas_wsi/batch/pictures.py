@@ -46,42 +46,52 @@ def write_pictures(
     """
     picture = Image.fromarray(backdrop(heatmap, thumbnail))
     levels = _write_tiles(picture, folder / "tiles")
-    overlay = _overlay(heatmap)
-    overlay.save(folder / "classes.png", optimize=True)
+    classes, where = overlay(heatmap), place(heatmap)
+    classes.save(folder / "classes.png", optimize=True)
     small = picture.convert("RGB")
     small.thumbnail((SMALL_PX, SMALL_PX))
-    place = _place(heatmap)
-    over = overlay.resize(
-        (max(1, round(place["width"] * small.width)), max(1, round(place["height"] * small.width))),
+    over = classes.resize(
+        (max(1, round(where["width"] * small.width)), max(1, round(where["height"] * small.width))),
         Image.Resampling.NEAREST,
     )
     over.putalpha(over.getchannel("A").point(lambda alpha: alpha * 2 // 3))
-    at = (round(place["x"] * small.width), round(place["y"] * small.width))
+    at = (round(where["x"] * small.width), round(where["y"] * small.width))
     small.paste(over, at, over)
     small.save(folder / "small.jpg", quality=_QUALITY)
-    return {"width": picture.width, "height": picture.height, "levels": levels, "classes": place}
+    return {"width": picture.width, "height": picture.height, "levels": levels, "classes": where}
 
 
 def _write_tiles(picture: Image.Image, folder: Path) -> int:
     """Write a Deep Zoom pyramid; level 0 is one pixel, each next level twice as large."""
     top = max(0, math.ceil(math.log2(max(picture.size))))
     for level in range(top, -1, -1):
-        place = folder / str(level)
-        place.mkdir(parents=True)
+        tiles = folder / str(level)
+        tiles.mkdir(parents=True)
         for row in range(math.ceil(picture.height / TILE_PX)):
             for col in range(math.ceil(picture.width / TILE_PX)):
                 left, upper = col * TILE_PX, row * TILE_PX
                 right = min(left + TILE_PX, picture.width)
                 lower = min(upper + TILE_PX, picture.height)
                 tile = picture.crop((left, upper, right, lower))
-                tile.save(place / f"{col}_{row}.jpg", quality=_QUALITY)
+                tile.save(tiles / f"{col}_{row}.jpg", quality=_QUALITY)
         half = (math.ceil(picture.width / 2), math.ceil(picture.height / 2))
         picture = picture.resize(half, Image.Resampling.BOX)
     return top
 
 
-def _overlay(heatmap: Heatmap) -> Image.Image:
-    """Colour cells by class, more strongly the more probable; several pixels a cell."""
+def overlay(heatmap: Heatmap) -> Image.Image:
+    """Colour cells by class, more strongly the more probable.
+
+    Parameters
+    ----------
+    heatmap
+        The result.
+
+    Returns
+    -------
+    Image.Image
+        RGBA, several pixels a cell, clear where nothing was predicted.
+    """
     winner = heatmap.argmax()
     known = winner >= 0
     top = np.where(known, heatmap.probabilities.astype(np.float32), 0).max(axis=0)
@@ -96,7 +106,19 @@ def _overlay(heatmap: Heatmap) -> Image.Image:
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
 
 
-def _place(heatmap: Heatmap) -> dict[str, float]:
+def place(heatmap: Heatmap) -> dict[str, float]:
+    """Tell where the classes lie on a picture of the slide.
+
+    Parameters
+    ----------
+    heatmap
+        The result.
+
+    Returns
+    -------
+    dict
+        ``x``, ``y``, ``width`` and ``height`` in widths of the slide.
+    """
     grid, cols = heatmap.grid, heatmap.slide.shape[1]
     return {
         "x": grid.origin_px[1] / cols,

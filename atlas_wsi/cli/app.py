@@ -17,6 +17,7 @@ from atlas_wsi.cli import (
     doctor,
     embed,
     evaluate,
+    export,
     info,
     models,
     predict,
@@ -89,6 +90,7 @@ app.command("info")(info.info)
 app.command("view")(view.view)
 app.command("tissue")(tissue.tissue)
 app.command("embed")(embed.embed)
+app.command("export")(export.export)
 app.command("sample")(sample.sample)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)

@@ -1,0 +1,73 @@
+"""A result as one page that needs nothing but a browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from PIL import Image
+
+from atlas_wsi.batch.pictures import overlay, place
+from atlas_wsi.heatmap.png import backdrop
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.heatmap.heatmap import Heatmap
+
+_UNITS = {"mm2": "mm²", "m2": "m²"}
+
+
+def write_html(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> tuple[str, ...]:
+    """Write a page with the slide, the classes over it, and the areas; pictures are inside it.
+
+    Parameters
+    ----------
+    heatmap
+        The result.
+    path
+        The file to write.
+    thumbnail
+        The whole slide in small, `(rows, cols, channels)`; None draws the tissue mask.
+
+    Returns
+    -------
+    tuple[str, ...]
+        Nothing to warn of.
+    """
+    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = resources.files("atlas_wsi.interop") / "result.html.j2"
+    areas = heatmap.areas()
+    total = sum(areas.values())
+    classes = [
+        {
+            "name": name,
+            "color": color,
+            "area": areas[name],
+            "share": areas[name] / total if total else 0.0,
+            "score": heatmap.scores.get(name),
+        }
+        for name, color in zip(heatmap.classes, heatmap.colors, strict=True)
+    ]
+    text = pages.from_string(template.read_text(encoding="utf-8")).render(
+        heatmap=heatmap,
+        classes=sorted(classes, key=lambda c: -c["share"]),
+        total=total,
+        unit=_UNITS[heatmap.area_unit],
+        place=place(heatmap),
+        picture=_inline(Image.fromarray(backdrop(heatmap, thumbnail)), "JPEG"),
+        overlay=_inline(overlay(heatmap), "PNG"),
+    )
+    path.write_text(text, encoding="utf-8")
+    return ()
+
+
+def _inline(picture: Image.Image, kind: str) -> str:
+    file = io.BytesIO()
+    picture.save(file, format=kind, quality=85)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,138 @@
+"""A heatmap as a list of tiles: tables and HDF5 that tools for slide labels read."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from atlas_wsi.errors import ResultError
+from atlas_wsi.heatmap.hdf5 import Features
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.heatmap.hdf5 import Flavor
+    from atlas_wsi.heatmap.heatmap import Heatmap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tiles:
+    """The cells of a heatmap for which there is a prediction, row by row."""
+
+    boxes: NDArray[np.int64]
+    """`(tiles, 4)`: level-0 `x0, y0, x1, y1`; neighbours share edges, none leaves the slide."""
+    probabilities: NDArray[np.float32]
+    """`(tiles, classes)`."""
+
+
+def predicted_tiles(heatmap: Heatmap) -> Tiles:
+    """List the cells for which there is a prediction.
+
+    Parameters
+    ----------
+    heatmap
+        The result.
+
+    Returns
+    -------
+    Tiles
+        Their places and probabilities.
+    """
+    rows, cols = np.nonzero(heatmap.argmax() >= 0)
+    y, x = (
+        np.clip(np.rint(origin + step * np.arange(n + 1)), 0, size).astype(np.int64)
+        for origin, step, n, size in zip(
+            heatmap.grid.origin_px,
+            heatmap.grid.step_px,
+            heatmap.grid.shape,
+            heatmap.slide.shape,
+            strict=True,
+        )
+    )
+    boxes = np.column_stack([x[cols], y[rows], x[cols + 1], y[rows + 1]])
+    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    found = heatmap.probabilities[:, rows, cols].T.astype(np.float32)
+    return Tiles(boxes=boxes[inside], probabilities=found[inside])
+
+
+def write_csv(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
+    """Write a row a tile, with the columns of WSInfer.
+
+    Parameters
+    ----------
+    heatmap
+        The result.
+    path
+        The file to write.
+
+    Returns
+    -------
+    tuple[str, ...]
+        Nothing to warn of.
+    """
+    tiles = predicted_tiles(heatmap)
+    x0, y0, x1, y1 = tiles.boxes.T
+    places = np.column_stack([x0, y0, x1 - x0, y1 - y0]).tolist()
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        names = [f"prob_{name}" for name in heatmap.classes]
+        table.writerow(["minx", "miny", "width", "height", *names])
+        for place, found in zip(places, tiles.probabilities.tolist(), strict=True):
+            table.writerow([*place, *(f"{p:.6g}" for p in found)])
+    return ()
+
+
+def write_hdf5(heatmap: Heatmap, path: Path, flavor: Flavor) -> tuple[str, ...]:
+    """Write where the tiles lie, with their class probabilities in the place of features.
+
+    Parameters
+    ----------
+    heatmap
+        The result.
+    path
+        The file to write.
+    flavor
+        Whose layout.
+
+    Returns
+    -------
+    tuple[str, ...]
+        That these are no features of an encoder.
+
+    Raises
+    ------
+    ResultError
+        If the cells are not square, or there is none.
+    """
+    step_y, step_x = heatmap.grid.step_px
+    if abs(step_y - step_x) > 0.01 * step_x:
+        raise ResultError(
+            f"The cells of {heatmap.slide.name} have {step_x:.1f} x {step_y:.1f} pixels; the "
+            "HDF5 layouts know square tiles only.",
+            hint="Use --to wsinfer-csv.",
+        )
+    tiles = predicted_tiles(heatmap)
+    if not len(tiles.boxes):
+        raise ResultError(f"{heatmap.slide.name} has no cell with a prediction.")
+    mpp = (heatmap.run.mpp_used or heatmap.slide.mpp)[1]
+    Features(
+        values=tiles.probabilities,
+        coords=tiles.boxes[:, :2],
+        tile_px=round(step_x * heatmap.slide.mpp[1] / mpp),
+        tile_px_level0=round(step_x),
+        mpp=mpp,
+        slide_mpp=heatmap.slide.mpp[1],
+        slide_shape=heatmap.slide.shape,
+        name=heatmap.slide.name,
+        encoder=f"{heatmap.run.model.name}-probabilities",
+        sha256=heatmap.run.model.sha256,
+        notes={"features": "class probabilities", "classes": "\n".join(heatmap.classes)},
+    ).write(path, flavor=flavor, overwrite=True)
+    n = len(heatmap.classes)
+    said = f"{heatmap.slide.name}: the features are the {n} class probabilities of"
+    return (f"{said} each tile; `atlas-wsi embed` writes those of the encoder.",)
