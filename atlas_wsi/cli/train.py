@@ -27,6 +27,7 @@ def tiles(
     domain: train_options.Domain = "slide",
     name: train_options.Name = None,
     held_out: train_options.HeldOut = 0.2,
+    folds: train_options.Folds = 0,
     validation: train_options.Validation = 0.0,
     patience: train_options.Patience = 0,
     work_mpp: Annotated[
@@ -57,19 +58,26 @@ def tiles(
     FOLDER holds a folder a class. A groups.csv in it (columns path, class, group) keeps copies and
     tiles of one patient on one side of the split. Beside the model its card is written
     (.card.md, .card.json) and the curve (.training.csv, .training.png). A training that was
-    killed goes on when the same command is given again.
+    killed goes on when the same command is given again. With --folds the models of the folds
+    (.fold0.safetensors, ...), their figures (.folds.json, .folds.csv) and the prediction of every
+    tile by the model that did not see it (.predictions.csv) are written too.
     """
     import torch
 
     from atlas_wsi.models.start import load_start
     from atlas_wsi.training import parallel
+    from atlas_wsi.training.cross import train_folds
+    from atlas_wsi.training.fitting import About
     from atlas_wsi.training.history import History
     from atlas_wsi.training.recipe import Recipe
     from atlas_wsi.training.run import train_tiles
+    from atlas_wsi.training.tiles import read_tiles
 
     name = train_options.check(
         out, name=name, dim=dim, overwrite=overwrite, patience=patience, validation=validation
     )
+    if folds == 1:
+        raise typer.BadParameter("--folds must be 2 or more, or 0")
     if work_mpp is not None and work_mpp <= 0:
         raise typer.BadParameter("--work-mpp must be above 0")
     recipe = Recipe(
@@ -84,28 +92,48 @@ def tiles(
     )
     history = History()
     dtype = torch.float16 if half else torch.float32
+    zoom = mpp / (work_mpp or mpp)
     with parallel.joined():
         quiet = quiet or parallel.rank() != 0
         with console.progress_of(out.stem, quiet=quiet or as_json) as report:
-            model = train_tiles(
-                folder,
-                name=name,
-                domain=domain,
-                mpp=mpp,
-                recipe=recipe,
-                held_out=held_out,
-                validation=validation,
-                zoom=mpp / (work_mpp or mpp),
-                stored=dtype,
-                init=load_start(init) if init else None,
-                checkpoint=out.with_suffix(".resume.pt"),
-                history=history,
-                progress=report,
-            )
+            start = load_start(init) if init else None
+            if folds:
+                model, found = train_folds(
+                    read_tiles(folder, zoom=zoom, progress=report),
+                    About(name=name, domain=domain, mpp=mpp / zoom),
+                    recipe,
+                    n=folds,
+                    out=out,
+                    validation=validation,
+                    facts={"zoom": zoom},
+                    stored=dtype,
+                    init=start,
+                    overwrite=overwrite,
+                    history=history,
+                    progress=report,
+                )
+            else:
+                model = train_tiles(
+                    folder,
+                    name=name,
+                    domain=domain,
+                    mpp=mpp,
+                    recipe=recipe,
+                    held_out=held_out,
+                    validation=validation,
+                    zoom=zoom,
+                    stored=dtype,
+                    init=start,
+                    checkpoint=out.with_suffix(".resume.pt"),
+                    history=history,
+                    progress=report,
+                )
         if parallel.rank() == 0:
             train_options.finish(
                 model, out, dtype=dtype, history=history, quiet=quiet, as_json=as_json
             )
+            if folds:
+                train_options.say_folds(found, out, quiet=quiet or as_json)
 
 
 train_app.command("regions")(train_regions.regions)

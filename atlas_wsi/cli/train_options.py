@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from atlas_wsi.models.model import Model
+    from atlas_wsi.training.cross import CrossValidation
     from atlas_wsi.training.history import History
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -58,6 +59,15 @@ Precision = Annotated[
     typer.Option(help="Of the products; auto takes bfloat16 where the processor has it."),
 ]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same model.", min=0)]
+Folds = Annotated[
+    int,
+    typer.Option(
+        help="Cross-validate: a model a fold, then one of all tiles; --held-out is not used. "
+        "0: no folds.",
+        min=0,
+        max=100,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
@@ -116,3 +126,14 @@ def finish(
         return
     console.say(card.read_text(encoding="utf-8"), quiet=quiet)
     console.say(f"{out}\n{card}\n{curve}", quiet=quiet)
+
+
+def say_folds(found: CrossValidation, out: Path, *, quiet: bool) -> None:
+    """Tell the figures of the folds."""
+    for name, (mean, sd) in found.spread().items():
+        if not name.startswith(("recall ", "colour_baseline_")):
+            console.say(f"{name:<20} {mean:.3f} +- {sd:.3f} over the folds", quiet=quiet)
+    for fold in found.folds:
+        console.say(str(fold.path), quiet=quiet)
+    for suffix in (".folds.json", ".folds.csv", ".predictions.csv"):
+        console.say(str(out.with_suffix(suffix)), quiet=quiet)

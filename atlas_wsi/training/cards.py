@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from atlas_wsi.models.card import ModelCard
+    from atlas_wsi.models.model import Model
     from atlas_wsi.training.tiles import TileSet
 
 
@@ -93,3 +97,54 @@ def split_text(tiles: TileSet, held: TileSet, share: float, seed: int, *, n_chos
             else ""
         )
     )
+
+
+def folds_text(tiles: TileSet, n: int, seed: int, *, fold: int | None) -> str:
+    """Say how the tiles of a cross-validation were kept apart.
+
+    Parameters
+    ----------
+    tiles
+        All tiles.
+    n
+        How many folds.
+    seed
+        Decided which tile is in which.
+    fold
+        Number of the fold that was held out; None for the model of all tiles.
+
+    Returns
+    -------
+    str
+        A sentence or three.
+    """
+    groups = f"{len(set(tiles.groups))} groups" if tiles.is_grouped else "no groups were given"
+    whole = f"{n} folds of {len(tiles)} tiles ({groups}), every class in each, seed {seed}."
+    if fold is not None:
+        return f"Fold {fold} held out, of {whole}"
+    return (
+        f"Cross-validation: {whole} The figures are those of a model a fold on the tiles that it "
+        "did not see, all folds together. This model was then trained on all tiles, with the same "
+        "recipe; it was not measured itself."
+    )
+
+
+def write_card(model: Model, path: Path) -> tuple[Path, Path]:
+    """Write a model's card beside its file, for people and for programs.
+
+    Parameters
+    ----------
+    model
+        The model.
+    path
+        The model's file.
+
+    Returns
+    -------
+    tuple
+        ``.card.md`` and ``.card.json``.
+    """
+    text, data = path.with_suffix(".card.md"), path.with_suffix(".card.json")
+    data.write_text(json.dumps(model.card.model_dump(mode="json"), indent=2), encoding="utf-8")
+    text.write_text(card_text(model.card), encoding="utf-8")
+    return text, data

@@ -12,7 +12,7 @@ from atlas_wsi.training.metrics import confusion, predict_tiles, summarise
 from atlas_wsi.training.scores import Interval, Reliability, class_scores, reliability
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -80,24 +80,55 @@ def evaluate(model: Model, tiles: TileSet, *, progress: Progress | None = None) 
     Evaluation
         Over the model's classes.
     """
-    names = model.card.class_names
     labels = class_places(model, tiles)[tiles.labels]
     probabilities = predict_tiles(model, tiles.images, progress=progress)
-    counts = confusion(labels, probabilities.argmax(axis=1), len(names))
+    names, temperature = model.card.class_names, model.card.temperature
+    return measure(names, labels, probabilities, tiles.groups, temperature=temperature)
+
+
+def measure(
+    classes: tuple[str, ...],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    groups: Sequence[str],
+    *,
+    temperature: float = 1.0,
+) -> Evaluation:
+    """Measure predictions of labelled tiles.
+
+    Parameters
+    ----------
+    classes
+        Names of the classes.
+    labels
+        `(N,)` true classes.
+    probabilities
+        `(N, classes)`.
+    groups
+        `N` names; intervals are over groups.
+    temperature
+        What the logits were divided by.
+
+    Returns
+    -------
+    Evaluation
+        Over the classes.
+    """
+    counts = confusion(labels, probabilities.argmax(axis=1), len(classes))
     recall = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
     metrics = summarise(counts) | {
         f"recall {name}": float(value)
-        for name, value, seen in zip(names, recall, counts.sum(axis=1), strict=True)
+        for name, value, seen in zip(classes, recall, counts.sum(axis=1), strict=True)
         if seen
     }
-    groups = np.unique(np.array(tiles.groups), return_inverse=True)[1]
+    numbers = np.unique(np.array(groups), return_inverse=True)[1]
     return Evaluation(
-        classes=names,
+        classes=classes,
         confusion=counts,
         metrics=metrics,
-        scores=class_scores(labels, probabilities, groups=groups),
+        scores=class_scores(labels, probabilities, groups=numbers),
         reliability=reliability(labels, probabilities),
-        temperature=model.card.temperature,
+        temperature=temperature,
     )
 
 

@@ -24,6 +24,24 @@ class History:
     rows: list[dict[str, float]] = field(default_factory=list)
     """A dict with the keys `FIELDS` a check; those of validation only if there is one."""
 
+    tensorboard: Path | None = None
+    """Folder for the event files of TensorBoard; None for none."""
+
+    def below(self, name: str) -> History:
+        """Return an empty history for a part of the work.
+
+        Parameters
+        ----------
+        name
+            Name of the folder below this one's that it logs to.
+
+        Returns
+        -------
+        History
+            Without rows.
+        """
+        return History(tensorboard=self.tensorboard and self.tensorboard / name)
+
     @property
     def checks_since_best(self) -> int:
         """How many checks ago the validation loss was lowest."""

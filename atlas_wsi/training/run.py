@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from atlas_wsi.errors import DatasetError
-from atlas_wsi.training.cards import card_text, split_text
+from atlas_wsi.training.cards import split_text, write_card
+from atlas_wsi.training.cross import parts_of_fold
 from atlas_wsi.training.evaluation import Evaluation, evaluate
 from atlas_wsi.training.fitting import About, Parts, count_by_class, fit, set_temperature
+from atlas_wsi.training.folds import make_folds
 from atlas_wsi.training.tiles import TileSet, read_tiles, split, split_three
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
     from typing import Literal
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from atlas_wsi.models.model import Model
     from atlas_wsi.models.start import Start
@@ -239,17 +243,17 @@ def held_out_tiles(model: Model, tiles: TileSet) -> TileSet:
         If the card does not tell, or the folder is not the one it was trained on.
     """
     facts = model.card.training
-    if not {"seed", "held_out", "tiles"} <= set(facts):
+    if "folds" in facts and "fold" not in facts:
+        raise DatasetError(
+            f"{model.card.name} was trained on all tiles; its figures are those of its folds.",
+            hint="Evaluate the model of a fold (.fold0.safetensors), or other tiles, --split all.",
+        )
+    if not {"seed", "tiles"} <= set(facts) or not {"held_out", "fold"} & set(facts):
         raise DatasetError(
             f"The card of {model.card.name} does not tell how its tiles were split.",
             hint="Evaluate all tiles with --split all.",
         )
-    known, _, asked = split_three(
-        tiles,
-        held_out=float(facts["held_out"]),
-        validation=float(facts.get("validation", 0)),
-        seed=int(facts["seed"]),
-    )
+    known, asked = _parts_in(facts, tiles)
     found = count_by_class(tiles, known)
     before = facts.get("tiles_by_class")
     fits = (
@@ -266,22 +270,17 @@ def held_out_tiles(model: Model, tiles: TileSet) -> TileSet:
     return tiles.subset(asked)
 
 
-def write_card(model: Model, path: Path) -> tuple[Path, Path]:
-    """Write a model's card beside its file, for people and for programs.
-
-    Parameters
-    ----------
-    model
-        The model.
-    path
-        The model's file.
-
-    Returns
-    -------
-    tuple
-        ``.card.md`` and ``.card.json``.
-    """
-    text, data = path.with_suffix(".card.md"), path.with_suffix(".card.json")
-    data.write_text(json.dumps(model.card.model_dump(mode="json"), indent=2), encoding="utf-8")
-    text.write_text(card_text(model.card), encoding="utf-8")
-    return text, data
+def _parts_in(
+    facts: Mapping[str, Any], tiles: TileSet
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the training and the held-out tiles of what a card says."""
+    seed, validation = int(facts["seed"]), float(facts.get("validation", 0))
+    if "fold" in facts:
+        fold_of = make_folds(tiles, n=int(facts["folds"]), seed=seed)
+        fold = int(facts["fold"])
+        parts = parts_of_fold(tiles, fold_of, fold, validation=validation, seed=seed)
+        return parts.known, parts.asked
+    known, _, asked = split_three(
+        tiles, held_out=float(facts["held_out"]), validation=validation, seed=seed
+    )
+    return known, asked

@@ -1,0 +1,121 @@
+"""Cross-validation from the command line: a model a fold, one of all tiles, figures over all."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from atlas_wsi.cli.app import app
+from atlas_wsi.errors import Cancelled, CheckpointMismatchError, DatasetError
+from atlas_wsi.models import load_model
+from atlas_wsi.progress import CancelToken
+from atlas_wsi.training.cross import train_folds
+from atlas_wsi.training.fitting import About
+from atlas_wsi.training.metrics import confusion
+from atlas_wsi.training.recipe import Recipe
+from atlas_wsi.training.run import evaluate, held_out_tiles
+from atlas_wsi.training.tiles import read_tiles
+
+QUICK = ["--mpp", "1", "--dim", "32", "--epochs", "2", "--domain", "scene", "--megapixels", "0.1"]
+TINY = Recipe(dim=32, depths=(1,), n_scales=1, epochs=2, megapixels=0.1, checks=2)
+
+
+def train(folder, out, *more):
+    command = ["train", "tiles", str(folder), "-o", str(out), *QUICK, "--folds", "3", *more]
+    return CliRunner().invoke(app, command)
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def crossed(tile_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("folds") / "cv.safetensors"
+    done = train(tile_folder, out)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_every_tile_is_predicted_once_by_a_model_that_did_not_see_its_group(crossed, tile_folder):
+    rows = read(crossed.with_suffix(".predictions.csv"))
+    tiles = read_tiles(tile_folder)
+    assert [row["path"] for row in rows] == list(tiles.paths)
+    fold_of = {}
+    for row in rows:
+        assert fold_of.setdefault(row["group"], row["fold"]) == row["fold"]
+        shares = [float(row[name]) for name in tiles.classes]
+        assert sum(shares) == pytest.approx(1, abs=1e-3)
+        assert row["predicted"] == tiles.classes[int(np.argmax(shares))]
+    for k in range(3):
+        asked = held_out_tiles(load_model(crossed.with_name(f"cv.fold{k}.safetensors")), tiles)
+        assert list(asked.paths) == [row["path"] for row in rows if row["fold"] == str(k)]
+
+
+def test_figures_are_those_of_the_folds_together(crossed, tile_folder):
+    rows = read(crossed.with_suffix(".predictions.csv"))
+    classes = read_tiles(tile_folder).classes
+    true, said = (np.array([classes.index(r[key]) for r in rows]) for key in ("class", "predicted"))
+    counts = confusion(true, said, 3).tolist()
+    data = json.loads(crossed.with_suffix(".folds.json").read_text())
+    assert data["pooled"]["confusion"] == counts
+    card = load_model(crossed).card
+    assert [list(row) for row in card.confusion] == counts
+    assert card.metrics["accuracy"] == pytest.approx(np.mean(true == said), abs=1e-4)
+    assert "not measured itself" in card.split
+    table = read(crossed.with_suffix(".folds.csv"))
+    own = [float(row["balanced_accuracy"]) for row in table[:3]]
+    assert [row["fold"] for row in table] == ["0", "1", "2", "mean", "sd"]
+    assert float(table[3]["balanced_accuracy"]) == pytest.approx(np.mean(own), abs=1e-3)
+    assert float(table[4]["balanced_accuracy"]) == pytest.approx(np.std(own, ddof=1), abs=1e-3)
+
+
+def test_a_fold_is_measured_again_from_its_file_and_the_whole_is_not(crossed, tile_folder):
+    tiles = read_tiles(tile_folder)
+    model = load_model(crossed.with_name("cv.fold1.safetensors"))
+    found = evaluate(model, held_out_tiles(model, tiles))
+    assert found.metrics["accuracy"] == pytest.approx(model.card.metrics["accuracy"], abs=1e-4)
+    with pytest.raises(DatasetError, match="trained on all tiles"):
+        held_out_tiles(load_model(crossed), tiles)
+
+
+def test_folds_that_are_done_are_not_trained_again(tile_folder, tmp_path):
+    out, cancel, seen = tmp_path / "cv.safetensors", CancelToken(), []
+    tiles = read_tiles(tile_folder)
+    call = (tiles, About(name="cv", domain="scene", mpp=1.0))
+
+    def stop(what, done, total):
+        if what.startswith("fold 2 of 3: train"):
+            cancel.cancel()
+
+    with pytest.raises(Cancelled):
+        train_folds(*call, TINY, n=3, out=out, progress=stop, cancel=cancel)
+    first = out.with_name("cv.fold0.safetensors").read_bytes()
+    train_folds(*call, TINY, n=3, out=out, progress=lambda what, *_: seen.append(what))
+    assert out.with_name("cv.fold0.safetensors").read_bytes() == first
+    assert not any("fold 1 of 3: train" in what for what in seen)
+    assert any("fold 2 of 3: train" in what for what in seen)
+    assert not list(tmp_path.glob("*.resume.pt"))
+
+
+def test_folds_of_other_arguments_are_refused_or_replaced(tile_folder, tmp_path):
+    call = {"n": 2, "out": tmp_path / "cv.safetensors"}
+    what = read_tiles(tile_folder), About(name="cv", domain="scene", mpp=1.0)
+    train_folds(*what, TINY, **call)
+    other = replace(TINY, seed=1)
+    with pytest.raises(CheckpointMismatchError, match="other arguments"):
+        train_folds(*what, other, **call)
+    model, _ = train_folds(*what, other, overwrite=True, **call)
+    assert model.card.training["seed"] == 1
+
+
+def test_one_fold_is_none(tile_folder, tmp_path):
+    done = train(tile_folder, tmp_path / "m.safetensors", "--folds", "1")
+    assert done.exit_code == 2
+    assert "2 or more" in done.output
