@@ -35,6 +35,8 @@ def tiles(
         typer.Option(help="Micrometres a pixel that the model sees; the tiles' by default."),
     ] = None,
     init: train_options.Init = None,
+    encoder: train_options.Encoder = None,
+    weights: train_options.Weights = None,
     epochs: train_options.Epochs = 30,
     backbone: Annotated[
         Literal["atlas", "mambavision", "mambavision+msa"] | None,
@@ -64,7 +66,6 @@ def tiles(
     """
     import torch
 
-    from atlas_wsi.models.start import load_start
     from atlas_wsi.training import parallel
     from atlas_wsi.training.cross import train_folds
     from atlas_wsi.training.fitting import About
@@ -82,6 +83,7 @@ def tiles(
         raise typer.BadParameter("--work-mpp must be above 0")
     recipe = Recipe(
         backbone=backbone,
+        encoder=encoder,
         dim=dim,
         epochs=epochs,
         megapixels=megapixels,
@@ -96,7 +98,7 @@ def tiles(
     with parallel.joined():
         quiet = quiet or parallel.rank() != 0
         with console.progress_of(out.stem, quiet=quiet or as_json) as report:
-            start = load_start(init) if init else None
+            start = train_options.starting(init, encoder, weights)
             if folds:
                 model, found = train_folds(
                     read_tiles(folder, zoom=zoom, progress=report),

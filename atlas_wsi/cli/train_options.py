@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from atlas_wsi.models.model import Model
+    from atlas_wsi.models.start import Start
     from atlas_wsi.training.cross import CrossValidation
     from atlas_wsi.training.history import History
 
@@ -44,6 +45,17 @@ Init = Annotated[
         "hf://owner/name@revision. Weights are taken where they fit."
     ),
 ]
+Encoder = Annotated[
+    str | None,
+    typer.Option(help="A network of timm in the place of the stem, such as timm:resnet18."),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights file of --encoder, or none for random ones. By default timm's pretrained "
+        "ones, from the cache or the hub."
+    ),
+]
 Epochs = Annotated[float, typer.Option(help="How often the tiles are seen.", min=0.01)]
 Dim = Annotated[
     int | None,
@@ -71,6 +83,20 @@ Folds = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+
+
+def starting(init: str | None, encoder: str | None, weights: str | None) -> Start | None:
+    """Load what a training starts from; None for random weights."""
+    from atlas_wsi.models.start import load_start, timm_start
+    from atlas_wsi.models.timm_stem import PREFIX
+
+    if weights is not None and encoder is None:
+        raise typer.BadParameter("--weights goes with --encoder")
+    if encoder is not None and (init is not None or not encoder.startswith(PREFIX)):
+        raise typer.BadParameter(f"--encoder is {PREFIX}NAME and takes the place of --init")
+    if encoder is not None:
+        return timm_start(encoder, weights)
+    return load_start(init) if init else None
 
 
 def check(

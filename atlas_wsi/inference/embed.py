@@ -11,19 +11,20 @@ from atlas_wsi.errors import SlideError
 from atlas_wsi.grid import Box
 from atlas_wsi.heatmap.hdf5 import Features
 from atlas_wsi.inference.pixels import open_working_image
+from atlas_wsi.models.model import Model
 from atlas_wsi.progress import CancelToken, Progress, silent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from atlas_wsi.models import Model
+    from atlas_wsi.models.timm_stem import TimmEncoder
     from atlas_wsi.slides.slide import Slide
     from atlas_wsi.tissue.mask import TissueMask
 
 
 def embed(
     slide: Slide,
-    model: Model,
+    model: Model | TimmEncoder,
     *,
     tissue: TissueMask,
     tile_px: int = 224,
@@ -32,14 +33,14 @@ def embed(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Features:
-    """Describe the tiles of a slide by the features that a model's readout is made of.
+    """Describe the tiles of a slide by the features that a model reads its classes from.
 
     Parameters
     ----------
     slide
         The slide.
     model
-        The model, in evaluation mode; tiles are read at its resolution.
+        The model or a network of timm, in evaluation mode; tiles are read at its resolution.
     tissue
         Where tissue is.
     tile_px
@@ -64,7 +65,8 @@ def embed(
         If no tile holds enough tissue.
     """
     report, cancel = progress or silent, cancel or CancelToken()
-    image = open_working_image(slide, mpp=model.card.mpp)
+    about = model.card if isinstance(model, Model) else model
+    image = open_working_image(slide, mpp=about.mpp)
     covered = tissue.coverage(image.grid.coarsen(tile_px))
     rows, cols = (n // tile_px for n in image.shape)
     places = np.argwhere(covered[:rows, :cols] >= min_tissue)
@@ -79,7 +81,8 @@ def embed(
         chosen = places[start : start + batch]
         cancel.raise_if_cancelled()
         tiles = [image.read(_box(at, tile_px)) for at in chosen]
-        found.append(_features(model, np.stack(tiles)))
+        with torch.inference_mode():
+            found.append(model.features(torch.from_numpy(np.stack(tiles))).numpy())
         report("embed", sum(map(len, found)), len(places))
     step = image.grid.step_px
     own = slide.require_mpp()
@@ -93,17 +96,9 @@ def embed(
         slide_mpp=float(own[1]),
         slide_shape=slide.shape,
         name=slide.name,
-        encoder=model.card.name,
+        encoder=about.name,
         sha256=model.sha256,
     )
-
-
-def _features(model: Model, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        x_BCYX = model.normalise(torch.from_numpy(tiles))
-        layout = model.encoder.plan((x_BCYX.shape[-2], x_BCYX.shape[-1]), n_images=len(tiles))
-        pooled = model.encoder.pooled(model.encoder.encode(x_BCYX, layout))
-        return pooled.float().numpy()
 
 
 def _box(at: NDArray[np.int64], tile_px: int) -> Box:

@@ -1,7 +1,8 @@
 """The Atlas encoder: a convolution stem under Multi-Scale Attention.
 
 A MambaVision can take the stem's place, with Multi-Scale Attention over it (``mambavision+msa``)
-or with nothing over it (``mambavision``: no cell sees further than the windows around it).
+or with nothing over it (``mambavision``: no cell sees further than the windows around it). So can a
+network of timm (``timm+msa``).
 
 Source: arXiv 2503.12355; published implementation (Apache-2.0), whose checkpoints load.
 """
@@ -24,11 +25,12 @@ from atlas_wsi.models.mambavision import MambaVisionConfig
 from atlas_wsi.models.mambavision_stem import MambaVisionStem
 from atlas_wsi.models.msa import MsaBlock, pool, spread
 from atlas_wsi.models.stem import STRIDE_PX, Stem
+from atlas_wsi.models.timm_stem import TimmStem, timm_channels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Backbone = Literal["atlas", "mambavision", "mambavision+msa"]
+Backbone = Literal["atlas", "mambavision", "mambavision+msa", "timm+msa"]
 """What makes the tokens, and whether coarse scales lie over them."""
 
 
@@ -56,17 +58,22 @@ class AtlasConfig:
     """Which coarse window a window looks up to."""
     mambavision: MambaVisionConfig | None = None
     """The MambaVision in the place of the convolution stem."""
+    timm: str | None = None
+    """Name in timm of the network in the place of the convolution stem."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))
         stored: object = self.mambavision
         if isinstance(stored, Mapping):
             object.__setattr__(self, "mambavision", MambaVisionConfig(**stored))
-        if self.dim % 4 or self.dim % self.heads or self.window % self.ratio:
+        quarters = 4 if self.timm is None else 1  # the stem has a quarter of the channels
+        if self.dim % quarters or self.dim % self.heads or self.window % self.ratio:
             raise ValueError(
-                f"dim {self.dim} must be divisible by 4 and by heads {self.heads}, "
+                f"dim {self.dim} must be divisible by {quarters} and by heads {self.heads}, "
                 f"window {self.window} by ratio {self.ratio}"
             )
+        if self.timm is not None and self.mambavision is not None:
+            raise ValueError("a MambaVision and a network of timm both want the stem's place")
         if self.mambavision is None:
             if not self.depths:
                 raise ValueError("an Atlas needs at least one stage of blocks; depths is empty")
@@ -83,6 +90,8 @@ class AtlasConfig:
     @property
     def backbone(self) -> Backbone:
         """What makes the tokens, and whether coarse scales lie over them."""
+        if self.timm is not None:
+            return "timm+msa"
         if self.mambavision is None:
             return "atlas"
         return "mambavision+msa" if self.depths else "mambavision"
@@ -98,7 +107,13 @@ class AtlasConfig:
 
 
 def make_config(
-    backbone: Backbone, *, dim: int, depths: tuple[int, ...], n_scales: int, n_classes: int
+    backbone: Backbone,
+    *,
+    dim: int,
+    depths: tuple[int, ...],
+    n_scales: int,
+    n_classes: int,
+    timm: str | None = None,
 ) -> AtlasConfig:
     """Choose the sizes of a small model of a backbone.
 
@@ -108,23 +123,27 @@ def make_config(
         What makes the tokens, and whether coarse scales lie over them.
     dim
         Channels at stride 16, a multiple of 32; those of a MambaVision alone are twice as many, for
-        it reads stride 32.
+        it reads stride 32. A network of timm has its own.
     depths
         Blocks a stage of Multi-Scale Attention.
     n_scales
         Scales with parameters of their own.
     n_classes
         Classes.
+    timm
+        Name in timm of the network of ``"timm+msa"``.
 
     Returns
     -------
     AtlasConfig
         MambaVision's windows are 256 px wide, as those of Multi-Scale Attention.
     """
-    heads = max(1, dim // 32)
-    if backbone == "atlas":
+    if timm is not None:
+        dim = timm_channels(timm)
+    heads = next(n for n in range(max(1, dim // 32), 0, -1) if dim % n == 0)
+    if backbone in {"atlas", "timm+msa"}:
         return AtlasConfig(
-            dim=dim, heads=heads, depths=depths, n_scales=n_scales, n_classes=n_classes
+            dim=dim, heads=heads, depths=depths, n_scales=n_scales, n_classes=n_classes, timm=timm
         )
     trunk = MambaVisionConfig(
         dim=dim // 4,
@@ -381,7 +400,12 @@ class Atlas(nn.Module):
         return count_scales(longer, window=self.config.window, ratio=self.config.ratio)
 
 
-def _make_stem(config: AtlasConfig) -> Stem | MambaVisionStem:
+def _make_stem(config: AtlasConfig) -> Stem | MambaVisionStem | TimmStem:
+    if config.timm is not None:
+        stem = TimmStem(config.timm, window_px=config.window_px)
+        if stem.dim != config.dim:
+            raise ValueError(f"timm:{config.timm} has {stem.dim} channels, not {config.dim}")
+        return stem
     if config.mambavision is None:
         return Stem(config.dim // 4, in_channels=config.in_channels)
     return MambaVisionStem(config.mambavision, last_level=2 if config.depths else 3)

@@ -83,6 +83,23 @@ class Model(nn.Module):
         x = (images.to(torch.float32) - mean) / std
         return x.permute(0, 3, 1, 2)
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Describe tiles by the features that the readout is made of.
+
+        Parameters
+        ----------
+        images
+            uint8 `(B, Y, X, 3)`.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 `(B, C)`.
+        """
+        x_BCYX = self.normalise(images)
+        layout = self.encoder.plan((x_BCYX.shape[-2], x_BCYX.shape[-1]), n_images=len(images))
+        return self.encoder.pooled(self.encoder.encode(x_BCYX, layout)).float()
+
     def forward(
         self,
         x_BCYX: torch.Tensor,

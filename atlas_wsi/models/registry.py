@@ -13,6 +13,7 @@ import torch
 from atlas_wsi.errors import UnknownModelError
 from atlas_wsi.models.atlas import AtlasConfig
 from atlas_wsi.models.card import ModelCard, ModelClass
+from atlas_wsi.models.hub import download
 from atlas_wsi.models.mambavision import MambaVisionConfig
 from atlas_wsi.models.model import Model
 from atlas_wsi.models.wsinfer import is_tile_classifier
@@ -190,61 +191,6 @@ def _from_hub(name: str, files: tuple[str, ...]) -> Path:
         raise UnknownModelError(f"'{name}' is no hub id.", hint="Give hf://owner/name@revision.")
     repo, revision = match.groups()
     return download(repo, files, revision=revision, what=name)
-
-
-def download(repo: str, files: tuple[str, ...], *, revision: str | None, what: str) -> Path:
-    """Take a file of a hub's repository from the cache, or else download it.
-
-    Parameters
-    ----------
-    repo
-        Owner and name.
-    files
-        Names that the file may have, best first.
-    revision
-        Branch, tag or commit; None for the newest.
-    what
-        What the user asked for, for the error.
-
-    Returns
-    -------
-    Path
-        In the cache of huggingface_hub.
-
-    Raises
-    ------
-    UnknownModelError
-        If none of the files is to be had.
-    """
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise UnknownModelError(
-            f"'{what}' needs huggingface_hub, which is not installed.",
-            hint="pip install 'atlas-wsi[hub]'",
-        ) from error
-    for file in files:
-        try:
-            return Path(hf_hub_download(repo, file, revision=revision, local_files_only=True))
-        except LocalEntryNotFoundError:
-            continue  # not in the cache
-    reason: Exception | None = None
-    for file in files:
-        try:
-            return Path(hf_hub_download(repo, file, revision=revision))
-        except LocalEntryNotFoundError as error:  # the hub was not reached
-            reason = error
-            break
-        except EntryNotFoundError as error:  # the repository has no such file
-            reason = error
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = error
-            break
-    raise UnknownModelError(
-        f"{what} is not in the cache and the hub did not give it: {reason}",
-        hint=f"Download {' or '.join(files)} where there is a network and give its path.",
-    ) from reason
 
 
 def _test_model(name: str) -> Model:

@@ -14,6 +14,7 @@ from atlas_wsi.models.checkpoints import (
     rename_known,
 )
 from atlas_wsi.models.registry import find_file, is_model, load_model
+from atlas_wsi.models.timm_stem import NO_WEIGHTS, PREFIX, timm_normalisation, timm_weights
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HEAD = ("head.", "encoder.fc.")
 _HEAD_CHANNELS = 64  # of an attention head of the published models
 _LISTED = 6
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,6 +43,8 @@ class Start:
     """By the names of `Model`."""
     classes: tuple[str, ...] = ()
     """What the head in it tells apart; empty if its classes have no names."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and deviation of each channel that the weights expect to be taken off."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """How it was trained, from its card."""
     unknown: tuple[str, ...] = ()
@@ -65,6 +69,7 @@ class Start:
             config=model.config,
             weights=model.state_dict(),
             classes=model.card.class_names,
+            normalisation=(model.card.mean, model.card.std),
             training=model.card.training,
         )
 
@@ -114,6 +119,33 @@ def load_start(name_or_path: str | os.PathLike[str]) -> Start:
     if path is None or (path.is_file() and is_model(path)):
         return Start.of(load_model(path or name))
     return _published(name, path)
+
+
+def timm_start(encoder: str, weights: str | os.PathLike[str] | None = None) -> Start | None:
+    """Load a network of timm that a training starts from.
+
+    Parameters
+    ----------
+    encoder
+        Such as ``"timm:resnet18"``.
+    weights
+        A file, ``"none"`` for random weights, or None for timm's pretrained ones.
+
+    Returns
+    -------
+    Start or None
+        Weights of the stem alone; None for random ones.
+    """
+    name = encoder.removeprefix(PREFIX)
+    if str(weights) == NO_WEIGHTS:
+        return None
+    state = timm_weights(name, weights)
+    return Start(
+        name=f"{PREFIX}{name}",
+        config=None,
+        weights={f"encoder.stem.trunk.{key}": value for key, value in state.items()},
+        normalisation=timm_normalisation(name),
+    )
 
 
 def take_weights(model: Model, start: Start) -> Taken:
@@ -181,6 +213,7 @@ def _published(name: str, path: Path) -> Start:
         name=name,
         config=config,
         weights={f"encoder.{key}": value for key, value in state.items()},
+        normalisation=_IMAGENET,
         unknown=tuple(unknown),
     )
 

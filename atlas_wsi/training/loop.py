@@ -158,7 +158,7 @@ def train(
                 steps = step + 1
                 break
     average.load_state_dict(run.best)
-    average.card = card.model_copy(
+    average.card = average.card.model_copy(
         update={
             "training": {
                 **recipe.as_dict(),

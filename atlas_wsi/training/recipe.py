@@ -16,6 +16,9 @@ class Recipe:
     backbone: Backbone | None = None
     """What makes the tokens, and whether coarse scales lie over them; None for what the weights
     have that training starts from, else ``"atlas"``."""
+    encoder: str | None = None
+    """A network of timm under Multi-Scale Attention, such as ``"timm:resnet18"``; it decides the
+    channels."""
     dim: int | None = None
     """Channels at stride 16; None for those of the start, else 128."""
     depths: tuple[int, ...] | None = None

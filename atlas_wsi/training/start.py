@@ -11,6 +11,7 @@ from atlas_wsi.errors import CheckpointMismatchError
 from atlas_wsi.models.atlas import AtlasConfig, make_config
 from atlas_wsi.models.model import Model
 from atlas_wsi.models.start import Start, take_weights
+from atlas_wsi.models.timm_stem import PREFIX
 
 if TYPE_CHECKING:
     from atlas_wsi.models.card import ModelCard
@@ -51,6 +52,9 @@ def new_model(n_classes: int, card: ModelCard, recipe: Recipe, init: Model | Sta
     if start is not None:
         taken = take_weights(model, start)
         facts["init"] = {"name": start.name, "taken": str(taken), "training": dict(start.training)}
+        if start.normalisation is not None:
+            mean, std = start.normalisation
+            card = card.model_copy(update={"mean": mean, "std": std})
     model.card = card.model_copy(update={"training": facts})
     model.encoder.stem.to(memory_format=torch.channels_last)
     return model.train()
@@ -58,9 +62,16 @@ def new_model(n_classes: int, card: ModelCard, recipe: Recipe, init: Model | Sta
 
 def _sizes(recipe: Recipe, start: Start | None, n_classes: int) -> AtlasConfig:
     given = start.config if start is not None else None
+    timm = recipe.encoder.removeprefix(PREFIX) if recipe.encoder else None
+    if timm is not None and (recipe.dim, recipe.backbone, given) != (None, None, None):
+        raise CheckpointMismatchError(
+            f"The encoder {recipe.encoder} decides channels and backbone by itself.",
+            hint="Give neither --dim nor --backbone nor --init beside --encoder.",
+        )
     if given is None:
         return make_config(
-            recipe.backbone or "atlas",
+            "timm+msa" if timm else recipe.backbone or "atlas",
+            timm=timm,
             dim=recipe.dim or 128,
             depths=recipe.depths or (1, 2),
             n_scales=recipe.n_scales or 3,

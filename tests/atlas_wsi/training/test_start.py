@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from easydict import EasyDict
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from atlas_wsi.cli.app import app
 from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError
 from atlas_wsi.models import ModelCard, ModelClass, load_model
-from atlas_wsi.models.start import Start, load_start, take_weights
+from atlas_wsi.models.start import Start, load_start, take_weights, timm_start
 from atlas_wsi.training.recipe import Recipe
 from atlas_wsi.training.run import train_tiles
 from atlas_wsi.training.start import new_model
@@ -145,3 +148,42 @@ def test_tiles_train_from_a_published_checkpoint(tmp_path, published, tile_folde
     assert model.card.training["dim"] == 32
     model.save(tmp_path / "on.safetensors")
     assert load_model(tmp_path / "on.safetensors").config == model.config
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_the_weights_of_a_timm_network_get_under_the_attention(tmp_path, name):
+    torch.manual_seed(4)
+    net = timm.create_model(name, pretrained=False)
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    start = timm_start(f"timm:{name}", tmp_path / "w.safetensors")
+    model = new_model(2, card_of("a", "b"), Recipe(encoder=f"timm:{name}"), start)
+    given = net.state_dict()
+    for key, value in model.encoder.stem.trunk.state_dict().items():
+        assert torch.equal(value, given[key.removeprefix("model.")]), key
+    assert model.card.mean == net.pretrained_cfg["mean"]
+    with pytest.raises(CheckpointMismatchError, match="test_convnext"):
+        timm_start("timm:test_convnext", tmp_path / "w.safetensors")
+
+
+def test_tiles_train_on_a_timm_network(tmp_path, tile_folder):
+    out = tmp_path / "mixed.safetensors"
+    asked = ["train", "tiles", str(tile_folder), "-o", str(out), "--mpp", "1"]
+    asked += ["--encoder", "timm:test_resnet", "--weights", "none"]
+    asked += ["--epochs", "0.3", "--megapixels", "0.1", "--held-out", "0.25", "--quiet"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    model = load_model(out)
+    assert model.config.timm == "test_resnet"
+    assert model.card.training["encoder"] == "timm:test_resnet"
+    assert model.card.training["backbone"] == "timm+msa"
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_an_encoder_goes_with_no_other_start(tmp_path, tile_folder):
+    asked = ["train", "tiles", str(tile_folder), "-o", str(tmp_path / "m.safetensors")]
+    asked += ["--mpp", "1", "--encoder", "timm:test_resnet", "--init", "tissue"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 2
+    assert "place of --init" in done.output
+    with pytest.raises(CheckpointMismatchError, match="decides channels"):
+        new_model(2, card_of("a", "b"), Recipe(encoder="timm:test_resnet", dim=64), None)

@@ -1,0 +1,62 @@
+"""Files of huggingface_hub: from the cache first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from atlas_wsi.errors import UnknownModelError
+
+
+def download(repo: str, files: tuple[str, ...], *, revision: str | None, what: str) -> Path:
+    """Take a file of a hub's repository from the cache, or else download it.
+
+    Parameters
+    ----------
+    repo
+        Owner and name.
+    files
+        Names that the file may have, best first.
+    revision
+        Branch, tag or commit; None for the newest.
+    what
+        What the user asked for, for the error.
+
+    Returns
+    -------
+    Path
+        In the cache of huggingface_hub.
+
+    Raises
+    ------
+    UnknownModelError
+        If none of the files is to be had.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise UnknownModelError(
+            f"'{what}' needs huggingface_hub, which is not installed.",
+            hint="pip install 'atlas-wsi[hub]'",
+        ) from error
+    for file in files:
+        try:
+            return Path(hf_hub_download(repo, file, revision=revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            continue  # not in the cache
+    reason: Exception | None = None
+    for file in files:
+        try:
+            return Path(hf_hub_download(repo, file, revision=revision))
+        except LocalEntryNotFoundError as error:  # the hub was not reached
+            reason = error
+            break
+        except EntryNotFoundError as error:  # the repository has no such file
+            reason = error
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = error
+            break
+    raise UnknownModelError(
+        f"{what} is not in the cache and the hub did not give it: {reason}",
+        hint=f"Download {' or '.join(files)} where there is a network and give its path.",
+    ) from reason

@@ -1,0 +1,313 @@
+"""Networks of timm: in the place of the stem, and as encoders of single tiles.
+
+Their receptive fields are wider than any halo that could be afforded, so each window of a slide is
+encoded by itself, filled up with zeros where the image ends: what lies beyond a window reaches its
+tokens through Multi-Scale Attention alone. The result does not depend on how a slide is cut.
+"""
+
+# B images, N windows, C channels, Y rows, X columns
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError
+from atlas_wsi.grid import Box
+from atlas_wsi.models.checkpoints import read_weights, strip_prefixes
+from atlas_wsi.models.hub import download
+from atlas_wsi.models.stem import STRIDE_PX, crop, tokens_of
+
+if TYPE_CHECKING:
+    import os
+
+PREFIX = "timm:"
+NO_WEIGHTS = "none"
+"""Asks for random weights in the place of a file."""
+
+_SMALLEST_PX = 32  # timm's networks take sides that are multiples of it
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class TimmStem(nn.Module):
+    """Tokens at stride 16 from a network of timm.
+
+    Parameters
+    ----------
+    name
+        Its name in timm.
+    window_px
+        Working pixels along the side of a window, which is encoded by itself.
+    """
+
+    def __init__(self, name: str, *, window_px: int) -> None:
+        super().__init__()
+        self.window_px = window_px
+        index, self.dim, maps = _map_at_stride(name)
+        self.trunk = _make(name, features_only=True, out_indices=(index,))
+        # every stage holds a few maps of its size at once
+        self.floats_a_pixel = 4 * sum(channels / stride**2 for channels, stride in maps)
+
+    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+        """Return tokens ``(B, dim, ceil(Y / 16), ceil(X / 16))``."""
+        rows, cols = x_BCYX.shape[-2:]
+        return self.part(x_BCYX, Box(row=0, col=0, rows=rows, cols=cols), (rows, cols))
+
+    def reach(self, want: Box, image: tuple[int, int]) -> Box:
+        """Return the pixels that the tokens of a region depend on.
+
+        Parameters
+        ----------
+        want
+            Pixels whose tokens are wanted.
+        image
+            Rows and columns of the image.
+
+        Returns
+        -------
+        Box
+            Whole windows, inside the image.
+        """
+        side = self.window_px
+        row, col = want.row // side * side, want.col // side * side
+        return Box(
+            row=row,
+            col=col,
+            rows=-(-want.row_end // side) * side - row,
+            cols=-(-want.col_end // side) * side - col,
+        ).clip(image)
+
+    def part(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:
+        """Encode a region exactly as it would be encoded in the whole image.
+
+        Parameters
+        ----------
+        x_BCYX
+            The pixels that `reach` says.
+        want
+            Pixels whose tokens are wanted.
+        image
+            Rows and columns of the image; one smaller than a window is a smaller window.
+
+        Returns
+        -------
+        torch.Tensor
+            Tokens ``(B, dim, rows, cols)`` of what `want` has inside the image.
+        """
+        rows, cols = (
+            min(self.window_px, -(-side // _SMALLEST_PX) * _SMALLEST_PX) for side in image
+        )
+        height, width = x_BCYX.shape[-2:]
+        x_BCYX = nn.functional.pad(x_BCYX, (0, -width % cols, 0, -height % rows))
+        down, across = x_BCYX.shape[-2] // rows, x_BCYX.shape[-1] // cols
+        n, channels = x_BCYX.shape[:2]
+        x_NCYX = x_BCYX.reshape(n, channels, down, rows, across, cols)
+        y_NCYX = self.trunk(x_NCYX.permute(0, 2, 4, 1, 3, 5).flatten(0, 2))[0]
+        if y_NCYX.shape[1] != self.dim:  # some of timm's networks keep channels last
+            y_NCYX = y_NCYX.permute(0, 3, 1, 2)
+        y_BCYX = y_NCYX.reshape(n, down, across, *y_NCYX.shape[1:])
+        y_BCYX = y_BCYX.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        read = tokens_of(self.reach(want, image))
+        return crop(y_BCYX, tokens_of(want.clip(image)), read)
+
+    def fold_(self) -> TimmStem:
+        """Lay the weights out for speed, in place.
+
+        Returns
+        -------
+        TimmStem
+            This stem, channels last in memory; its norms stay as they are.
+        """
+        return self.to(memory_format=torch.channels_last)
+
+
+class TimmEncoder(nn.Module):
+    """Features of single tiles from a network of timm.
+
+    Parameters
+    ----------
+    name
+        Its name in timm; ``timm:`` may stand before it.
+    weights
+        A file, ``"none"`` for random weights, or None for timm's pretrained ones, which are taken
+        from the cache of huggingface_hub or else downloaded.
+    mpp
+        Micrometres a pixel of the tiles; timm's networks know none.
+    """
+
+    def __init__(
+        self, name: str, *, weights: str | os.PathLike[str] | None = None, mpp: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.name, self.mpp = name.removeprefix(PREFIX), mpp
+        path = _weights_file(self.name, weights)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # random weights are the same ones every time
+            self.net = _make(self.name, path, num_classes=0).eval()
+        config = self.net.pretrained_cfg
+        self.mean: tuple[float, ...] = tuple(config["mean"])
+        self.std: tuple[float, ...] = tuple(config["std"])
+        self.sha256 = _digest(self.net) if path is None else _digest_of(path)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Describe tiles by what the network gives before its classifier.
+
+        Parameters
+        ----------
+        images
+            uint8 `(B, Y, X, 3)`.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 `(B, C)`.
+
+        Raises
+        ------
+        CheckpointMismatchError
+            If the network does not take tiles of this size.
+        """
+        mean, std = (torch.tensor(values) * 255 for values in (self.mean, self.std))
+        x_BCYX = ((images.to(torch.float32) - mean) / std).permute(0, 3, 1, 2)
+        try:
+            found: torch.Tensor = self.net(x_BCYX)
+        except (AssertionError, RuntimeError) as error:
+            raise CheckpointMismatchError(
+                f"timm:{self.name} does not take tiles of {x_BCYX.shape[-1]} px: {error}",
+                hint=f"Give --tile-px {self.net.pretrained_cfg['input_size'][-1]}.",
+            ) from error
+        return found.float()
+
+
+def timm_channels(name: str) -> int:
+    """Return the channels of a network's map at stride 16.
+
+    Parameters
+    ----------
+    name
+        Its name in timm.
+
+    Returns
+    -------
+    int
+        Channels of a token.
+    """
+    return _map_at_stride(name)[1]
+
+
+def timm_weights(name: str, weights: str | os.PathLike[str] | None) -> dict[str, torch.Tensor]:
+    """Read the weights of a network for `TimmStem`.
+
+    Parameters
+    ----------
+    name
+        Its name in timm.
+    weights
+        A file, or None for timm's pretrained ones.
+
+    Returns
+    -------
+    dict
+        By the names of the stem's `trunk`.
+    """
+    index, _, _ = _map_at_stride(name)
+    path = _weights_file(name, weights)
+    return _make(name, path, features_only=True, out_indices=(index,)).state_dict()
+
+
+def timm_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the deviation that a network's pretraining took off.
+
+    Parameters
+    ----------
+    name
+        Its name in timm.
+
+    Returns
+    -------
+    tuple
+        Of each channel, in 0-1.
+    """
+    config = _timm(name).get_pretrained_cfg(name)
+    return tuple(config.mean), tuple(config.std)
+
+
+def _timm(name: str) -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise UnknownModelError(
+            f"The encoder timm:{name} needs timm, which is not installed.",
+            hint="pip install 'atlas-wsi[timm]'",
+        ) from error
+    # a name alone: with a hub's address in it, timm would fetch code and weights
+    if not re.fullmatch(r"[A-Za-z0-9_.]+", name) or not timm.is_model(name.split(".")[0]):
+        raise UnknownModelError(
+            f"timm {timm.__version__} has no network '{name}'.",
+            hint="python -c 'import timm; print(timm.list_models())' lists them.",
+        )
+    return timm
+
+
+def _make(name: str, weights: Path | None = None, **options: Any) -> Any:
+    """Make a network of timm that takes pictures of any size, if it can."""
+    timm = _timm(name)
+    if weights is not None:
+        state = {strip_prefixes(key): value for key, value in read_weights(weights).items()}
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
+    for flexible in ({"dynamic_img_size": True}, {}):
+        try:
+            return timm.create_model(name, **options, **flexible)
+        except TypeError:
+            if not flexible:
+                raise
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CheckpointMismatchError(
+                f"{weights or name} does not make a timm:{name}: {str(error)[:500]}"
+            ) from error
+    raise AssertionError("the last try returns or raises")
+
+
+def _map_at_stride(name: str) -> tuple[int, int, list[tuple[int, int]]]:
+    """Return index and channels of a network's last map of stride 16; channels, stride of all."""
+    with torch.device("meta"):
+        info = _make(name, features_only=True).feature_info
+    maps = list(zip(info.channels(), info.reduction(), strict=True))
+    fitting = [i for i, (_, stride) in enumerate(maps) if stride == STRIDE_PX]
+    if not fitting:
+        strides = ", ".join(str(stride) for _, stride in maps)
+        raise UnknownModelError(
+            f"timm:{name} has maps of stride {strides}; Multi-Scale Attention needs one of 16.",
+            hint="`atlas-wsi embed` takes it all the same.",
+        )
+    return info.out_indices[fitting[-1]], maps[fitting[-1]][0], maps
+
+
+def _weights_file(name: str, weights: str | os.PathLike[str] | None) -> Path | None:
+    if weights is not None:
+        return None if str(weights) == NO_WEIGHTS else Path(weights)
+    config = _timm(name).get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise UnknownModelError(
+            f"timm has no pretrained weights of {name} on a hub.",
+            hint="Give --weights FILE, or --weights none for random ones.",
+        )
+    repo, _, revision = config.hf_hub_id.partition("@")
+    files = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES
+    return download(repo, files, revision=revision or None, what=f"timm:{name} ({repo})")
+
+
+def _digest(net: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for value in net.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
