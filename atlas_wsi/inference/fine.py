@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from atlas_wsi.models.layout import pad_map
 from atlas_wsi.models.msa import MsaBlock, pool
@@ -153,6 +154,9 @@ class FineWindows:
         Pooled
             What the next scale is made of.
         """
+        return self._encode()
+
+    def _encode(self) -> Pooled:
         at, dim = self.at, self.model.config.dim
         shape = (at.n_windows, at.part_side**2, dim)
         out = Pooled(raw=self._empty(*shape), placed=self._empty(*shape))
@@ -187,6 +191,11 @@ class FineWindows:
         Attended
             What the next scale takes.
         """
+        return self._attend(number, coarse, kv)
+
+    def _attend(
+        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
+    ) -> Attended:
         block, following = self.blocks[number], self.blocks[number + 1 : number + 2]
         at, coarser = self.at, self.layout.scales[1:]
         if coarse is not None:
@@ -311,6 +320,62 @@ class FineWindows:
 
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+
+class LearningWindows(FineWindows):
+    """Fine windows that keep a gradient; takes what `FineWindows` takes.
+
+    Every window keeps what its gradient needs, but for the maps of the stem: those are computed
+    again, a macro-tile at a time.
+    """
+
+    def encode(self) -> Pooled:
+        """Read and encode every window with a gradient.
+
+        Returns
+        -------
+        Pooled
+            What the next scale is made of.
+        """
+        return self._encode()
+
+    def attend(
+        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
+    ) -> Attended:
+        """Run one block over every window with a gradient.
+
+        Parameters
+        ----------
+        number
+            Number of the block among those that have the finest scale.
+        coarse
+            Tokens of the next scale after its way down; None if there is none.
+        kv
+            Keys and values of every coarser scale, nearest first.
+
+        Returns
+        -------
+        Attended
+            What the next scale takes.
+        """
+        return self._attend(number, coarse, kv)
+
+    def tokens_of_tile(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        """Encode the windows of one macro-tile; its maps are not kept.
+
+        Parameters
+        ----------
+        tile
+            Which windows.
+        pixels
+            uint8, what the tile says to read.
+
+        Returns
+        -------
+        torch.Tensor
+            Tokens `(n, T, C)`, zero where invalid.
+        """
+        return checkpoint(super().tokens_of_tile, tile, pixels, use_reentrant=False)
 
 
 def mean_cells(summed: torch.Tensor) -> torch.Tensor:

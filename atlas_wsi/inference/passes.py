@@ -101,9 +101,21 @@ class StreamedPass:
             On the CPU.
         """
         with kept_heap():
-            return self._run(cell_tokens)
+            return self.logits(cell_tokens=cell_tokens)
 
-    def _run(self, cell_tokens: int) -> SlideLogits:
+    def logits(self, *, cell_tokens: int = 4) -> SlideLogits:
+        """Encode and read a whole image with the gradient that its shares keep, for training.
+
+        Parameters
+        ----------
+        cell_tokens
+            Fine tokens along a cell's side.
+
+        Returns
+        -------
+        SlideLogits
+            On the CPU.
+        """
         made = self._each(lambda share: share.encode())
         pooled = self._gather([one.placed for one in made])
         coarse = self._coarse_start(self._gather([one.raw for one in made]))
@@ -187,8 +199,9 @@ class StreamedPass:
             keys = x[s].new_empty(*x[s].shape[:2], 2 * x[s].shape[2])
             new = torch.empty_like(x[s])
             for part in self._parts(at):
-                new[part] = block.down(first + s, x[s][part], at, kv, scales[s + 1 :], part=part)
-                keys[part] = block.unit(first + s).keys_values(new[part])
+                some = block.down(first + s, x[s][part], at, kv, scales[s + 1 :], part=part)
+                keys[part] = block.unit(first + s).keys_values(some)
+                new[part] = some
             x[s] = new
             kv.insert(0, keys)
         return x, kv
