@@ -121,7 +121,8 @@ PREDICT = """
         time.sleep(0.01)
     assert predict.shown is not None, predict.status.text()
     status = open("/proc/self/status").read()
-    print("peak", int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024)
+    for key in ("VmHWM", "RssFile"):
+        print(key, int(re.search(key + r":\\s+(\\d+)", status)[1]) * 1024)
     viewer.close()
 """
 
@@ -131,8 +132,11 @@ def test_predicting_in_a_huge_slide_takes_less_than_two_gigabytes(huge_path):
     run = subprocess.run(
         [sys.executable, "-c", code, str(huge_path)], capture_output=True, text=True, check=True
     )
-    peak = int(re.search(r"peak (\d+)", run.stdout)[1])
-    assert 5e8 < peak < 2e9
+    peak = int(re.search(r"VmHWM (\d+)", run.stdout)[1])
+    # Pages of the libraries' files are no memory that is taken: how many of them a fault maps, and
+    # so counts, is up to the kernel.
+    mapped = int(re.search(r"RssFile (\d+)", run.stdout)[1])
+    assert 3e8 < peak - mapped < 2e9, (peak, mapped)
 
 
 def test_a_huge_slide_is_predicted_where_a_rectangle_was_drawn(qtbot, window, huge_path, tmp_path):
