@@ -76,7 +76,8 @@ def predict(
         Path | None,
         typer.Option(
             help="Where to predict, made elsewhere: a picture over the whole slide, black where "
-            "there is no tissue, or GeoJSON polygons. By default tissue is found."
+            "there is no tissue; GeoJSON polygons; or HDF5 tiles of CLAM, TRIDENT, WSInfer or "
+            "STAMP. By default tissue is found."
         ),
     ] = None,
     tissue_model: Annotated[

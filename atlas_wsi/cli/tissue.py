@@ -20,6 +20,13 @@ def tissue(
         float | None,
         typer.Option(help="Micrometres a pixel of the slide, if the file does not say.", min=0),
     ] = None,
+    tissue: Annotated[
+        Path | None,
+        typer.Option(
+            help="Tissue made elsewhere, to be seen as it is understood: GeoJSON polygons, a "
+            "picture over the whole slide, or HDF5 tiles of CLAM, TRIDENT, WSInfer or STAMP."
+        ),
+    ] = None,
     mask_mpp: Annotated[
         float, typer.Option(help="Micrometres a pixel of the mask.", min=0.1)
     ] = 8.0,
@@ -28,10 +35,14 @@ def tissue(
 ) -> None:
     """Find the tissue of a slide, or the valid pixels of a scene, and write it as a picture."""
     from atlas_wsi.slides.open import open_slide
+    from atlas_wsi.tissue.areas import read_tissue
     from atlas_wsi.tissue.mask import tissue_mask
 
     with open_slide(slide, mpp=mpp) as opened:
-        mask = tissue_mask(opened, mpp=mask_mpp, keep_fat=keep_fat)
+        if tissue:
+            mask = read_tissue(tissue, opened)
+        else:
+            mask = tissue_mask(opened, mpp=mask_mpp, keep_fat=keep_fat)
         size = opened.require_mpp()
         pixels = mask.fraction * opened.shape[0] * opened.shape[1]
         unit, per_unit = ("m2", 1e12) if opened.is_georeferenced else ("mm2", 1e6)

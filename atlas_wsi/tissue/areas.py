@@ -1,4 +1,4 @@
-"""Areas that a person or another program drew: GeoJSON polygons and mask pictures."""
+"""Areas that a person or another program drew: GeoJSON polygons, tiles and mask pictures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.grid import Grid
 from atlas_wsi.tissue.mask import TissueMask
+from atlas_wsi.tissue.tiles import SUFFIXES as TILES
+from atlas_wsi.tissue.tiles import tiles_to_mask
 
 if TYPE_CHECKING:
     import os
@@ -32,7 +34,8 @@ def read_areas(path: str | os.PathLike[str], slide: Slide) -> list[shapely.Polyg
     path
         A geometry, a feature, a collection or a list of features, such as QuPath writes. For
         slides the coordinates are level-0 pixels `(x, y)`; for georeferenced scenes those of the
-        file's ``crs`` member, or longitude and latitude without one.
+        file's ``crs`` member, or longitude and latitude without one. A ``crs`` is no use on a
+        slide and not looked at: TRIDENT writes one.
     slide
         The slide that the polygons lie on.
 
@@ -83,8 +86,9 @@ def read_tissue(path: str | os.PathLike[str], slide: Slide) -> TissueMask:
     Parameters
     ----------
     path
-        GeoJSON polygons (see `read_areas`), or a picture over the whole slide, of any resolution,
-        that is black where there is no tissue.
+        GeoJSON polygons (see `read_areas`); HDF5 tiles of CLAM, TRIDENT, WSInfer or STAMP, whose
+        union it is; or a picture over the whole slide, of any resolution, that is black where
+        there is no tissue.
     slide
         The slide.
 
@@ -99,10 +103,12 @@ def read_tissue(path: str | os.PathLike[str], slide: Slide) -> TissueMask:
         If the file cannot be read or has not the slide's form.
     """
     path = Path(path)
-    if path.suffix.lower() in (".json", ".geojson"):
+    if path.suffix.lower() in (".json", ".geojson", *TILES):
         own = slide.require_mpp()
         step = tuple(max(1.0, 4.0 / m, n / 4096) for m, n in zip(own, slide.shape, strict=True))
         grid = Grid.over(slide.shape, (step[0], step[1]))
+        if path.suffix.lower() in TILES:
+            return tiles_to_mask(path, slide, grid)
         whole = TissueMask(mask=np.ones(grid.shape, bool), grid=grid, method=f"file {path.name}")
         return whole.within(read_areas(path, slide))
     mask = _read_picture(path)
