@@ -20,6 +20,8 @@ _OPTIONAL = {
     "mamba_ssm": "fast selective scan on CUDA: pip install mamba-ssm (needs nvcc)",
     "distributed": "batches on a cluster: pip install distributed",
     "s3fs": "slides on S3: pip install s3fs",
+    "timm": "encoders of timm: pip install 'atlas-wsi[timm]'",
+    "onnxruntime": "tile classifiers in ONNX: pip install 'atlas-wsi[onnx]'",
 }
 
 

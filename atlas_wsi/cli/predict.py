@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from atlas_wsi.models.wsinfer import TileClassifier
     from atlas_wsi.slides.slide import Slide
 
+_CELL_PX = 64
+
 
 def predict(
     slides: Annotated[
@@ -51,7 +53,7 @@ def predict(
     ] = None,
     cell: Annotated[
         int, typer.Option(help="Side of a heatmap cell in working pixels: 16, 32 or 64.")
-    ] = 64,
+    ] = _CELL_PX,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
@@ -109,6 +111,8 @@ def predict(
     quiet = quiet or as_json
     _check_arguments(cell, memory, device)
     given = _tile_classifier(model, trust=trust_model) or model
+    if given is not model and cell != _CELL_PX:
+        raise typer.BadParameter("--cell: the cells of a tile classifier are its patches")
     done: list[dict[str, Any]] = []
     worst: AtlasError | None = None
     for path in slides:

@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from atlas_wsi.errors import UnknownModelError
+
+HUB = "hf://"
+
+
+def from_hub(name: str, files: tuple[str, ...]) -> Path:
+    """Take a file that the user named by its repository.
+
+    Parameters
+    ----------
+    name
+        Such as ``hf://owner/name@revision``.
+    files
+        Names that the file may have, best first.
+
+    Returns
+    -------
+    Path
+        In the cache of huggingface_hub.
+
+    Raises
+    ------
+    UnknownModelError
+        If this is no hub id, or none of the files is to be had.
+    """
+    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
+    if not match:
+        raise UnknownModelError(f"'{name}' is no hub id.", hint="Give hf://owner/name@revision.")
+    repo, revision = match.groups()
+    return download(repo, files, revision=revision, what=name)
 
 
 def download(repo: str, files: tuple[str, ...], *, revision: str | None, what: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,7 +12,7 @@ import torch
 from atlas_wsi.errors import UnknownModelError
 from atlas_wsi.models.atlas import AtlasConfig
 from atlas_wsi.models.card import ModelCard, ModelClass
-from atlas_wsi.models.hub import download
+from atlas_wsi.models.hub import HUB, from_hub
 from atlas_wsi.models.mambavision import MambaVisionConfig
 from atlas_wsi.models.model import Model
 from atlas_wsi.models.wsinfer import is_tile_classifier
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 DEFAULTS: dict[Literal["slide", "scene"], str] = {"slide": "lung-he", "scene": "landcover-rgb"}
 """The shipped model for slides and for georeferenced scenes."""
 
-HUB = "hf://"
 HUB_FILE = "model.safetensors"
 
 _TEST_CARD = ModelCard(
@@ -128,7 +126,7 @@ def find_file(name: str, *, files: tuple[str, ...]) -> Path | None:
     if name in TEST_CONFIGS:
         return None
     if name.startswith(HUB):
-        return _from_hub(name, files)
+        return from_hub(name, files)
     if Path(name).exists() or "/" in name or name.endswith(".safetensors"):
         return Path(name)
     raise UnknownModelError(
@@ -183,14 +181,6 @@ def is_model(path: Path) -> bool:
             return "atlas_wsi" in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
-
-
-def _from_hub(name: str, files: tuple[str, ...]) -> Path:
-    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
-    if not match:
-        raise UnknownModelError(f"'{name}' is no hub id.", hint="Give hf://owner/name@revision.")
-    repo, revision = match.groups()
-    return download(repo, files, revision=revision, what=name)
 
 
 def _test_model(name: str) -> Model:

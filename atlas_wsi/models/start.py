@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _HEAD = ("head.", "encoder.fc.")
 _HEAD_CHANNELS = 64  # of an attention head of the published models
 _LISTED = 6
+_COUNTS = "num_batches_tracked"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -177,7 +178,7 @@ def take_weights(model: Model, start: Start) -> Taken:
         for name, value in start.weights.items()
         if name in own
         and own[name].shape == value.shape
-        and own[name].is_floating_point()
+        and not name.endswith(_COUNTS)
         and (same_classes or not name.startswith(_HEAD))
     }
     if not any(name.startswith(("encoder.stem.", "encoder.stages.")) for name in fits):
@@ -191,10 +192,8 @@ def take_weights(model: Model, start: Start) -> Taken:
         name=start.name,
         tensors=len(fits),
         weights=sum(value.numel() for value in fits.values()),
-        fresh=_parts(name for name in own if name not in fits and own[name].is_floating_point()),
-        left=_parts(
-            [n for n, v in start.weights.items() if n not in fits and v.is_floating_point()]
-        )
+        fresh=_parts(n for n in own if n not in fits and not n.endswith(_COUNTS)),
+        left=_parts(n for n in start.weights if n not in fits and not n.endswith(_COUNTS))
         + _parts(start.unknown),
     )
 

@@ -28,6 +28,7 @@ from atlas_wsi.errors import (
     UntrustedWeightsError,
 )
 from atlas_wsi.models.card import ModelCard, ModelClass, class_colors
+from atlas_wsi.models.hub import HUB, from_hub
 
 if TYPE_CHECKING:
     import os
@@ -224,7 +225,8 @@ def read_config(name_or_path: str | os.PathLike[str]) -> tuple[WsinferConfig, Pa
     Parameters
     ----------
     name_or_path
-        The folder, or the TorchScript or ONNX file in it; ``wsinfer:`` may stand before it.
+        The folder, or the TorchScript or ONNX file in it; ``wsinfer:`` may stand before it, and
+        must before ``hf://owner/name@revision``.
 
     Returns
     -------
@@ -238,7 +240,13 @@ def read_config(name_or_path: str | os.PathLike[str]) -> tuple[WsinferConfig, Pa
     CheckpointMismatchError
         If the configuration is not valid.
     """
-    given = Path(str(name_or_path).removeprefix(PREFIX))
+    name = str(name_or_path).removeprefix(PREFIX)
+    if name.startswith(HUB):
+        # both lie in the folder of the commit
+        from_hub(name, (CONFIG_FILE,))
+        given = from_hub(name, ("model.onnx", "torchscript_model.pt"))
+    else:
+        given = Path(name)
     folder = given if given.is_dir() else given.parent
     path = folder / CONFIG_FILE
     if not given.exists() or not path.is_file():
@@ -267,7 +275,8 @@ def load_tile_classifier(
     Parameters
     ----------
     name_or_path
-        The folder with `config.json`, or the TorchScript or ONNX file in it.
+        The folder with `config.json`, the TorchScript or ONNX file in it, or
+        ``wsinfer:hf://owner/name@revision``.
     trust
         Whether to load TorchScript, which is a program and not only weights. ONNX needs no trust.
 
@@ -315,8 +324,11 @@ def card_of(config: WsinferConfig, weights: Path) -> ModelCard:
     names = list(config.class_names)
     if len(names) == 1:
         names.append(_OTHER if names[0] != _OTHER else f"not {_OTHER}")
-    folder = weights.absolute().parent.name
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder).lstrip("._-")[:64]
+    folder = weights.absolute().parent
+    name = folder.name
+    if folder.parent.name == "snapshots":  # of a hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        name = folder.parents[1].name.removeprefix("models--").replace("--", "-")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64]
     return ModelCard(
         name=name or "tile-classifier",
         domain="slide",

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from huggingface_hub import constants
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
@@ -252,3 +253,25 @@ def test_what_needs_context_refuses_tile_classifiers(tmp_path, path):
     assert "no context" in told.stderr
     with pytest.raises(ValueError, match="no context"):
         atlas_wsi.predict(path, atlas_wsi.load_tile_classifier(folder), context=True)
+
+
+def test_cells_of_another_size_are_refused(tmp_path, path):
+    folder = write_model(tmp_path / "m", "onnx")
+    asked = ["predict", str(path), "-o", str(tmp_path), "--model", str(folder), "--cell", "32"]
+    told = CliRunner().invoke(app, asked)
+    assert told.exit_code == 2
+    assert "patches" in told.output
+
+
+def test_a_tile_classifier_in_the_hubs_cache_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repo = tmp_path / "models--lab--lymphocytes"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    (repo / "snapshots").mkdir()
+    write_model(repo / "snapshots" / "abc", "torchscript")
+    model = atlas_wsi.load_tile_classifier("wsinfer:hf://lab/lymphocytes@main", trust=True)
+    assert model.card.name == "lab-lymphocytes"
+    with pytest.raises(UnknownModelError, match="not in the cache"):
+        atlas_wsi.load_tile_classifier("wsinfer:hf://lab/other@main", trust=True)
