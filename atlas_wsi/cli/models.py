@@ -22,46 +22,49 @@ def models(
 ) -> None:
     """List the models that are shipped, cached from a hub, or in this folder.
 
-    `show NAME` prints the card of one.
+    `show NAME` prints the card of one. Accuracy is that on held-out tiles, beside that of colour
+    alone; of kind by tile are other projects' classifiers of single tiles.
     """
     if ctx.invoked_subcommand:
         return
-    from atlas_wsi.models.registry import cached_models, is_model, load_model, shipped_models
+    from atlas_wsi.models.model import read_card
+    from atlas_wsi.models.registry import cached_models, is_model, shipped_models
     from atlas_wsi.models.wsinfer import card_of, local_tile_classifiers, read_config
 
     local = {str(p): p for p in sorted(Path().glob("*.safetensors")) if is_model(p)}
     places = {"shipped": shipped_models(), "cached": cached_models(), "local": local}
     found = [
-        (where, name, load_model(path).card)
+        (where, name, *read_card(path))
         for where, files in places.items()
         for name, path in files.items()
     ]
     found += [
-        ("local, by tile", name, card_of(*read_config(path)))
+        ("local", name, card_of(*read_config(path)), "by tile")
         for name, path in local_tile_classifiers(Path()).items()
     ]
     if as_json:
         console.print_json(
-            [{"where": where, "id": n, **c.model_dump(mode="json")} for where, n, c in found]
+            [
+                {"where": where, "id": name, "backbone": backbone, **card.model_dump(mode="json")}
+                for where, name, card, backbone in found
+            ]
         )
         return
-    from rich.table import Table
+    from rich.table import Column, Table
 
     table = Table(
-        "where",
-        "name",
-        "for",
-        "um/px",
-        "classes",
-        "accuracy",
-        "colour only",
+        *(
+            Column(name, no_wrap=name != "classes", overflow="fold")
+            for name in ("where", "name", "kind", "for", "um/px", "classes", "accuracy", "colour")
+        ),
         box=None,
         pad_edge=False,
     )
-    for where, name, card in found:
+    for where, name, card, backbone in found:
         table.add_row(
             where,
             name,
+            backbone,
             f"{card.domain}s",
             f"{card.mpp:g}",
             ", ".join(card.class_names),

@@ -140,14 +140,40 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     CheckpointMismatchError
         If the file is damaged.
     """
+    metadata = read_metadata(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointMismatchError(f"{path} is not a readable model: {error}") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read what a safetensors file says beside its tensors.
+
+    Parameters
+    ----------
+    path
+        File to read.
+
+    Returns
+    -------
+    dict
+        Texts by name.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        If the file is damaged.
+    """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
-            if sum(len(v) for v in metadata.values()) > _MAX_METADATA_BYTES:
-                raise CheckpointMismatchError(f"{path} carries more than 8 MiB of metadata.")
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise CheckpointMismatchError(f"{path} is not a readable model: {error}") from error
+    if sum(len(v) for v in metadata.values()) > _MAX_METADATA_BYTES:
+        raise CheckpointMismatchError(f"{path} carries more than 8 MiB of metadata.")
+    return metadata
 
 
 def strip_prefixes(name: str) -> str:

@@ -20,7 +20,12 @@ from torch import nn
 from atlas_wsi.errors import CheckpointMismatchError, OutputNotWritableError, UnknownModelError
 from atlas_wsi.models.atlas import Atlas, AtlasConfig
 from atlas_wsi.models.card import ModelCard
-from atlas_wsi.models.checkpoints import is_safetensors, load_exactly, read_safetensors
+from atlas_wsi.models.checkpoints import (
+    is_safetensors,
+    load_exactly,
+    read_metadata,
+    read_safetensors,
+)
 from atlas_wsi.models.heads import DenseHead, valid_map
 
 _FORMAT = "atlas-wsi model 1"
@@ -231,6 +236,32 @@ class Model(nn.Module):
         load_exactly(model, {k: v.float() for k, v in state.items()}, source=str(path))
         model.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         return model.eval()
+
+
+def read_card(path: str | os.PathLike[str]) -> tuple[ModelCard, str]:
+    """Read the card of a model file and leave its weights.
+
+    Parameters
+    ----------
+    path
+        A file that `Model.save` wrote.
+
+    Returns
+    -------
+    tuple
+        The card, and the backbone.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        If the file is not a model of ours, or its card is damaged.
+    """
+    path = Path(path)
+    facts = _facts(read_metadata(path), path)
+    try:
+        return ModelCard.model_validate(facts["card"]), str(facts.get("backbone", "atlas"))
+    except (KeyError, ValidationError) as error:
+        raise CheckpointMismatchError(f"{path}: its card is damaged: {error}") from error
 
 
 def stored_dtype(path: str | os.PathLike[str]) -> torch.dtype:

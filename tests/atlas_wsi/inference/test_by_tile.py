@@ -236,7 +236,7 @@ def test_tile_classifiers_are_listed_and_shown_without_being_loaded(tmp_path, mo
     write_model(tmp_path / "lymphocytes", "torchscript")
     listed = json.loads(CliRunner().invoke(app, ["models", "--json"]).output)
     mine = [m for m in listed if m["id"] == "lymphocytes"]
-    assert [m["where"] for m in mine] == ["local, by tile"]
+    assert [(m["where"], m["backbone"]) for m in mine] == [("local", "by tile")]
     shown = CliRunner().invoke(app, ["models", "show", "lymphocytes"]).output
     assert "Tumour cells" in shown
     assert "Resize" in shown

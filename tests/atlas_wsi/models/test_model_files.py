@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError, UntrustedWeightsError
 from atlas_wsi.models import Model, load_model, shipped_models
 from atlas_wsi.models.checkpoints import read_weights
+from atlas_wsi.models.model import read_card
 
 
 @pytest.fixture
@@ -103,3 +104,13 @@ def test_published_training_checkpoints_with_an_easydict_are_read(tmp_path):
     config = easydict.EasyDict(lr=0.1, nested={"dims": [1, 2]})
     torch.save({"model": {"a": torch.ones(2)}, "args": config}, tmp_path / "w.pth")
     assert torch.equal(read_weights(tmp_path / "w.pth")["a"], torch.ones(2))
+
+
+def test_a_card_is_read_without_its_weights(tmp_path):
+    model = load_model("mambavision_msa_test")
+    path = model.save(tmp_path / "m.safetensors")
+    assert read_card(path) == (model.card, "mambavision+msa")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200])
+    with pytest.raises(CheckpointMismatchError, match="not a readable model"):
+        read_card(path)
