@@ -50,6 +50,7 @@ def tiles(
     megapixels: train_options.Megapixels = 0.8,
     precision: train_options.Precision = "auto",
     seed: train_options.Seed = 0,
+    tensorboard: train_options.TensorBoard = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights as float16.")] = False,
     overwrite: train_options.Overwrite = False,
     quiet: train_options.Quiet = False,
@@ -92,7 +93,7 @@ def tiles(
         patience=patience,
         seed=seed,
     )
-    history = History()
+    history = History(tensorboard=tensorboard)
     dtype = torch.float16 if half else torch.float32
     zoom = mpp / (work_mpp or mpp)
     with parallel.joined():

@@ -80,6 +80,12 @@ Folds = Annotated[
         max=100,
     ),
 ]
+TensorBoard = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for event files of TensorBoard, beside the CSV curve.", metavar="DIR"
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]

@@ -1,17 +1,21 @@
-"""What happened during training: a CSV table, a picture of the curves, a checkpoint to go on from."""
+"""What happened during training: tables, curves, TensorBoard, a checkpoint to go on from."""
 
 from __future__ import annotations
 
 import csv
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from atlas_wsi.errors import CheckpointMismatchError
+from atlas_wsi.errors import CheckpointMismatchError, OutputNotWritableError
 from atlas_wsi.models.checkpoints import read_plain
+from atlas_wsi.training import parallel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 FIELDS = ("step", "rate", "loss", "validation_loss", "validation_balanced_accuracy")
@@ -23,9 +27,86 @@ class History:
 
     rows: list[dict[str, float]] = field(default_factory=list)
     """A dict with the keys `FIELDS` a check; those of validation only if there is one."""
-
     tensorboard: Path | None = None
     """Folder for the event files of TensorBoard; None for none."""
+    _writer: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.tensorboard is not None and find_spec("tensorboard") is None:
+            raise OutputNotWritableError(
+                "Logging for TensorBoard needs tensorboard, which is not installed.",
+                hint="pip install 'atlas-wsi[train]'",
+            )
+
+    @contextmanager
+    def logging(self, first: int) -> Iterator[None]:
+        """Log to TensorBoard what is added meanwhile, from the first process only.
+
+        Parameters
+        ----------
+        first
+            How many steps are done; what was logged of later ones before a kill is dropped.
+
+        Yields
+        ------
+        None
+            While the event file is open.
+
+        Raises
+        ------
+        OutputNotWritableError
+            If the folder cannot be made.
+        """
+        if self.tensorboard is None or parallel.rank() != 0:
+            yield
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            writer = SummaryWriter(self.tensorboard, purge_step=first + 1)
+        except OSError as error:
+            raise OutputNotWritableError(
+                f"{self.tensorboard} cannot be written: {error.strerror}."
+            ) from error
+        self._writer = writer
+        try:
+            yield
+        finally:
+            self._writer = None
+            writer.close()
+
+    def log(self, step: int, **values: float) -> None:
+        """Log figures of a step to TensorBoard; they are not in the table.
+
+        Parameters
+        ----------
+        step
+            How many steps are done.
+        **values
+            Figures by name.
+        """
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Add what a check found.
+
+        Parameters
+        ----------
+        row
+            With the keys `FIELDS`.
+        """
+        self.rows.append(row)
+        step = int(row["step"])
+        self.log(step, **{k: row[k] for k in FIELDS if k in row and k.startswith("validation")})
+        if self._writer is not None:
+            self._writer.flush()  # a kill must not lose what a checkpoint counts as done
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The row whose weights are kept: that of the lowest validation loss, else the last."""
+        return self.rows[len(self.rows) - 1 - self.checks_since_best]
 
     def below(self, name: str) -> History:
         """Return an empty history for a part of the work.
@@ -78,6 +159,8 @@ class History:
             at = [row for row in self.rows if key in row]
             steps = [row["step"] for row in at]
             left.plot(steps, [row[key] for row in at], color=color, label=key.replace("_", " "))
+        if any("validation_loss" in row for row in self.rows):
+            left.axvline(self.best["step"], color="#999999", linewidth=0.8, label="kept")
         key = "validation_balanced_accuracy"
         at = [row for row in self.rows if key in row]
         right.plot([row["step"] for row in at], [row[key] for row in at], color="#e64b35")
@@ -110,7 +193,7 @@ def read_checkpoint(path: Path, *, recipe: dict[str, Any], tiles: int) -> dict[s
     path
         The file.
     recipe
-        Arguments of the training that would go on.
+        Arguments of the training that would go on, and where it started.
     tiles
         How many tiles it is trained on.
 

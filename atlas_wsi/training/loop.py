@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -131,7 +131,8 @@ def train(
     steps = max(4, round(recipe.epochs * pixels / (recipe.megapixels * 1e6)))
     run = _Run(model, average, _optimiser(model, recipe), history)
     part = parallel.rank(), parallel.n_ranks()
-    first = run.resume(checkpoint, recipe, len(tiles)) if checkpoint else 0
+    arguments = recipe.as_dict() | {"init": average.card.training.get("init", {}).get("name")}
+    first = run.resume(checkpoint, arguments, len(tiles)) if checkpoint else 0
     low = recipe.precision == "bfloat16" or (recipe.precision == "auto" and _has_bfloat16(device))
     fix_at = 0 if init is not None else steps // 2
     if first > fix_at:
@@ -139,30 +140,33 @@ def train(
     every = max(1, steps // recipe.checks)
     start = time.perf_counter()
     total = n_losses = 0.0
+    todo = range(first, first if run.is_out_of_patience(recipe) else steps)
     stain = card.domain == "slide"
-    batches = load_batches(tiles, recipe, range(first, steps), stain=stain, part=part)
-    for step, batch in enumerate(batches, start=first):
-        cancel.raise_if_cancelled()
-        if step == fix_at:
-            _fix_norms(model, tiles, recipe)
-        rate = recipe.rate * _schedule(step, steps)
-        loss = run.step(batch.to(device), rate, low=low, keep=min(_EMA, step / (step + 10)))
-        total, n_losses = total + loss, n_losses + 1
-        report(f"train (loss {loss:.3f})" if step % 20 == 0 else "train", step + 1, steps)
-        if (step + 1) % every == 0 or step + 1 == steps:
-            run.check(step + 1, rate, total / n_losses, validation)
-            total = n_losses = 0.0
-            if checkpoint:
-                run.store(checkpoint, recipe, len(tiles), step + 1)
-            if recipe.patience and history.checks_since_best >= recipe.patience:
-                steps = step + 1
-                break
+    batches = load_batches(tiles, recipe, todo, stain=stain, part=part)
+    with history.logging(first):
+        for step, batch in zip(todo, batches, strict=True):
+            cancel.raise_if_cancelled()
+            if step == fix_at:
+                _fix_norms(model, tiles, recipe)
+            rate = recipe.rate * _schedule(step, steps)
+            loss = run.step(batch.to(device), rate, low=low, keep=min(_EMA, step / (step + 10)))
+            total, n_losses = total + loss, n_losses + 1
+            history.log(step + 1, loss=loss, rate=rate)
+            report(f"train (loss {loss:.3f})" if step % 20 == 0 else "train", step + 1, steps)
+            if (step + 1) % every == 0 or step + 1 == steps:
+                run.check(step + 1, rate, total / n_losses, validation)
+                total = n_losses = 0.0
+                if checkpoint:
+                    run.store(checkpoint, arguments, len(tiles), step + 1)
+                if run.is_out_of_patience(recipe):
+                    break
     average.load_state_dict(run.best)
     average.card = average.card.model_copy(
         update={
             "training": {
                 **recipe.as_dict(),
-                "steps": steps,
+                "steps": int(history.rows[-1]["step"]),
+                "chosen": {k: round(v, 6) for k, v in history.best.items()},
                 "seconds": round(time.perf_counter() - start),
                 "tiles": len(tiles),
             }
@@ -210,15 +214,19 @@ class _Run:
             own = p[np.arange(len(p)), validation.labels]
             row["validation_loss"] = float(-np.log(np.maximum(own, 1e-12)).mean())
             row["validation_balanced_accuracy"] = summarise(counts)["balanced_accuracy"]
-        self.history.rows.append(parallel.share(row))
+        self.history.add(parallel.share(row))
         if self.history.checks_since_best == 0:
             self.best = copy.deepcopy(self.average.state_dict())
 
-    def store(self, path: Path, recipe: Recipe, tiles: int, step: int) -> None:
+    def is_out_of_patience(self, recipe: Recipe) -> bool:
+        """Whether the validation loss has not fallen for as many checks as were asked for."""
+        return bool(recipe.patience) and self.history.checks_since_best >= recipe.patience
+
+    def store(self, path: Path, arguments: dict[str, Any], tiles: int, step: int) -> None:
         if parallel.rank() != 0:
             return
         state = {
-            "recipe": recipe.as_dict(),
+            "recipe": arguments,
             "tiles": tiles,
             "step": step,
             "model": self.model.state_dict(),
@@ -229,9 +237,9 @@ class _Run:
         }
         write_checkpoint(path, state)
 
-    def resume(self, path: Path, recipe: Recipe, tiles: int) -> int:
+    def resume(self, path: Path, arguments: dict[str, Any], tiles: int) -> int:
         """Take up what `store` wrote; return the number of steps that are done."""
-        state = read_checkpoint(path, recipe=recipe.as_dict(), tiles=tiles)
+        state = read_checkpoint(path, recipe=arguments, tiles=tiles)
         if state is None:
             return 0
         self.model.load_state_dict(state["model"])

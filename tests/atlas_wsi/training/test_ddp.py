@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from atlas_wsi.cli.app import app
 from atlas_wsi.models import load_model
 from atlas_wsi.training.batches import make_batch
 from atlas_wsi.training.recipe import Recipe
@@ -83,7 +85,8 @@ def test_torchrun_trains_writes_once_and_follows_the_curve_of_one_process(tile_f
     command = ["train", "tiles", tile_folder, "--mpp", "1", "--dim", "32", "--epochs", "6"]
     command += ["--megapixels", "0.3", "--validation", "0.25", "--precision", "float32"]
     command += ["--rate", "1e-4", "--json", "-o"]
-    run("-m", "atlas_wsi", *command, tmp_path / "one.safetensors")
+    alone = CliRunner().invoke(app, [str(a) for a in (*command, tmp_path / "one.safetensors")])
+    assert alone.exit_code == 0, alone.output
     said = run(*TWO, "-m", "atlas_wsi", *command, tmp_path / "two.safetensors").stdout
     assert said.count('"card"') == 1
     rows = []

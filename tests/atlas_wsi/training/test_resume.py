@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -70,20 +76,64 @@ def test_a_checkpoint_of_another_training_is_refused(tile_folder, tmp_path):
 
 def test_patience_ends_a_training_that_no_longer_gets_better(tile_folder):
     history = History()
-    recipe = Recipe(
-        dim=32,
-        depths=(1,),
-        n_scales=1,
-        epochs=16,
-        megapixels=0.05,
-        checks=16,
-        singles=1,
-        patience=1,
-        rate=1.0,
-    )
+    recipe = replace(SMALL, epochs=16, checks=16, patience=1, rate=1.0)
     train_tiles(tile_folder, recipe=recipe, history=history, **KIND)
     assert len(history.rows) < 16
     assert history.checks_since_best >= 1
+
+
+def test_a_training_out_of_patience_that_is_killed_before_it_writes_does_not_train_on(
+    tile_folder, tmp_path
+):
+    state, cancel, parts, again = tmp_path / "resume.pt", CancelToken(), History(), History()
+    recipe = replace(SMALL, epochs=16, checks=16, patience=2, rate=1.0)
+    whole = History()
+    train_tiles(tile_folder, recipe=recipe, history=whole, **KIND)
+
+    def stop(what, done, total):
+        if len(parts.rows) == len(whole.rows) - 1:
+            cancel.cancel()
+
+    call = {"recipe": recipe, "checkpoint": state}
+    with pytest.raises(Cancelled):
+        train_tiles(tile_folder, history=parts, progress=stop, cancel=cancel, **call, **KIND)
+    train_tiles(tile_folder, history=again, **call, **KIND)
+    assert again.rows == whole.rows
+
+
+def test_the_card_says_which_check_was_kept(tile_folder):
+    history = History()
+    recipe = replace(SMALL, epochs=16, checks=16, patience=3, rate=1.0)
+    facts = train_tiles(tile_folder, recipe=recipe, history=history, **KIND).card.training
+    best = min(history.rows, key=lambda row: row["validation_loss"])
+    assert facts["chosen"]["step"] == best["step"] < history.rows[-1]["step"] == facts["steps"]
+    expected = best["validation_balanced_accuracy"]
+    assert facts["chosen"]["validation_balanced_accuracy"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_process_killed_in_its_second_fold_goes_on_with_the_same_curves(tile_folder, tmp_path):
+    command = [sys.executable, "-m", "atlas_wsi", "train", "tiles", str(tile_folder), "-o"]
+    rest = ["--mpp", "1", "--dim", "32", "--epochs", "6", "--domain", "scene", "--quiet"]
+    rest += ["--megapixels", "0.1", "--validation", "0.25", "--folds", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def run(out):
+        done = subprocess.run([*command, out, *rest], env=environment, timeout=240)
+        assert done.returncode == 0
+        return {p.name: p.read_text() for p in out.parent.glob("*.training.csv")}
+
+    whole = run(tmp_path / "whole" / "m.safetensors")
+    out = tmp_path / "killed" / "m.safetensors"
+    process = subprocess.Popen([*command, out, *rest], env=environment, start_new_session=True)
+    while not out.with_name("m.fold1.resume.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert out.with_name("m.fold1.resume.pt").exists()
+    assert run(out) == whole
+    assert len(whole) == 3
+    assert not list(out.parent.glob("*.resume.pt"))
 
 
 def test_the_curve_is_written_as_a_table_and_a_picture(tmp_path):

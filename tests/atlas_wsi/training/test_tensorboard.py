@@ -1,0 +1,81 @@
+"""Event files beside the table, read back by TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
+
+from atlas_wsi.cli.app import app
+from atlas_wsi.errors import Cancelled
+from atlas_wsi.progress import CancelToken
+from atlas_wsi.training.history import History
+from atlas_wsi.training.recipe import Recipe
+from atlas_wsi.training.run import train_tiles
+
+COMMAND = ["--mpp", "1", "--dim", "32", "--epochs", "3", "--domain", "scene", "--quiet"]
+COMMAND += ["--megapixels", "0.1", "--validation", "0.25"]
+
+
+def read(folder):
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+
+
+def test_the_event_file_says_what_the_table_says(tile_folder, tmp_path):
+    out, logs = tmp_path / "m.safetensors", tmp_path / "logs"
+    command = ["train", "tiles", str(tile_folder), "-o", str(out), *COMMAND]
+    done = CliRunner().invoke(app, [*command, "--tensorboard", str(logs)])
+    assert done.exit_code == 0, done.output
+    found = read(logs)
+    with (tmp_path / "m.training.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("validation_loss", "validation_balanced_accuracy"):
+        assert [step for step, _ in found[name]] == [int(row["step"]) for row in rows]
+        assert [v for _, v in found[name]] == pytest.approx([float(r[name]) for r in rows])
+    steps = int(rows[-1]["step"])
+    assert [step for step, _ in found["loss"]] == list(range(1, steps + 1))
+    assert dict(found["rate"])[steps] == pytest.approx(float(rows[-1]["rate"]))
+
+
+def test_a_training_that_goes_on_logs_every_step_once(tile_folder, tmp_path):
+    recipe = Recipe(dim=32, depths=(1,), n_scales=1, epochs=6, megapixels=0.05, checks=4)
+    state, cancel, history = tmp_path / "resume.pt", CancelToken(), History(tensorboard=tmp_path)
+    call = {"name": "t", "domain": "scene", "mpp": 1.0, "recipe": recipe, "checkpoint": state}
+
+    def stop(what, done, total):
+        if len(history.rows) == 2 and done % 3 == 2:  # between two checks
+            cancel.cancel()
+
+    with pytest.raises(Cancelled):
+        train_tiles(tile_folder, history=history, progress=stop, cancel=cancel, **call)
+    again = History(tensorboard=tmp_path)
+    train_tiles(tile_folder, history=again, **call)
+    steps = [step for step, _ in read(tmp_path)["loss"]]
+    assert steps == list(range(1, int(again.rows[-1]["step"]) + 1))
+
+
+def test_without_the_package_the_command_says_how_to_get_it(tile_folder, tmp_path):
+    hide = "import sys; sys.modules['tensorboard'] = None"  # as if it were not installed
+    out = tmp_path / "m.safetensors"
+    command = ["train", "tiles", str(tile_folder), "-o", str(out), *COMMAND]
+    command += ["--tensorboard", str(tmp_path / "logs")]
+    done = subprocess.run(
+        [sys.executable, "-c", f"{hide}; from atlas_wsi.cli.app import main; main()", *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'atlas-wsi[train]'" in done.stderr
+    assert not out.exists()
