@@ -57,7 +57,29 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         raise UnknownModelError(f"There is no weights file at {path}.")
     if is_safetensors(path):
         return read_safetensors(path)[0]
-    found = read_plain(path)
+    return tensors_of(read_plain(path), path)
+
+
+def tensors_of(found: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Take the state dict out of what a torch file holds.
+
+    Parameters
+    ----------
+    found
+        From `read_plain`: a state dict, or a mapping with one under ``model`` or ``state_dict``.
+    path
+        The file, for the error.
+
+    Returns
+    -------
+    dict
+        Tensors by name.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        If there are none.
+    """
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]

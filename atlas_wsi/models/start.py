@@ -12,6 +12,7 @@ from atlas_wsi.models.checkpoints import (
     read_plain,
     read_weights,
     rename_known,
+    tensors_of,
 )
 from atlas_wsi.models.registry import find_file, is_model, load_model
 from atlas_wsi.models.timm_stem import NO_WEIGHTS, PREFIX, timm_normalisation, timm_weights
@@ -108,7 +109,7 @@ def load_start(name_or_path: str | os.PathLike[str]) -> Start:
         A model as `load_model` takes it, or a published Atlas checkpoint: safetensors or a torch
         file, the state dict itself or under ``model`` or ``state_dict``, with the prefixes that
         training wrappers leave. On a hub: `model.safetensors`, `pytorch_model.bin` or
-        `checkpoint.pth` of ``hf://owner/name@revision``.
+        `latest.ckpt` of ``hf://owner/name@revision``.
 
     Returns
     -------
@@ -116,7 +117,7 @@ def load_start(name_or_path: str | os.PathLike[str]) -> Start:
         Weights by the names of `Model`.
     """
     name = str(name_or_path)
-    path = find_file(name, files=("model.safetensors", "pytorch_model.bin", "checkpoint.pth"))
+    path = find_file(name, files=("model.safetensors", "pytorch_model.bin", "latest.ckpt"))
     if path is None or (path.is_file() and is_model(path)):
         return Start.of(load_model(path or name))
     return _published(name, path)
@@ -199,8 +200,14 @@ def take_weights(model: Model, start: Start) -> Taken:
 
 
 def _published(name: str, path: Path) -> Start:
-    state, unknown = rename_known(read_weights(path))
-    config = _config_of(state, None if is_safetensors(path) else _heads(read_plain(path)))
+    heads = None
+    if not path.is_file() or is_safetensors(path):
+        found = read_weights(path)
+    else:
+        stored = read_plain(path)
+        found, heads = tensors_of(stored, path), _heads(stored)
+    state, unknown = rename_known(found)
+    config = _config_of(state, heads)
     if config is None:
         first = next(iter(unknown or state))
         raise CheckpointMismatchError(

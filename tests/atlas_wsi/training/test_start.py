@@ -40,7 +40,7 @@ def write_checkpoint(folder: Path, state: dict[str, torch.Tensor]) -> Path:
     """Write what the published training script stores: wrapped names, arguments as EasyDict."""
     stages = json.loads(GOLDEN.with_suffix(".json").read_text())["kwargs_list"]
     arguments = EasyDict({"lr": 1e-3, "model": EasyDict(kwargs_list=stages)})
-    path = folder / "checkpoint.pth"
+    path = folder / "latest.ckpt"
     wrapped = {WRAPPED + name: value for name, value in state.items()}
     torch.save({"model": wrapped, "args": arguments, "epoch": 3}, path)
     return path
