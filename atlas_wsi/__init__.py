@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from atlas_wsi.heatmap.write import open_result
     from atlas_wsi.inference.predict import choose_model, predict
     from atlas_wsi.interop.export import export_result
+    from atlas_wsi.interop.inspect import inspect_file
     from atlas_wsi.models.model import Model
     from atlas_wsi.models.registry import load_model, shipped_models
-    from atlas_wsi.models.wsinfer import TileClassifier, load_tile_classifier
+    from atlas_wsi.models.tile_classifier import TileClassifier, load_tile_classifier
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.slides.open import open_slide
     from atlas_wsi.slides.samples import fetch_sample
@@ -43,7 +44,7 @@ _HOME = {
     "Model": "atlas_wsi.models.model",
     "Progress": "atlas_wsi.progress",
     "Slide": "atlas_wsi.slides.slide",
-    "TileClassifier": "atlas_wsi.models.wsinfer",
+    "TileClassifier": "atlas_wsi.models.tile_classifier",
     "TissueMask": "atlas_wsi.tissue.mask",
     "WindowGrid": "atlas_wsi.tissue.windows",
     "archive_status": "atlas_wsi.batch.status",
@@ -51,8 +52,9 @@ _HOME = {
     "export_result": "atlas_wsi.interop.export",
     "fetch_sample": "atlas_wsi.slides.samples",
     "find_regions": "atlas_wsi.heatmap.regions",
+    "inspect_file": "atlas_wsi.interop.inspect",
     "load_model": "atlas_wsi.models.registry",
-    "load_tile_classifier": "atlas_wsi.models.wsinfer",
+    "load_tile_classifier": "atlas_wsi.models.tile_classifier",
     "open_result": "atlas_wsi.heatmap.write",
     "open_slide": "atlas_wsi.slides.open",
     "predict": "atlas_wsi.inference.predict",
@@ -84,6 +86,7 @@ __all__ = [
     "export_result",
     "fetch_sample",
     "find_regions",
+    "inspect_file",
     "load_model",
     "load_tile_classifier",
     "open_result",

@@ -19,6 +19,7 @@ from atlas_wsi.cli import (
     evaluate,
     export,
     info,
+    inspect,
     models,
     predict,
     report,
@@ -90,6 +91,7 @@ app.command("info")(info.info)
 app.command("view")(view.view)
 app.command("tissue")(tissue.tissue)
 app.command("embed")(embed.embed)
+app.command("inspect")(inspect.inspect)
 app.command("export")(export.export)
 app.command("sample")(sample.sample)
 app.command("doctor")(doctor.doctor)
