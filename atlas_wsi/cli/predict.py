@@ -14,7 +14,7 @@ from atlas_wsi.errors import AtlasError, ResultExistsError
 if TYPE_CHECKING:
     from atlas_wsi.heatmap.heatmap import Heatmap
     from atlas_wsi.models.model import Model
-    from atlas_wsi.models.wsinfer import TileClassifier
+    from atlas_wsi.models.tile_classifier import TileClassifier
     from atlas_wsi.slides.slide import Slide
 
 _CELL_PX = 64
@@ -166,7 +166,8 @@ def _check_arguments(cell: int, memory: str | None, device: str) -> None:
 
 
 def _tile_classifier(model: str | None, *, trust: bool) -> TileClassifier | None:
-    from atlas_wsi.models.wsinfer import is_tile_classifier, load_tile_classifier
+    from atlas_wsi.models.tile_classifier import load_tile_classifier
+    from atlas_wsi.models.wsinfer import is_tile_classifier
 
     if model is None or not is_tile_classifier(model):
         return None
@@ -175,7 +176,7 @@ def _tile_classifier(model: str | None, *, trust: bool) -> TileClassifier | None
 
 def _choose(slide: Slide, model: TileClassifier | str | None) -> tuple[Model | TileClassifier, str]:
     from atlas_wsi.inference.predict import choose_model
-    from atlas_wsi.models.wsinfer import TileClassifier
+    from atlas_wsi.models.tile_classifier import TileClassifier
 
     if isinstance(model, TileClassifier):
         return model, "patch by patch without context"

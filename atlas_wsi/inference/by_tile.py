@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.heatmap.heatmap import Heatmap
-    from atlas_wsi.models.wsinfer import TileClassifier
+    from atlas_wsi.models.tile_classifier import TileClassifier
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.slides.slide import Slide
     from atlas_wsi.tissue.mask import TissueMask

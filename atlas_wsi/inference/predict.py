@@ -32,7 +32,7 @@ from atlas_wsi.inference.stream import open_share, plan_for
 from atlas_wsi.models.model import Model
 from atlas_wsi.models.registry import DEFAULTS, load_model
 from atlas_wsi.models.stem import STRIDE_PX
-from atlas_wsi.models.wsinfer import TileClassifier
+from atlas_wsi.models.tile_classifier import TileClassifier
 from atlas_wsi.progress import CancelToken, Progress, silent
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.slide import Slide

@@ -5,7 +5,7 @@ from atlas_wsi.models.card import ModelCard, ModelClass
 from atlas_wsi.models.mambavision import MambaVision
 from atlas_wsi.models.model import Model, Prediction
 from atlas_wsi.models.registry import load_model, shipped_models
-from atlas_wsi.models.wsinfer import TileClassifier, load_tile_classifier
+from atlas_wsi.models.tile_classifier import TileClassifier, load_tile_classifier
 
 __all__ = [
     "Atlas",
