@@ -86,9 +86,11 @@ def _bars(title: str) -> Iterator[Progress]:
     with bars.Progress(*columns, console=err, transient=True) as shown:
 
         def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = shown.add_task(escape(f"{title}: {what}"), total=total)
-            shown.update(tasks[what], completed=done, total=total)
+            text = escape(f"{title}: {what}")
+            step = what.partition(" (")[0]  # what stands in brackets changes on the way
+            if step not in tasks:
+                tasks[step] = shown.add_task(text, total=total)
+            shown.update(tasks[step], description=text, completed=done, total=total)
 
         yield report
 

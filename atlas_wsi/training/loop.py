@@ -152,7 +152,7 @@ def train(
             loss = run.step(batch.to(device), rate, low=low, keep=min(_EMA, step / (step + 10)))
             total, n_losses = total + loss, n_losses + 1
             history.log(step + 1, loss=loss, rate=rate)
-            report(f"train (loss {loss:.3f})" if step % 20 == 0 else "train", step + 1, steps)
+            report(f"train (loss {loss:.3f})", step + 1, steps)
             if (step + 1) % every == 0 or step + 1 == steps:
                 run.check(step + 1, rate, total / n_losses, validation)
                 total = n_losses = 0.0
