@@ -157,6 +157,8 @@ def finish(
         console.print_json({"model": str(out), "card": model.card.model_dump(mode="json")})
         return
     console.say(card.read_text(encoding="utf-8"), quiet=quiet)
+    if "init" in model.card.training:
+        console.say(f"Started from {model.card.training['init']['taken']}\n", quiet=quiet)
     console.say(f"{out}\n{card}\n{curve}", quiet=quiet)
 
 

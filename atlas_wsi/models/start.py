@@ -262,5 +262,8 @@ def _heads(found: Any) -> int | None:
 
 
 def _parts(names: Iterable[str]) -> tuple[str, ...]:
-    """Name the modules of weights, each once, in order."""
-    return tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+    """Name the modules of weights, each once, in order; the dense head is one."""
+    modules = (
+        "head" if name.startswith("head.") else name.rpartition(".")[0] or name for name in names
+    )
+    return tuple(dict.fromkeys(modules))

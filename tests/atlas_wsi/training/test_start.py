@@ -56,8 +56,7 @@ def test_a_published_checkpoint_gives_its_encoder_and_its_sizes(tmp_path, publis
     fresh = new_model(2, card_of("a", "b"), Recipe(dim=32, seed=1), None)
     assert model.encoder.fc.weight.shape == fresh.encoder.fc.weight.shape  # 2 classes, not 10
     told = model.card.training["init"]["taken"]
-    assert "fresh: encoder.fc, head.norms.0" in told
-    assert "not taken: encoder.fc" in told
+    assert "fresh: encoder.fc, head; not taken: encoder.fc" in told
 
 
 def test_safetensors_of_the_same_names_start_a_training_too(tmp_path, published):
@@ -177,6 +176,22 @@ def test_tiles_train_on_a_timm_network(tmp_path, tile_folder):
     assert model.card.training["encoder"] == "timm:test_resnet"
     assert model.card.training["backbone"] == "timm+msa"
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_the_command_says_what_was_taken(tmp_path, tile_folder):
+    asked = [
+        "train",
+        "tiles",
+        str(tile_folder),
+        "-o",
+        str(tmp_path / "m.safetensors"),
+        "--mpp",
+        "1",
+    ]
+    asked += ["--init", "tissue", "--epochs", "0.1", "--megapixels", "0.05", "--held-out", "0.25"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    assert "Started from tissue: 187 tensors" in " ".join(done.output.split())
 
 
 def test_an_encoder_goes_with_no_other_start(tmp_path, tile_folder):
