@@ -83,7 +83,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the card of a model."""
-    from atlas_wsi.models.wsinfer import is_tile_classifier
+    from atlas_wsi.models.registry import is_tile_classifier
 
     card, more = _of_tile_classifier(name) if is_tile_classifier(name) else _of_model(name)
     facts = card.model_dump(mode="json") | more

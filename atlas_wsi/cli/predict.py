@@ -166,8 +166,8 @@ def _check_arguments(cell: int, memory: str | None, device: str) -> None:
 
 
 def _tile_classifier(model: str | None, *, trust: bool) -> TileClassifier | None:
+    from atlas_wsi.models.registry import is_tile_classifier
     from atlas_wsi.models.tile_classifier import load_tile_classifier
-    from atlas_wsi.models.wsinfer import is_tile_classifier
 
     if model is None or not is_tile_classifier(model):
         return None

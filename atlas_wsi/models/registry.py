@@ -15,7 +15,7 @@ from atlas_wsi.models.card import ModelCard, ModelClass
 from atlas_wsi.models.hub import HUB, from_hub
 from atlas_wsi.models.mambavision import MambaVisionConfig
 from atlas_wsi.models.model import Model
-from atlas_wsi.models.wsinfer import is_tile_classifier
+from atlas_wsi.models.wsinfer import ONNX, PREFIX, TORCHSCRIPT
 
 if TYPE_CHECKING:
     import os
@@ -98,6 +98,27 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Model:
     path = find_file(name, files=(HUB_FILE,))
     assert path is not None
     return Model.load(path)
+
+
+def is_tile_classifier(name_or_path: str | os.PathLike[str]) -> bool:
+    """Tell whether a model asked for can only be a classifier of tiles.
+
+    Parameters
+    ----------
+    name_or_path
+        What the user gave.
+
+    Returns
+    -------
+    bool
+        Whether it is a folder, a TorchScript or ONNX file, or starts with ``wsinfer:``, and no
+        model of ours has this name.
+    """
+    name = str(name_or_path)
+    if name in TEST_CONFIGS or name in shipped_models():
+        return False
+    path = Path(name)
+    return name.startswith(PREFIX) or path.is_dir() or path.suffix in {ONNX, TORCHSCRIPT}
 
 
 def find_file(name: str, *, files: tuple[str, ...]) -> Path | None:

@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 PREFIX = "wsinfer:"
-ONNX = ".onnx"
+ONNX, TORCHSCRIPT = ".onnx", ".pt"
 
 _MAX_CONFIG_BYTES = 2**20
-_TORCHSCRIPT = ".pt"
 _OTHER = "other"
 _Side = Annotated[int, Field(ge=1, le=8192)]
 _Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -130,24 +129,6 @@ class WsinferConfig(BaseModel):
                 )
                 x_NCYX = (x_NCYX - mean) / std
         return x_NCYX
-
-
-def is_tile_classifier(name_or_path: str | os.PathLike[str]) -> bool:
-    """Tell whether a model asked for can only be a classifier of tiles.
-
-    Parameters
-    ----------
-    name_or_path
-        What the user gave.
-
-    Returns
-    -------
-    bool
-        Whether it is a folder, a TorchScript or ONNX file, or starts with ``wsinfer:``.
-    """
-    name = str(name_or_path)
-    path = Path(name)
-    return name.startswith(PREFIX) or path.is_dir() or path.suffix in {ONNX, _TORCHSCRIPT}
 
 
 def read_config(name_or_path: str | os.PathLike[str]) -> tuple[WsinferConfig, Path]:

@@ -275,3 +275,11 @@ def test_a_tile_classifier_in_the_hubs_cache_is_found(tmp_path, monkeypatch):
     assert model.card.name == "lab-lymphocytes"
     with pytest.raises(UnknownModelError, match="not in the cache"):
         atlas_wsi.load_tile_classifier("wsinfer:hf://lab/other@main", trust=True)
+
+
+def test_a_folder_with_the_name_of_a_shipped_model_hides_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tissue").mkdir()
+    assert atlas_wsi.load_model("tissue").card.name == "tissue"
+    shown = CliRunner().invoke(app, ["models", "show", "tissue"])
+    assert "out_of_focus" in shown.output
