@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -247,6 +248,7 @@ def train_folds(
     fold_of = make_folds(tiles, n=n, seed=recipe.seed)
     mark = _fingerprint(tiles, about, recipe, n, validation, stored, init)
     facts = {**(facts or {}), "folds": n, "validation": validation, "fingerprint": mark}
+    train = partial(fit, tiles, recipe=recipe, stored=stored, init=init, cancel=cancel)
     probabilities = np.empty((len(tiles), len(tiles.classes)), np.float32)
     folds = []
     for k in range(n):
@@ -254,57 +256,55 @@ def train_folds(
         parts = parts_of_fold(tiles, fold_of, k, validation=validation, seed=recipe.seed)
         model = _find(path, mark, overwrite=overwrite)
         if parallel.share(model is None):
-            name = f"{about.name[:_LONGEST_NAME]}.fold{k}"
-            how = folds_text(tiles, n, recipe.seed, fold=k)
             curve = history.below(f"fold{k}")
-            model = fit(
-                tiles,
-                parts,
-                replace(about, name=name, texts={**(about.texts or {}), "split": how}),
-                recipe,
+            model = train(
+                parts=parts,
+                about=_about(about, tiles, n, recipe.seed, fold=k),
                 facts=facts | {"fold": k},
-                stored=stored,
-                init=init,
                 checkpoint=path.with_suffix(".resume.pt"),
                 history=curve,
                 progress=_named(progress, f"fold {k + 1} of {n}"),
-                cancel=cancel,
             )
             if parallel.rank() == 0:
                 write_card(model, path)
                 curve.write(path)
-                model.save(path, dtype=stored)
-        metrics, found = parallel.share(
-            (dict(model.card.metrics), predict_tiles(model, tiles.images[parts.asked]))
-            if model is not None and parallel.rank() == 0
-            else ({}, np.empty(0, np.float32))
-        )
-        probabilities[parts.asked] = found
-        groups = len({tiles.groups[i] for i in parts.asked})
-        folds.append(Fold(path=path, tiles=len(parts.asked), groups=groups, metrics=metrics))
+                model.save(path, dtype=stored)  # last: a fold whose model is there is done
+        fold, probabilities[parts.asked] = parallel.share(_ask(model, path, tiles, parts.asked))
+        folds.append(fold)
     pooled = measure(tiles.classes, tiles.labels, probabilities, tiles.groups)
     result = CrossValidation(
         folds=tuple(folds), fold_of=fold_of, probabilities=probabilities, pooled=pooled
     )
     if parallel.rank() == 0:
         result.write(out, tiles)
-    how = folds_text(tiles, n, recipe.seed, fold=None)
-    model = fit(
-        tiles,
-        parts_of_fold(tiles, fold_of, None, validation=validation, seed=recipe.seed),
-        replace(about, texts={**(about.texts or {}), "split": how}),
-        recipe,
+    model = train(
+        parts=parts_of_fold(tiles, fold_of, None, validation=validation, seed=recipe.seed),
+        about=_about(about, tiles, n, recipe.seed, fold=None),
         facts=facts,
-        stored=stored,
-        init=init,
         checkpoint=out.with_suffix(".resume.pt"),
         history=history,
         progress=_named(progress, "all tiles"),
-        cancel=cancel,
     )
-    confusion = tuple(tuple(row) for row in pooled.confusion.tolist())
-    model.card = model.card.model_copy(update={"metrics": result.figures(), "confusion": confusion})
+    counts = tuple(tuple(row) for row in pooled.confusion.tolist())
+    model.card = model.card.model_copy(update={"metrics": result.figures(), "confusion": counts})
     return model, result
+
+
+def _about(about: About, tiles: TileSet, n: int, seed: int, *, fold: int | None) -> About:
+    name = about.name if fold is None else f"{about.name[:_LONGEST_NAME]}.fold{fold}"
+    how = folds_text(tiles, n, seed, fold=fold)
+    return replace(about, name=name, texts={**(about.texts or {}), "split": how})
+
+
+def _ask(
+    model: Model | None, path: Path, tiles: TileSet, asked: NDArray[np.int64]
+) -> tuple[Fold, NDArray[np.float32]]:
+    """Predict the held-out tiles of a fold; only the first process's answer counts."""
+    groups = len({tiles.groups[i] for i in asked})
+    if model is None or parallel.rank() != 0:
+        return Fold(path=path, tiles=len(asked), groups=groups, metrics={}), np.empty(0, np.float32)
+    fold = Fold(path=path, tiles=len(asked), groups=groups, metrics=dict(model.card.metrics))
+    return fold, predict_tiles(model, tiles.images[asked])
 
 
 def _find(path: Path, mark: str, *, overwrite: bool) -> Model | None:
@@ -332,11 +332,14 @@ def _fingerprint(
     init: Model | Start | None,
 ) -> str:
     """Name a training by all that decides its result."""
-    start = "" if init is None else init.card.name if isinstance(init, Model) else init.name
     arguments = [recipe.as_dict(), about.name, about.mpp, about.domain, n, validation]
-    arguments += [str(stored), start, tiles.classes, tiles.groups, tiles.labels.tolist()]
+    arguments += [str(stored), tiles.classes, tiles.groups, tiles.labels.tolist()]
     digest = hashlib.blake2b(json.dumps(arguments).encode(), digest_size=12)
     digest.update(np.ascontiguousarray(tiles.images).data)
+    start = {} if init is None else init.state_dict() if isinstance(init, Model) else init.weights
+    for name, value in sorted(start.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
