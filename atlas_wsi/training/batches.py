@@ -22,7 +22,7 @@ _AHEAD = 4
 _MAKERS = 1
 _WINDOW_CELLS = 4
 _MIN_LABELLED = 0.05
-_MOST_SINGLES = 96
+_FEW_SINGLES, _SINGLES_A_MEGAPIXEL = 96, 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -120,7 +120,8 @@ def _make_singles(
 ) -> Batch:
     side = tiles.images.shape[1], tiles.images.shape[2]
     n = max(2, int(recipe.megapixels * 1e6 / (side[0] * side[1])))
-    chosen = rng.choice(len(tiles), size=min(n, _MOST_SINGLES))
+    most = max(_FEW_SINGLES, round(_SINGLES_A_MEGAPIXEL * recipe.megapixels))  # of small tiles
+    chosen = rng.choice(len(tiles), size=min(n, most))
     mine, rngs, is_idle = _pictures(recipe, step, len(chosen), part)
     images = np.stack(
         [
