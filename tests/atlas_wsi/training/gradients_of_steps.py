@@ -1,4 +1,7 @@
-"""Write losses and gradients of some steps: `gradients_of_steps.py FOLDER OUT`, alone or by torchrun."""
+"""Write losses and gradients of some steps by all processes, and by the first one alone.
+
+torchrun --nproc-per-node 2 gradients_of_steps.py FOLDER OUT
+"""
 
 from __future__ import annotations
 
@@ -22,35 +25,40 @@ STEPS = (0, 1, 2, 4)  # single tiles, one large mosaic, some mosaics
 
 def main(folder: Path, out: Path) -> None:
     tiles = read_tiles(folder)
+    with parallel.joined():
+        is_first = parallel.rank() == 0
+        two = gradients(tiles)
+    if is_first:
+        torch.save({"one": gradients(tiles), "two": two}, out)
+
+
+def gradients(tiles):
     classes = tuple(ModelClass(name=name, color="#888888") for name in tiles.classes)
     card = ModelCard(name="t", domain="slide", classes=classes, mpp=1.0)
+    model = new_model(len(classes), card, RECIPE, None)
+    for norm in model.modules():
+        if parallel.n_ranks() == 1 and isinstance(norm, nn.BatchNorm2d):
+            # channels last, torch's float32 statistics of a million pixels are 2e-4 off
+            norm.register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
+    run = parallel.spread(model)
+    part = parallel.rank(), parallel.n_ranks()
     found = {}
-    with parallel.joined():
-        model = new_model(len(classes), card, RECIPE, None)
-        for norm in model.modules():
-            if parallel.n_ranks() == 1 and isinstance(norm, nn.BatchNorm2d):
-                # channels last, torch's float32 statistics of a million pixels are 2e-4 off
-                norm.register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
-        run = parallel.spread(model)
-        part = parallel.rank(), parallel.n_ranks()
-        for step in STEPS:
-            batch = make_batch(tiles, RECIPE, step, stain=True, part=part)
-            parallel.set_idle(model, idle=batch.idle)
-            model.zero_grad()
-            dense, slide = losses(model, batch, run=run)
-            (dense + slide).backward()
-            loss = float(parallel.total(dense.detach())) / parallel.n_ranks()
-            pictures = int(parallel.total(torch.tensor(0 if batch.idle else len(batch.images))))
-            found[step] = {
-                "loss": loss,
-                "pictures": pictures,
-                "gradients": {
-                    name: p.grad for name, p in model.named_parameters() if p.grad is not None
-                },
-            }
-        found["running"] = {k: v for k, v in model.named_buffers() if "running" in k}
-        if parallel.rank() == 0:
-            torch.save(found, out)
+    for step in STEPS:
+        batch = make_batch(tiles, RECIPE, step, stain=True, part=part)
+        parallel.set_idle(model, idle=batch.idle)
+        model.zero_grad()
+        dense, slide = losses(model, batch, run=run)
+        (dense + slide).backward()
+        pictures = torch.tensor(0 if batch.idle else len(batch.images))
+        found[step] = {
+            "loss": float(parallel.total(dense.detach())) / parallel.n_ranks(),
+            "pictures": int(parallel.total(pictures)),
+            "gradients": {
+                name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+            },
+        }
+    found["running"] = {k: v for k, v in model.named_buffers() if "running" in k}
+    return found
 
 
 if __name__ == "__main__":

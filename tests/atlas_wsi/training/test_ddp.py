@@ -38,10 +38,10 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def steps(tile_folder, tmp_path_factory):
     """The same steps by one process and by two."""
-    folder = tmp_path_factory.mktemp("steps")
-    run(SCRIPT, tile_folder, folder / "one.pt")
-    run(*TWO, SCRIPT, tile_folder, folder / "two.pt")
-    return [torch.load(folder / f"{name}.pt") for name in ("one", "two")]
+    out = tmp_path_factory.mktemp("steps") / "steps.pt"
+    run(*TWO, SCRIPT, tile_folder, out)
+    found = torch.load(out)
+    return [found["one"], found["two"]]
 
 
 def test_gradients_of_two_processes_are_those_of_one(steps):

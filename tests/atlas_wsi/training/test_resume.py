@@ -112,28 +112,38 @@ def test_the_card_says_which_check_was_kept(tile_folder):
 
 
 def test_a_process_killed_in_its_second_fold_goes_on_with_the_same_curves(tile_folder, tmp_path):
-    command = [sys.executable, "-m", "atlas_wsi", "train", "tiles", str(tile_folder), "-o"]
-    rest = ["--mpp", "1", "--dim", "32", "--epochs", "6", "--domain", "scene", "--quiet"]
-    rest += ["--megapixels", "0.1", "--validation", "0.25", "--folds", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    script = (
+        "import sys; from atlas_wsi.cli.app import app\n"
+        "for out in sys.argv[1].split():\n"
+        "    app(['train', 'tiles', *sys.argv[2:], '-o', out], standalone_mode=False)"
+    )
+    options = ["--mpp", "1", "--dim", "32", "--epochs", "4", "--domain", "scene", "--quiet"]
+    options += ["--megapixels", "0.1", "--validation", "0.25", "--folds", "2"]
 
-    def run(out):
-        done = subprocess.run([*command, out, *rest], env=environment, timeout=240)
-        assert done.returncode == 0
-        return {p.name: p.read_text() for p in out.parent.glob("*.training.csv")}
+    def start(*outs):
+        command = [sys.executable, "-c", script, " ".join(map(str, outs)), str(tile_folder)]
+        return subprocess.Popen(
+            [*command, *options],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
 
-    whole = run(tmp_path / "whole" / "m.safetensors")
-    out = tmp_path / "killed" / "m.safetensors"
-    process = subprocess.Popen([*command, out, *rest], env=environment, start_new_session=True)
-    while not out.with_name("m.fold1.resume.pt").exists():
+    killed, whole = (tmp_path / name / "m.safetensors" for name in ("killed", "whole"))
+    process = start(killed)
+    while not killed.with_name("m.fold1.resume.pt").exists():
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert out.with_name("m.fold1.resume.pt").exists()
-    assert run(out) == whole
-    assert len(whole) == 3
-    assert not list(out.parent.glob("*.resume.pt"))
+    assert killed.with_name("m.fold1.resume.pt").exists()
+    assert start(killed, whole).wait(timeout=240) == 0
+    curves = [
+        {path.name: path.read_text() for path in out.parent.glob("*.training.csv")}
+        for out in (killed, whole)
+    ]
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 3
+    assert not list(tmp_path.glob("*/*.resume.pt"))
 
 
 def test_the_curve_is_written_as_a_table_and_a_picture(tmp_path):
