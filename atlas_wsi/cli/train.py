@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from atlas_wsi.cli import console, train_options, train_regions
+from atlas_wsi.cli import train_options, train_regions
 
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 
@@ -67,19 +67,19 @@ def tiles(
     """
     import torch
 
-    from atlas_wsi.training import parallel
-    from atlas_wsi.training.cross import train_folds
     from atlas_wsi.training.fitting import About
-    from atlas_wsi.training.history import History
     from atlas_wsi.training.recipe import Recipe
-    from atlas_wsi.training.run import train_tiles
     from atlas_wsi.training.tiles import read_tiles
 
     name = train_options.check(
-        out, name=name, dim=dim, overwrite=overwrite, patience=patience, validation=validation
+        out,
+        name=name,
+        dim=dim,
+        overwrite=overwrite,
+        patience=patience,
+        validation=validation,
+        folds=folds,
     )
-    if folds == 1:
-        raise typer.BadParameter("--folds must be 2 or more, or 0")
     if work_mpp is not None and work_mpp <= 0:
         raise typer.BadParameter("--work-mpp must be above 0")
     recipe = Recipe(
@@ -93,50 +93,23 @@ def tiles(
         patience=patience,
         seed=seed,
     )
-    history = History(tensorboard=tensorboard)
-    dtype = torch.float16 if half else torch.float32
     zoom = mpp / (work_mpp or mpp)
-    with parallel.joined():
-        quiet = quiet or parallel.rank() != 0
-        with console.progress_of(out.stem, quiet=quiet or as_json) as report:
-            start = train_options.starting(init, encoder, weights)
-            if folds:
-                model, found = train_folds(
-                    read_tiles(folder, zoom=zoom, progress=report),
-                    About(name=name, domain=domain, mpp=mpp / zoom),
-                    recipe,
-                    n=folds,
-                    out=out,
-                    validation=validation,
-                    facts={"zoom": zoom},
-                    stored=dtype,
-                    init=start,
-                    overwrite=overwrite,
-                    history=history,
-                    progress=report,
-                )
-            else:
-                model = train_tiles(
-                    folder,
-                    name=name,
-                    domain=domain,
-                    mpp=mpp,
-                    recipe=recipe,
-                    held_out=held_out,
-                    validation=validation,
-                    zoom=zoom,
-                    stored=dtype,
-                    init=start,
-                    checkpoint=out.with_suffix(".resume.pt"),
-                    history=history,
-                    progress=report,
-                )
-        if parallel.rank() == 0:
-            train_options.finish(
-                model, out, dtype=dtype, history=history, quiet=quiet, as_json=as_json
-            )
-            if folds:
-                train_options.say_folds(found, out, quiet=quiet or as_json)
+    train_options.train_labelled(
+        lambda report: read_tiles(folder, zoom=zoom, progress=report),
+        out,
+        About(name=name, domain=domain, mpp=mpp / zoom),
+        recipe,
+        start=lambda: train_options.starting(init, encoder, weights),
+        facts={"zoom": zoom},
+        held_out=held_out,
+        validation=validation,
+        folds=folds,
+        dtype=torch.float16 if half else torch.float32,
+        tensorboard=tensorboard,
+        overwrite=overwrite,
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 train_app.command("regions")(train_regions.regions)

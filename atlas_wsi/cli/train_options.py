@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,12 +12,18 @@ from atlas_wsi.cli import console
 from atlas_wsi.errors import OutputNotWritableError, ResultExistsError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from atlas_wsi.models.model import Model
     from atlas_wsi.models.start import Start
+    from atlas_wsi.progress import Progress
     from atlas_wsi.training.cross import CrossValidation
+    from atlas_wsi.training.fitting import About
     from atlas_wsi.training.history import History
+    from atlas_wsi.training.recipe import Recipe
+    from atlas_wsi.training.tiles import TileSet
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
@@ -113,6 +119,7 @@ def check(
     overwrite: bool,
     patience: int = 0,
     validation: float = 0.0,
+    folds: int = 0,
 ) -> str:
     """Refuse what would fail after hours of training; return the model's name."""
     if out.suffix != ".safetensors":
@@ -124,6 +131,8 @@ def check(
         raise typer.BadParameter(
             f"'{name}' is no name for a model: letters, digits, '.', '_' and '-', at most 64"
         )
+    if folds == 1:
+        raise typer.BadParameter("--folds must be 2 or more, or 0")
     if patience and not validation:
         raise typer.BadParameter("--patience needs --validation")
     if out.exists() and not overwrite:
@@ -136,6 +145,72 @@ def check(
     except OSError as error:
         raise OutputNotWritableError(f"{out} cannot be written: {error.strerror}.") from error
     return name
+
+
+def train_labelled(
+    read: Callable[[Progress], TileSet],
+    out: Path,
+    about: About,
+    recipe: Recipe,
+    *,
+    start: Callable[[], Start | None],
+    facts: dict[str, Any],
+    held_out: float,
+    validation: float,
+    folds: int,
+    dtype: torch.dtype,
+    tensorboard: Path | None,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool = False,
+) -> None:
+    """Read labelled tiles, train once or by folds, write and tell; also under torchrun."""
+    from atlas_wsi.training import parallel
+    from atlas_wsi.training.cross import train_folds
+    from atlas_wsi.training.history import History
+    from atlas_wsi.training.run import train_set
+
+    history = History(tensorboard=tensorboard)
+    found = None
+    with parallel.joined():
+        quiet = quiet or parallel.rank() != 0
+        with console.progress_of(out.stem, quiet=quiet or as_json) as report:
+            init, tiles = start(), read(report)
+            if folds:
+                model, found = train_folds(
+                    tiles,
+                    about,
+                    recipe,
+                    n=folds,
+                    out=out,
+                    validation=validation,
+                    facts=facts,
+                    stored=dtype,
+                    init=init,
+                    overwrite=overwrite,
+                    history=history,
+                    progress=report,
+                )
+            else:
+                model = train_set(
+                    tiles,
+                    name=about.name,
+                    domain=about.domain,
+                    mpp=about.mpp,
+                    recipe=recipe,
+                    held_out=held_out,
+                    validation=validation,
+                    facts=facts,
+                    stored=dtype,
+                    init=init,
+                    checkpoint=out.with_suffix(".resume.pt"),
+                    history=history,
+                    progress=report,
+                )
+        if parallel.rank() == 0:
+            finish(model, out, dtype=dtype, history=history, quiet=quiet, as_json=as_json)
+            if found is not None:
+                say_folds(found, out, quiet=quiet or as_json)
 
 
 def finish(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from atlas_wsi.cli import console, train_options
+from atlas_wsi.cli import train_options
 
 
 def regions(
@@ -25,41 +25,45 @@ def regions(
         int, typer.Option(help="Side of the tiles that are cut out.", min=64, max=1024)
     ] = 128,
     held_out: train_options.HeldOut = 0.2,
+    folds: train_options.Folds = 0,
     validation: train_options.Validation = 0.0,
+    patience: train_options.Patience = 0,
     epochs: train_options.Epochs = 30,
     dim: train_options.Dim = None,
+    megapixels: train_options.Megapixels = 0.8,
     seed: train_options.Seed = 0,
     init: train_options.Init = None,
+    tensorboard: train_options.TensorBoard = None,
     overwrite: train_options.Overwrite = False,
     quiet: train_options.Quiet = False,
 ) -> None:
     """Train a model on polygons that were drawn on slides or scenes.
 
-    Tiles are cut out of the polygons; whole slides (or groups) are held out for measuring.
+    Tiles are cut out of the polygons; whole slides (or groups) are held out for measuring, once or
+    by --folds.
     """
     import torch
 
     from atlas_wsi.models.start import load_start
-    from atlas_wsi.training.history import History
+    from atlas_wsi.training.fitting import About
     from atlas_wsi.training.recipe import Recipe
     from atlas_wsi.training.regions import read_regions
-    from atlas_wsi.training.run import train_set
 
-    name = train_options.check(out, dim=dim, overwrite=overwrite)
-    start = load_start(init) if init else None
-    history = History()
-    with console.progress_of(out.stem, quiet=quiet) as report:
-        model = train_set(
-            read_regions(table, mpp=mpp, tile_px=tile_px, seed=seed, progress=report),
-            name=name,
-            domain=domain,
-            mpp=mpp,
-            recipe=Recipe(dim=dim, epochs=epochs, seed=seed),
-            held_out=held_out,
-            validation=validation,
-            init=start,
-            checkpoint=out.with_suffix(".resume.pt"),
-            history=history,
-            progress=report,
-        )
-    train_options.finish(model, out, dtype=torch.float32, history=history, quiet=quiet)
+    name = train_options.check(
+        out, dim=dim, overwrite=overwrite, patience=patience, validation=validation, folds=folds
+    )
+    train_options.train_labelled(
+        lambda report: read_regions(table, mpp=mpp, tile_px=tile_px, seed=seed, progress=report),
+        out,
+        About(name=name, domain=domain, mpp=mpp),
+        Recipe(dim=dim, epochs=epochs, megapixels=megapixels, patience=patience, seed=seed),
+        start=lambda: load_start(init) if init else None,
+        facts={},
+        held_out=held_out,
+        validation=validation,
+        folds=folds,
+        dtype=torch.float32,
+        tensorboard=tensorboard,
+        overwrite=overwrite,
+        quiet=quiet,
+    )

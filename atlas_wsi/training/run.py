@@ -100,7 +100,7 @@ def train_tiles(
         With held-out figures, beside those of colour alone, in its card.
     """
     tiles = read_tiles(folder, zoom=zoom, progress=progress)
-    model = train_set(
+    return train_set(
         tiles,
         name=name,
         domain=domain,
@@ -109,6 +109,7 @@ def train_tiles(
         held_out=held_out,
         validation=validation,
         texts=texts,
+        facts={"zoom": zoom},
         stored=stored,
         init=init,
         checkpoint=checkpoint,
@@ -116,9 +117,6 @@ def train_tiles(
         progress=progress,
         cancel=cancel,
     )
-    facts = model.card.training | {"zoom": zoom}
-    model.card = model.card.model_copy(update={"training": facts})
-    return model
 
 
 def train_set(
@@ -131,6 +129,7 @@ def train_set(
     held_out: float = 0.2,
     validation: float = 0.0,
     texts: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
     stored: torch.dtype = torch.float32,
     init: Model | Start | None = None,
     checkpoint: Path | None = None,
@@ -158,6 +157,8 @@ def train_set(
         Share of the other groups that the best weights and the temperature are chosen by.
     texts
         ``licence``, ``data`` and ``limits`` of the card.
+    facts
+        Added to what the card says of the training.
     stored
         Type the weights will be stored in; they are rounded to it before they are measured.
     init
@@ -186,7 +187,7 @@ def train_set(
         Parts(known=known, chosen=chosen, asked=asked),
         About(name=name, domain=domain, mpp=mpp, texts={**(texts or {}), "split": how}),
         recipe,
-        facts={"held_out": held_out, "validation": validation},
+        facts={**(facts or {}), "held_out": held_out, "validation": validation},
         stored=stored,
         init=init,
         checkpoint=checkpoint,
