@@ -81,6 +81,18 @@ def test_a_model_is_trained_and_measured_on_slides_it_did_not_see(table, tmp_pat
     assert not out.with_suffix(".resume.pt").exists()
 
 
+def test_slides_are_dealt_to_folds_as_a_whole(table, tmp_path):
+    out = tmp_path / "mine.safetensors"
+    options = ("--mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "0.5", "-q")
+    done = CliRunner().invoke(
+        app, ["train", "regions", str(table), "-o", str(out), "--folds", "2", *options]
+    )
+    assert done.exit_code == 0, done.output
+    with out.with_suffix(".predictions.csv").open(newline="") as file:
+        folds = {(row["group"], row["fold"]) for row in csv.DictReader(file)}
+    assert sorted(group for group, _ in folds) == [f"patient-{i}" for i in range(4)]
+
+
 def test_polygons_without_a_class_are_refused(table):
     for path in table.parent.glob("*.geojson"):
         found = json.loads(path.read_text())
