@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 import uuid
 from dataclasses import replace
 
@@ -21,7 +22,13 @@ from PIL import Image
 from rio_cogeo.cogeo import cog_validate
 
 import atlas_wsi
-from atlas_wsi.errors import CorruptResultError, ResultError, ResultExistsError, SlideError
+from atlas_wsi.errors import (
+    CorruptResultError,
+    OutputNotWritableError,
+    ResultError,
+    ResultExistsError,
+    SlideError,
+)
 from atlas_wsi.grid import Grid
 from atlas_wsi.interop.export import EXPORTS
 
@@ -409,3 +416,18 @@ def test_a_folder_of_results_is_exported_slide_by_slide(run, result, tmp_path):
     nothing = run("export", out, "--to", "png", "-o", tmp_path)
     assert nothing.exit_code == CorruptResultError.exit_code
     assert "no result" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    ("to", "package", "extra"),
+    [("trident-h5", "h5py", "embed"), ("spatialdata", "spatialdata", "spatialdata")],
+)
+def test_a_missing_package_is_named_with_its_command(
+    heatmap, tmp_path, monkeypatch, to, package, extra
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(OutputNotWritableError) as caught:
+        atlas_wsi.export_result(heatmap, tmp_path, to=to)
+    assert package in caught.value.message
+    assert caught.value.hint == f"pip install 'atlas-wsi[{extra}]'"
+    assert not list(tmp_path.iterdir())
