@@ -198,7 +198,7 @@ _COLUMNS: tuple[tuple[set[str], str, str, tuple[str, ...]], ...] = (
         {"case_id", "slide_id", "label"},
         "labels of slides",
         "CLAM",
-        ("atlas-wsi train slides",),
+        (),
     ),
     ({"slide_id", "status", "process"}, "list of slides with settings", "CLAM", ()),
     (
