@@ -28,6 +28,13 @@ _PREFIXES = ("module.", "_orig_mod.")
 _STAND_INS: list[Any] = [(OrderedDict, "easydict.EasyDict")]
 
 
+# What torch.load raises for damaged files; OverflowError and TypeError from counts and types
+_DAMAGED = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError),
+    *(AttributeError, ArithmeticError, MemoryError, AssertionError),
+)
+
+
 def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Read tensors by name from safetensors or a torch checkpoint.
 
@@ -113,6 +120,8 @@ def read_plain(path: Path) -> Any:
     CheckpointMismatchError
         If the file is damaged.
     """
+    from safetensors import SafetensorError
+
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -121,7 +130,7 @@ def read_plain(path: Path) -> Any:
             f"{path} holds more than tensors and was not loaded.",
             hint="Convert it to safetensors where you trust it.",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (*_DAMAGED, SafetensorError) as error:
         raise CheckpointMismatchError(f"{path} is not a readable checkpoint: {error}") from error
 
 

@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 import openslide
 import tifffile
 
-from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.errors import AtlasError, UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides.remote import COPY_HINT, RemoteBytes, RemoteFile, is_url
 from atlas_wsi.slides.slide import Slide
 from atlas_wsi.slides.tiff import TIFF_MAGIC, open_tiff
@@ -26,6 +26,8 @@ _ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
 _HEAD_BYTES = 132
 _TIFF_ERRORS = (tifffile.TiffFileError, TypeError, ValueError, IndexError, struct.error)
+# What tags of impossible types, counts and sizes make of the arithmetic that they go into
+_DAMAGED = (*_TIFF_ERRORS, ArithmeticError, AttributeError, AssertionError, KeyError, MemoryError)
 _RASTER_SUFFIXES = (".vrt", ".jp2")  # of several files; for GDAL alone
 
 
@@ -158,7 +160,15 @@ def _open_file(path: Path) -> Backend:
     if not head:
         raise UnreadableSlideError(f"{path} is empty.", hint="Copy or download it again.")
     if head.startswith(TIFF_MAGIC):
-        return _open_tiff_family(path)
+        try:
+            return _open_tiff_family(path)
+        except AtlasError:
+            raise
+        except _DAMAGED as error:
+            raise UnreadableSlideError(
+                f"{path} has a tag that makes no sense: {type(error).__name__}: {error}.",
+                hint="The file is damaged: copy or download it again.",
+            ) from error
     if head.startswith(b"PK\x03\x04"):
         from atlas_wsi.slides.omezarr import open_omezarr
 

@@ -53,8 +53,12 @@ def read_areas(path: str | os.PathLike[str], slide: Slide) -> list[shapely.Polyg
 
     path = Path(path)
     data = _read_json(path)
+    try:
+        geometries = _geometries(data)
+    except RecursionError as error:
+        raise DatasetError(f"{path} is not GeoJSON: it is nested too deeply.") from error
     found = []
-    for geometry in _geometries(data):
+    for geometry in geometries:
         try:
             shape = shapely.from_geojson(json.dumps(_to_slide_crs(geometry, data, slide)))
             valid = shapely.make_valid(shape)

@@ -74,6 +74,9 @@ def read_list(path: str | os.PathLike[str]) -> list[Annotated]:
         raise DatasetError(f"{path} cannot be read as a CSV table: {error}.") from error
     if not rows:
         raise DatasetError(f"{path} lists no slides.")
+    for n, row in enumerate(rows, start=1):
+        if not (row["slide"] and row["regions"]):
+            raise DatasetError(f"{path}: row {n} below the header has no slide or no regions.")
     return [
         Annotated(
             slide=row["slide"] if "://" in row["slide"] else str(path.parent / row["slide"]),
@@ -174,9 +177,14 @@ def areas_by_class(path: Path, slide: Slide) -> dict[str, list[shapely.Polygon]]
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path} cannot be read as GeoJSON: {error}.") from error
-    features = data if isinstance(data, list) else data.get("features", [])
+    features = data.get("features") if isinstance(data, dict) else data
+    if not isinstance(features, list):
+        raise DatasetError(
+            f"{path} is not GeoJSON: it holds no list of features.",
+            hint="Export the annotations of QuPath as a FeatureCollection.",
+        )
     by_class: dict[str, list[Any]] = {}
     for feature in features:
         if name := _class_of(feature):
