@@ -27,7 +27,15 @@ _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformat
 _HEAD_BYTES = 132
 _TIFF_ERRORS = (tifffile.TiffFileError, TypeError, ValueError, IndexError, struct.error)
 # What tags of impossible types, counts and sizes make of the arithmetic that they go into
-_DAMAGED = (*_TIFF_ERRORS, ArithmeticError, AttributeError, AssertionError, KeyError, MemoryError)
+_DAMAGED = (
+    *_TIFF_ERRORS,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    KeyError,
+    SyntaxError,
+    MemoryError,
+)
 _RASTER_SUFFIXES = (".vrt", ".jp2")  # of several files; for GDAL alone
 
 

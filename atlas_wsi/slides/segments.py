@@ -43,6 +43,9 @@ def white_of(dtype: np.dtype[Any]) -> int:
     return {"uint8": 255, "uint16": 65535}.get(dtype.name, 0)
 
 
+_MAX_BLOCK_BYTES = 2**28  # of a tile or strip as stored
+
+
 class Bytes(Protocol):
     """Random reads from any thread: of a file here, or of one on a server."""
 
@@ -241,7 +244,7 @@ class PageReader:
         row, col = divmod(index % (self._grid[0] * self._grid[1]), self._grid[1])
         rows, cols = self._segment
         place = Box(row=row * rows, col=col * cols, rows=rows, cols=cols)
-        n_bytes = self._counts[index]
+        n_bytes = self._stored(index)
         if n_bytes == 0:
             inside = place.clip(self.shape)
             blank = np.full((inside.rows, inside.cols, self._contig), self._blank, self.dtype)
@@ -259,6 +262,23 @@ class PageReader:
         assert decoded is not None
         pixels = decoded[0]
         return pixels, Box(row=place.row, col=place.col, rows=pixels.shape[0], cols=pixels.shape[1])
+
+    def _stored(self, index: int) -> int:
+        """Return how many bytes a tile or strip has; the tags of a damaged file may say anything."""
+        if index >= min(len(self._counts), len(self._offsets)):
+            raise UnreadableSlideError(
+                f"{self._file.path} does not say where its block {index} lies.",
+                hint="The file is damaged: copy or download it again.",
+            )
+        n_bytes, offset = self._counts[index], self._offsets[index]
+        if not (isinstance(n_bytes, int) and isinstance(offset, int)) or not (
+            0 <= n_bytes <= _MAX_BLOCK_BYTES and 0 <= offset < 2**63
+        ):
+            raise UnreadableSlideError(
+                f"{self._file.path}: block {index} is said to have {n_bytes} bytes at {offset}.",
+                hint="The file is damaged: copy or download it again.",
+            )
+        return n_bytes
 
     def _read_raw(self, box: Box) -> NDArray[Any]:
         """Read rows of a page that is stored as one uncompressed array."""

@@ -1,0 +1,67 @@
+"""Inputs that fuzzing found, and a short run of the fuzzer itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from atlas_wsi.errors import CheckpointMismatchError, DatasetError, UnreadableSlideError
+from atlas_wsi.models.checkpoints import read_weights
+from atlas_wsi.slides.open import open_slide
+from atlas_wsi.training.regions import areas_by_class, read_list
+
+
+def _fuzz():
+    path = Path(__file__).parents[2] / "scripts" / "fuzz.py"
+    spec = importlib.util.spec_from_file_location("fuzz", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_short_run_finds_nothing(tmp_path):
+    found = _fuzz().run(1500, 7, None, tmp_path / "findings", minutes=5)
+
+    assert found["findings"] == {}
+    assert found["inputs"] == 1500
+
+
+def test_a_row_that_ends_early_is_refused(tmp_path):
+    (tmp_path / "list.csv").write_text("slide,regions\na.svs\n")
+
+    with pytest.raises(DatasetError, match="row 1"):
+        read_list(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("text", ["null", "3", '{"features": 1}', "[" * 100_000])
+def test_json_that_is_no_geojson_is_refused(tmp_path, text):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "a.geojson").write_text(text)
+
+    with open_slide(tmp_path / "a.tif") as slide, pytest.raises(DatasetError, match="GeoJSON"):
+        areas_by_class(tmp_path / "a.geojson", slide)
+
+
+def test_a_safetensors_header_that_is_cut_is_refused(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"\xff\xff\xff\xff\x00\x00\x00\x00x")
+
+    with pytest.raises(CheckpointMismatchError):
+        read_weights(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("tag", "value"), [(322, 0), (323, 0)])
+def test_a_tile_without_a_side_is_refused(tmp_path, tag, value):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint8), tile=(32, 32))
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        where = tif.pages.first.tags[tag].valueoffset
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    struct.pack_into("<H", data, where, value)
+    (tmp_path / "a.tif").write_bytes(data)
+
+    with pytest.raises(UnreadableSlideError), open_slide(tmp_path / "a.tif") as slide:
+        slide.read_region(0, 0, 8, 8)
