@@ -54,7 +54,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 dist: $(READY)
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/hatchling build -d dist
 
 clean:
 	rm -rf $(VENV) dist demo

@@ -370,11 +370,12 @@ def try_one(door: Callable[[Path], object], path: Path) -> str:
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             door(path)
-        return "read"
     except AtlasError:
         return "refused"
     except (Exception, Hang):  # noqa: BLE001 - any is what is looked for
         return traceback.format_exc()
+    else:
+        return "read"
     finally:
         signal.alarm(0)
 
@@ -464,11 +465,11 @@ class Worker:
         if self.pipe.poll(0.02):
             try:
                 found: tuple[list[tuple[int, str]], int] = self.pipe.recv()
-                self.process.join()
-                return found
             except EOFError:
                 self.process.join()
                 return [(self.told.value, f"died: exit code {self.process.exitcode}")], 0
+            self.process.join()
+            return found
         now = self.told.value
         if now != self.seen:
             self.seen, self.since = now, time.monotonic()

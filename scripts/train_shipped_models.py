@@ -65,7 +65,8 @@ MODELS: dict[str, dict[str, Any]] = {
             "is measured on tiles made like those it was trained on. On single tiles a plain resnet18 "
             "trained from scratch for the same processor time (scripts/baselines.py) is better: "
             "94.3% against 89.8% balanced accuracy with unknown; this one is shipped because it "
-            "draws borders and streams. MambaVision of equal size was not measured.",
+            "draws borders and streams. MambaVision of equal width, trained for the same time, has "
+            "85.2%.",
         },
     },
     "tissue": {
@@ -85,7 +86,9 @@ MODELS: dict[str, dict[str, Any]] = {
             "of CMU-1-Small-Region and five sample tiles as tissue; drawn and scanned glass; drawn "
             "ink; lung tiles blurred by 4 to 11 px (3 to 8 um).",
             "limits": "Research use only. Ink and lack of focus are drawn, not scanned: real ones may differ, and "
-            "focus lost by less than about 3 um is not seen. H&E only.",
+            "focus lost by less than about 3 um is not seen. H&E only. For the same processor time a "
+            "plain resnet18 has 96.5% balanced accuracy, and MambaVision of equal width 98.2% as "
+            "this one.",
         },
     },
     "landcover-rgb": {
@@ -117,7 +120,8 @@ MODELS: dict[str, dict[str, Any]] = {
             "one scene may lie on both sides, so the figures are optimistic for new places. On single "
             "tiles a plain resnet18 trained from scratch for the same processor time "
             "(scripts/baselines.py) is better: 86.8% against 81.1% balanced accuracy; this one is "
-            "shipped because it draws borders and streams. MambaVision of equal size was not measured.",
+            "shipped because it draws borders and streams. MambaVision of equal width, trained for the "
+            "same time, has 69.1%.",
         },
     },
 }

@@ -107,6 +107,13 @@ class FileBytes:
         """
         if not self._finalizer.alive:
             raise ValueError(f"{self.path} is closed.")
+        # the system makes room for as much as is asked for, which a damaged file says
+        beyond = offset + n_bytes - os.fstat(self._descriptor).st_size
+        if offset < 0 or n_bytes < 0 or beyond > 0:
+            raise UnreadableSlideError(
+                f"{self.path} ends {max(beyond, 0)} bytes before a block of {n_bytes} bytes at byte "
+                f"{offset} does: the file is truncated or damaged."
+            )
         if hasattr(os, "pread"):
             found = os.pread(self._descriptor, n_bytes, offset)
         else:
@@ -114,10 +121,7 @@ class FileBytes:
                 os.lseek(self._descriptor, offset, os.SEEK_SET)
                 found = os.read(self._descriptor, n_bytes)
         if len(found) < n_bytes:
-            raise UnreadableSlideError(
-                f"{self.path} ends {n_bytes - len(found)} bytes before a block at byte {offset} "
-                f"does: the file is truncated."
-            )
+            raise UnreadableSlideError(f"{self.path} became shorter while it was read.")
         return found
 
     def close(self) -> None:
@@ -270,7 +274,8 @@ class PageReader:
                 f"{self._file.path} does not say where its block {index} lies.",
                 hint="The file is damaged: copy or download it again.",
             )
-        n_bytes, offset = self._counts[index], self._offsets[index]
+        n_bytes: Any = self._counts[index]
+        offset: Any = self._offsets[index]
         if not (isinstance(n_bytes, int) and isinstance(offset, int)) or not (
             0 <= n_bytes <= _MAX_BLOCK_BYTES and 0 <= offset < 2**63
         ):
