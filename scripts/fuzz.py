@@ -41,6 +41,11 @@ ROOM_BYTES = 2**30
 LEAST = 2000
 _CHUNK = 250  # inputs a worker does between two reports
 _NASTY = (0, 1, -1, 2**31 - 1, 2**32, 2**63, 10**400, 1e308, -0.5, None, True, "", "x", [], {})
+_RESULT = {
+    "summary.json": "summary.json",
+    "group.json": "heatmap.ome.zarr/zarr.json",
+    "array.json": "heatmap.ome.zarr/0/zarr.json",
+}
 _NASTY_TEXT = ("NaN", "Infinity", "-1e999", "[" * 5000, "\x00", "\\ud83d")
 
 
@@ -72,6 +77,8 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
     from rasterio.transform import from_origin
     from safetensors.torch import save_file
 
+    import atlas_wsi
+    from atlas_wsi.models.registry import load_model
     from atlas_wsi.slides.synthetic import make_svs
 
     rng = np.random.default_rng(0)
@@ -102,10 +109,17 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         file["features"] = np.ones((2, 4), np.float32)
     (folder / "list.csv").write_text("slide,regions,group\na.svs,a.geojson,p1\nb.tif,a.geojson,\n")
     (folder / "batch.csv").write_text("slide,mpp\na.svs,0.5\nb.tif,\n")
-    (folder / "groups.csv").write_text("path,class,group\na/a.png,a,p\nb/a.png,b,q\n")
+    names = [f"{c}/{n}.png" for c in "ab" for n in (0, 1)]
+    rows = "".join(f"{name},{name[0]},p{k}\n" for k, name in enumerate(names))
+    (folder / "groups.csv").write_text(f"path,class,group\n{rows}")
     tensors = {"w": torch.ones(3, 4), "b": torch.zeros(3)}
     save_file(tensors, folder / "a.safetensors", metadata={"format": "pt"})
     torch.save(tensors, folder / "a.pth")
+    model = load_model("atlas_test")
+    model.save(folder / "model.safetensors")
+    atlas_wsi.predict(atlas_wsi.open_slide(folder / "a.svs"), model).write(folder)
+    for name, part in _RESULT.items():
+        shutil.copy(folder / "a" / part, folder / name)
     steps: list[Any] = [
         {"name": "Resize", "arguments": {"size": 64}},
         {"name": "ToTensor"},
@@ -142,7 +156,8 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         "list": [folder / "list.csv"],
         "groups": [folder / "groups.csv"],
         "batch": [folder / "batch.csv"],
-        "model": [folder / "a.safetensors"],
+        "model": [folder / "model.safetensors"],
+        "result": [folder / name for name in _RESULT],
         "weights": [folder / "a.safetensors", folder / "a.pth"],
         "config": [folder / "config.json"],
         "inspect": [
@@ -267,6 +282,7 @@ def _mutate_tiff(data: bytes, rng: random.Random) -> bytes:
 
 
 def _door(target: str, seeds: Path) -> Callable[[Path], object]:
+    from atlas_wsi import open_result
     from atlas_wsi.batch.source import list_slides
     from atlas_wsi.interop.inspect import inspect_file
     from atlas_wsi.models.checkpoints import read_weights
@@ -283,7 +299,7 @@ def _door(target: str, seeds: Path) -> Callable[[Path], object]:
             slide.read_region(0, 0, rows, cols)
 
     doors: dict[str, Callable[[Path], object]] = {
-        "list": read_list, "batch": list_slides, "model": load_model, "weights": read_weights,
+        "list": read_list, "result": lambda path: open_result(path).areas(), "batch": list_slides, "model": load_model, "weights": read_weights,
         "config": lambda path: read_config(path.parent), "inspect": inspect_file,
         "groups": lambda path: read_tiles(path.parent),
     }  # fmt: skip
@@ -329,7 +345,12 @@ def lay_out(target: str, name: str, data: bytes, folder: Path) -> Path:
     if target == "groups":
         for one in "ab":
             (folder / one).mkdir()
-            shutil.copy(folder.parent / "seeds" / "a.png", folder / one / "a.png")
+            for k in (0, 1):
+                shutil.copy(folder.parent / "seeds" / "a.png", folder / one / f"{k}.png")
+    if target == "result":
+        shutil.copytree(folder.parent / "seeds" / "a", folder / "a")
+        (folder / "a" / _RESULT[name]).write_bytes(data)
+        return folder / "a"
     if target == "config":
         (folder / "torchscript_model.pt").write_bytes(b"PK")
     path = folder / name

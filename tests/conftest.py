@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Kernels run in Triton's interpreter: it is chosen when Triton is first imported, by whomever.
+os.environ["TRITON_INTERPRET"] = "1"
+
 import pytest
 import torch
 from hypothesis import settings

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _COLOUR = (2, 6)  # RGB, YCbCr
 _GDAL_NODATA = 42113
 _BAND_BYTES = 16 * 2**20
-_LARGEST_SEGMENT_BYTES = 2 * 2**30
+_LARGEST_SEGMENT_BYTES = 2**30
 
 
 def white_of(dtype: np.dtype[Any]) -> int:
@@ -153,6 +153,7 @@ class PageReader:
                 f"{file.path}: samples of type {key.dtype} in {key.imagedepth} layers are not read."
             )
         self._file = file
+        self._check_sizes(key, page)
         self._decode = key.decode
         self._tables = page.jpegtables
         self._header = key.jpegheader
@@ -174,10 +175,32 @@ class PageReader:
             math.ceil(self.shape[0] / self._segment[0]),
             math.ceil(self.shape[1] / self._segment[1]),
         )
+        n_bytes = math.prod(self.block_shape) * self.n_samples * self.dtype.itemsize
+        if n_bytes > _LARGEST_SEGMENT_BYTES:
+            raise UnsupportedFormatError(
+                f"{file.path} has blocks of {n_bytes / 2**20:,.0f} MiB each, more than "
+                f"{_LARGEST_SEGMENT_BYTES / 2**20:,.0f} MiB: it is damaged, or must be converted.",
+                hint="vips tiffsave IN OUT --tile --pyramid --compression jpeg",
+            )
         try:
             self._decode(None, 0)
         except ValueError as error:
             raise UnsupportedFormatError(f"{file.path} cannot be decoded: {error}.") from error
+
+    def _check_sizes(self, key: TiffPage, page: TiffPage | TiffFrame) -> None:
+        """Refuse what tags of a damaged file may say: they may have any type and value."""
+        said: dict[str, Any] = {"length": key.imagelength, "width": key.imagewidth}
+        if key.is_tiled:
+            said |= {"tile length": key.tilelength, "tile width": key.tilewidth}
+        if page.dataoffsets:
+            said["first offset"] = page.dataoffsets[0]
+        for name, value in said.items():
+            most = 2**63 if name == "first offset" else 2**31
+            if not isinstance(value, int) or not 0 <= value < most:
+                raise UnreadableSlideError(
+                    f"{self._file.path} has the {name} {value!r}, which makes no sense.",
+                    hint="The file is damaged: copy or download it again.",
+                )
 
     def _segment_shape(self, key: TiffPage) -> tuple[int, int]:
         if key.is_tiled:

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import tifffile
 
-from atlas_wsi.errors import CheckpointMismatchError, DatasetError, UnreadableSlideError
+from atlas_wsi.errors import (
+    CheckpointMismatchError,
+    DatasetError,
+    UnreadableSlideError,
+    UnsupportedFormatError,
+)
 from atlas_wsi.models.checkpoints import read_weights
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.training.regions import areas_by_class, read_list
@@ -65,3 +70,33 @@ def test_a_tile_without_a_side_is_refused(tmp_path, tag, value):
 
     with pytest.raises(UnreadableSlideError), open_slide(tmp_path / "a.tif") as slide:
         slide.read_region(0, 0, 8, 8)
+
+
+# 256 width, 273 strip offsets, 279 their sizes: 11 is a float, 2 text, 3 and 4 are whole numbers
+@pytest.mark.parametrize(
+    ("tag", "kind", "value"),
+    [
+        (256, 4, 2**31),
+        (256, 4, 2**31 - 1),
+        (256, 11, 2**30),
+        (273, 4, 2**31),
+        (273, 11, 2**30),
+        (273, 2, 65),
+        (279, 4, 2**32 - 1),
+    ],
+)
+def test_a_plain_page_with_a_tag_beyond_reason_is_refused(tmp_path, tag, kind, value):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+    with tifffile.TiffFile(path) as tif:
+        where = tif.pages.first.tags[tag].offset
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<HII", data, where + 2, kind, 1, value)
+    path.write_bytes(data)
+
+    try:
+        with open_slide(path) as slide:
+            pixels = slide.read_region(0, 0, 8, 8)
+        assert pixels.shape == (8, 8, 3)  # the tag does not matter for the pixels asked for
+    except (UnreadableSlideError, UnsupportedFormatError) as error:
+        assert str(path) in str(error)  # noqa: PT017 -- either outcome is right
