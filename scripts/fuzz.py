@@ -585,7 +585,9 @@ def plan(inputs: int, targets: list[str]) -> dict[str, int]:
     fast = [t for t in targets if t in ("areas", "regions", "list", "batch", "config")] or targets
     each = min(LEAST, inputs // len(targets))
     rest = (inputs - each * len(targets)) // len(fast)
-    return {t: each + (rest if t in fast else 0) for t in targets}
+    todo = {t: each + (rest if t in fast else 0) for t in targets}
+    todo[fast[0]] += inputs - sum(todo.values())
+    return todo
 
 
 def keep(findings: Path, target: str, made: tuple[str, bytes], outcome: str) -> None:
