@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-gui test-notebooks lint format dist clean
+.PHONY: install demo test test-gui test-notebooks test-docs lint format dist clean
 .DEFAULT_GOAL := demo
 
 install: $(READY)
@@ -26,7 +26,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not gui"
-	$(MAKE) test-gui test-notebooks
+	$(MAKE) test-gui test-notebooks test-docs
 
 # In a process of their own: a crash in a driver must not take the other tests with it.
 SCREEN := $(if $(DISPLAY),,xvfb-run -a -s "-screen 0 1600x1000x24 -nolisten tcp")
@@ -41,6 +41,10 @@ NOTEBOOKS := $(wildcard notebooks/0[125]_*.ipynb)
 
 test-notebooks: $(READY)
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 $(NOTEBOOKS)
+
+# Pages have folders of their own, and two are run at a time.
+test-docs: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore scripts/run_doc_commands.py $(PAGES)
 
 lint: $(READY)
 	$(BIN)/ruff check .
