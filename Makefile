@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-gui test-notebooks test-docs lint format dist clean
+.PHONY: install demo test test-gui test-notebooks test-docs test-dist test-lowest lint format dist clean
 .DEFAULT_GOAL := demo
 
 install: $(READY)
@@ -37,7 +37,7 @@ test-gui: $(READY)
 	$(SCREEN) $(BIN)/python -m pytest -m gui -p pytest-qt tests/napari
 
 # 04 trains for minutes: `make test-notebooks NOTEBOOKS=notebooks`
-NOTEBOOKS := $(wildcard notebooks/0[125]_*.ipynb)
+NOTEBOOKS := $(wildcard notebooks/0[1235]_*.ipynb)
 
 test-notebooks: $(READY)
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 $(NOTEBOOKS)
@@ -56,6 +56,24 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The wheel in an environment of its own: no compiler, no Qt, no network once it is installed.
+test-dist: $(READY)
+	$(BIN)/python scripts/try_wheel.py
+
+# The oldest versions that pyproject.toml allows, but for torch and triton.
+LOWEST := .venv-lowest
+TESTED_WITH := easydict flask flask-cors geopandas hypothesis jsonschema 'moto[s3]' onnx playwright pytest \
+	rio-cogeo scikit-learn sniffio
+# ome-zarr-py, its models and spatialdata ask for newer zarr.
+NEED_NEWER := $(addprefix tests/atlas_wsi/,heatmap/test_omezarr.py interop/test_export.py interop/test_inspect.py)
+
+test-lowest: $(READY)
+	$(BIN)/python scripts/lowest.py > lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet -c lowest.txt --editable '.[cloud,cluster,embed,hub,onnx,timm,train]' \
+		$$(grep -E '^torch(vision)?==' constraints.txt) $(TESTED_WITH)
+	$(LOWEST)/bin/python -m pytest -m "not gui" tests/atlas_wsi tests/kernels $(NEED_NEWER:%=--ignore %)
 
 dist: $(READY)
 	$(BIN)/hatchling build -d dist

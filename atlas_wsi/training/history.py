@@ -153,20 +153,23 @@ class History:
     def _draw(self, path: Path) -> None:
         from matplotlib.figure import Figure
 
+        checked = any("validation_loss" in row for row in self.rows)
         figure = Figure(figsize=(8, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2)
+        left, *others = figure.subplots(1, 1 + checked, squeeze=False)[0]
         for key, color in (("loss", "#3c5488"), ("validation_loss", "#e64b35")):
             at = [row for row in self.rows if key in row]
             steps = [row["step"] for row in at]
-            left.plot(steps, [row[key] for row in at], color=color, label=key.replace("_", " "))
-        if any("validation_loss" in row for row in self.rows):
-            left.axvline(self.best["step"], color="#999999", linewidth=0.8, label="kept")
+            if at:
+                left.plot(steps, [row[key] for row in at], color=color, label=key.replace("_", " "))
         key = "validation_balanced_accuracy"
         at = [row for row in self.rows if key in row]
-        right.plot([row["step"] for row in at], [row[key] for row in at], color="#e64b35")
+        for right in others:
+            left.axvline(self.best["step"], color="#999999", linewidth=0.8, label="kept")
+            right.plot([row["step"] for row in at], [row[key] for row in at], color="#e64b35")
+            title = "balanced accuracy, validation"
+            right.set(xlabel="step", title=title, ylim=(0, 1.02))
         left.set(xlabel="step", title="loss")
         left.legend(frameon=False)
-        right.set(xlabel="step", title="balanced accuracy of the validation tiles", ylim=(0, 1.02))
         figure.savefig(path, dpi=110)
 
 

@@ -41,14 +41,15 @@ def test_the_first_mismatched_weight_is_named(model, tmp_path):
     from atlas_wsi.models.checkpoints import read_safetensors
 
     state, metadata = read_safetensors(path)
+    other = tmp_path / "other.safetensors"  # the tensors are views of the file that was read
     state["encoder.stem.conv2.weight"] = torch.zeros(5, 5)
-    save_file(state, path, metadata=metadata)
+    save_file(state, other, metadata=metadata)
     with pytest.raises(CheckpointMismatchError, match=r"encoder\.stem\.conv2\.weight.*\(5, 5\)"):
-        load_model(path)
+        load_model(other)
     del state["encoder.stem.conv2.weight"]
-    save_file(state, path, metadata=metadata)
+    save_file(state, other, metadata=metadata)
     with pytest.raises(CheckpointMismatchError, match=r"encoder\.stem\.conv2\.weight.*missing"):
-        load_model(path)
+        load_model(other)
 
 
 def test_a_card_that_asks_for_more_weights_than_the_file_holds_is_refused(model, tmp_path):
@@ -58,9 +59,10 @@ def test_a_card_that_asks_for_more_weights_than_the_file_holds_is_refused(model,
     state, metadata = read_safetensors(path)
     facts = json.loads(metadata["atlas_wsi"])
     facts["config"]["dim"] = 65536
-    save_file(state, path, metadata={"atlas_wsi": json.dumps(facts)})
+    larger = tmp_path / "larger.safetensors"
+    save_file(state, larger, metadata={"atlas_wsi": json.dumps(facts)})
     with pytest.raises(CheckpointMismatchError, match="asks for"):
-        load_model(path)
+        load_model(larger)
 
 
 @pytest.mark.parametrize(
