@@ -73,7 +73,8 @@ test-lowest: $(READY)
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet -c lowest.txt --editable '.[cloud,cluster,embed,hub,onnx,timm,train]' \
 		$$(grep -E '^torch(vision)?==' constraints.txt) $(TESTED_WITH)
-	$(LOWEST)/bin/python -m pytest -m "not gui" tests/atlas_wsi tests/kernels $(NEED_NEWER:%=--ignore %)
+	PYTHONWARNINGS=ignore::DeprecationWarning \
+		$(LOWEST)/bin/python -m pytest -m "not gui" tests/atlas_wsi tests/kernels $(NEED_NEWER:%=--ignore %)
 
 dist: $(READY)
 	$(BIN)/hatchling build -d dist
