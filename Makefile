@@ -36,8 +36,7 @@ test-gui: $(READY)
 		{ echo "The tests of the napari window need a screen; CONTRIBUTING.md names the packages."; exit 1; }
 	$(SCREEN) $(BIN)/python -m pytest -m gui -p pytest-qt tests/napari
 
-# 04 trains for minutes: `make test-notebooks NOTEBOOKS=notebooks`
-NOTEBOOKS := $(wildcard notebooks/0[1235]_*.ipynb)
+NOTEBOOKS := notebooks
 
 test-notebooks: $(READY)
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 $(NOTEBOOKS)
@@ -64,14 +63,14 @@ test-dist: $(READY)
 # The oldest versions that pyproject.toml allows, but for torch and triton.
 LOWEST := .venv-lowest
 TESTED_WITH := easydict flask flask-cors geopandas hypothesis jsonschema 'moto[s3]' onnx playwright pytest \
-	rio-cogeo scikit-learn sniffio
+	rio-cogeo s3fs scikit-learn sniffio
 # ome-zarr-py, its models and spatialdata ask for newer zarr.
 NEED_NEWER := $(addprefix tests/atlas_wsi/,heatmap/test_omezarr.py interop/test_export.py interop/test_inspect.py)
 
 test-lowest: $(READY)
 	$(BIN)/python scripts/lowest.py > lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet -c lowest.txt --editable '.[cloud,cluster,embed,hub,onnx,timm,train]' \
+	$(LOWEST)/bin/python -m pip install --quiet -c lowest.txt --editable '.[cluster,embed,hub,onnx,timm,train]' \
 		$$(grep -E '^torch(vision)?==' constraints.txt) $(TESTED_WITH)
 	PYTHONWARNINGS=ignore::DeprecationWarning \
 		$(LOWEST)/bin/python -m pytest -m "not gui" tests/atlas_wsi tests/kernels $(NEED_NEWER:%=--ignore %)
