@@ -104,7 +104,7 @@ def read_tries(folder: Path) -> dict[str, list[Try]]:
         By the slide's name, first try first.
     """
     found: dict[str, list[Try]] = {}
-    files = sorted(_files(folder))
+    files = sorted(_files(folder)) if folder.is_dir() else []  # a copy may lack empty folders
     if not files:
         return found
     clock = _server_time(folder)

@@ -145,7 +145,7 @@ def _beside(base: str, slide: str) -> str:
         return slide
     if "://" in base:
         return posixpath.join(base, slide)
-    return os.path.normpath(Path(base, Path(slide).expanduser()))
+    return os.path.normpath(Path(base, os.path.expanduser(slide)))  # noqa: PTH111 - it never raises
 
 
 def _mpp(text: str, where: str) -> float | None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from atlas_wsi.grid import Box
 
 _ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup")
+_JSON_FILES = (*_ROOT_FILES, ".zarray", ".zmetadata")
+_MAX_JSON_BYTES = 32 * 2**20
 _MAX_CHUNK_BYTES = 1 << 30
 _MAX_CHANNELS = 4096
 _MAX_SIDE_PX = 2**31 - 1
@@ -193,9 +195,13 @@ def _root_in_zip(path: Path) -> str:
     """Return the folder of a zip file's topmost zarr group."""
     with zipfile.ZipFile(path) as archive:
         names = [info.filename for info in archive.infolist()]
-        largest = max((info.file_size for info in archive.infolist()), default=0)
-    if largest > 4 * _MAX_CHUNK_BYTES:
-        raise UnsupportedFormatError(f"{path} has a member of {largest} bytes, which is refused.")
+        for info in archive.infolist():
+            is_json = info.filename.rpartition("/")[2] in _JSON_FILES
+            most = _MAX_JSON_BYTES if is_json else 4 * _MAX_CHUNK_BYTES
+            if info.file_size > most:
+                raise UnsupportedFormatError(
+                    f"{path}: {info.filename} has {info.file_size} bytes, at most {most} are read."
+                )
     roots = [name for name in names if name.rpartition("/")[2] in _ROOT_FILES]
     if not roots:
         raise UnsupportedFormatError(f"{path} is a zip file without a zarr group.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
 _HEAD_BYTES = 132
+_MAX_TILE_PX = 2**26
 _TIFF_ERRORS = (tifffile.TiffFileError, TypeError, ValueError, IndexError, struct.error)
 # What tags of impossible types, counts and sizes make of the arithmetic that they go into
 _DAMAGED = (
@@ -34,7 +36,7 @@ _DAMAGED = (
     AssertionError,
     KeyError,
     SyntaxError,
-    MemoryError,
+    RecursionError,
 )
 _RASTER_SUFFIXES = (".vrt", ".jp2")  # of several files; for GDAL alone
 
@@ -193,6 +195,7 @@ def _open_tiff_family(path: Path) -> Backend:
     from atlas_wsi.slides.jpegtiles import open_aperio
     from atlas_wsi.slides.openslide import open_openslide
 
+    _check_tiles(path)
     vendor = _vendor(path)
     if vendor == "aperio":
         return open_aperio(path)
@@ -203,6 +206,19 @@ def _open_tiff_family(path: Path) -> Backend:
 
         return open_raster(path)
     return open_tiff(path)
+
+
+def _check_tiles(path: Path) -> None:
+    """Refuse tiles that would not fit in memory before OpenSlide asks for room for one."""
+    with contextlib.suppress(*_TIFF_ERRORS), tifffile.TiffFile(path, _multifile=False) as tif:
+        for n, page in enumerate(tif.pages):
+            rows, cols = (int(page.keyframe.tilelength), int(page.keyframe.tilewidth))
+            if rows * cols > _MAX_TILE_PX:
+                raise UnreadableSlideError(
+                    f"{path} is said to have tiles of {rows} x {cols} px in directory {n}; at most "
+                    f"{_MAX_TILE_PX >> 20} Mpx are read.",
+                    hint="The file is damaged: copy or download it again.",
+                )
 
 
 def _is_scene(file: Path | RemoteFile, name: str) -> bool:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shutil
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
+import atlas_wsi
+from atlas_wsi.batch.source import list_slides
 from atlas_wsi.errors import (
     CheckpointMismatchError,
     DatasetError,
@@ -18,6 +23,7 @@ from atlas_wsi.errors import (
 )
 from atlas_wsi.models.checkpoints import read_weights
 from atlas_wsi.slides.open import open_slide
+from atlas_wsi.slides.synthetic import make_svs
 from atlas_wsi.training.regions import areas_by_class, read_list
 
 
@@ -100,3 +106,53 @@ def test_a_plain_page_with_a_tag_beyond_reason_is_refused(tmp_path, tag, kind, v
         assert pixels.shape == (8, 8, 3)  # the tag does not matter for the pixels asked for
     except (UnreadableSlideError, UnsupportedFormatError) as error:
         assert str(path) in str(error)  # noqa: PT017 -- either outcome is right
+
+
+@pytest.mark.parametrize("name", ["a.svs", "a.tif"])
+def test_a_tile_that_would_fill_the_memory_is_refused_before_it_is_asked_for(tmp_path, name):
+    path = tmp_path / name
+    make_svs(path, (128, 128), tile=64, levels=1)
+    with tifffile.TiffFile(path) as tif:
+        where = [tif.pages.first.tags[tag].offset for tag in (322, 323)]
+    data = bytearray(path.read_bytes())
+    for at in where:
+        struct.pack_into("<HII", data, at + 2, 4, 1, 2**24)
+    path.write_bytes(data)
+
+    with pytest.raises(UnreadableSlideError, match=re.escape(str(path))):
+        open_slide(path)
+
+
+def test_ome_xml_that_is_nested_without_end_is_refused(tmp_path):
+    xml = "<OME>" + "<a>" * 5000 + "</a>" * 5000 + "</OME>"
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, np.zeros((64, 64, 3), np.uint8), photometric="rgb", description=xml)
+
+    with pytest.raises(UnreadableSlideError, match="makes no sense"):
+        open_slide(path)
+
+
+def test_a_home_of_nobody_is_a_path_like_any_other(tmp_path):
+    (tmp_path / "batch.csv").write_text("slide\n~nosuchuser/a.svs\n")
+
+    ((path, _),) = list_slides(tmp_path / "batch.csv")
+
+    assert path == str(tmp_path / "~nosuchuser/a.svs")
+
+
+def test_an_archive_whose_empty_folders_were_not_copied_is_told(tmp_path):
+    make_svs(tmp_path / "a.svs", (256, 256), tile=64, levels=1)
+    options = atlas_wsi.BatchOptions(model="atlas_test")
+    atlas_wsi.predict_archive(tmp_path / "a.svs", tmp_path / "out", options=options)
+    shutil.rmtree(tmp_path / "out" / ".batch" / "leases")
+
+    assert atlas_wsi.archive_status(tmp_path / "out").count("done") == 1
+
+
+def test_metadata_that_grows_out_of_a_zip_file_are_refused(tmp_path):
+    path = tmp_path / "a.zarr.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zarr.json", b" " * (64 * 2**20))
+
+    with pytest.raises(UnsupportedFormatError, match=r"zarr\.json has 67108864 bytes"):
+        open_slide(path)
