@@ -2,25 +2,24 @@
 
     python scripts/fuzz.py --inputs 100000 --seed 1 [--target NAME] [--replay FILE]
 
-Workers (two) open each input in their own process. A worker that dies, hangs for 10 s or asks
-for 1 GiB more than it began with is a finding, kept with its input under findings/.
+Workers (two) open each input in their own process. A worker that dies, an input that takes 10 s or
+asks for 1 GiB more than the worker began with is a finding, kept with its input under findings/.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import faulthandler
 import hashlib
 import io
 import json
 import multiprocessing
+import os
 import random
 import resource
 import shutil
 import signal
-import struct
 import tempfile
 import time
 import traceback
@@ -29,7 +28,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from fuzz_files import door_of, lay_out, make_seeds
+from fuzz_mutators import mutate
 
 from atlas_wsi.errors import AtlasError
 
@@ -38,332 +38,11 @@ if TYPE_CHECKING:
 
 SECONDS = 10
 ROOM_BYTES = 2**30
-LEAST = 2000
 _CHUNK = 250  # inputs a worker does between two reports
-_NASTY = (0, 1, -1, 2**31 - 1, 2**32, 2**63, 10**400, 1e308, -0.5, None, True, "", "x", [], {})
-_RESULT = {
-    "summary.json": "summary.json",
-    "group.json": "heatmap.ome.zarr/zarr.json",
-    "array.json": "heatmap.ome.zarr/0/zarr.json",
-}
-_NASTY_TEXT = ("NaN", "Infinity", "-1e999", "[" * 5000, "\x00", "\\ud83d")
 
 
 class Hang(BaseException):
     """An input took too long."""
-
-
-# --- seeds: small valid files ------------------------------------------------------------------
-
-
-def make_seeds(folder: Path) -> dict[str, list[Path]]:
-    """Write valid files of every kind.
-
-    Parameters
-    ----------
-    folder
-        An empty folder.
-
-    Returns
-    -------
-    dict
-        Files by target.
-    """
-    import h5py
-    import rasterio
-    import tifffile
-    import torch
-    from PIL import Image
-    from rasterio.transform import from_origin
-    from safetensors.torch import save_file
-
-    import atlas_wsi
-    from atlas_wsi.models.registry import load_model
-    from atlas_wsi.slides.synthetic import make_svs
-
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 255, (128, 96, 3), dtype=np.uint8)
-    make_svs(folder / "a.svs", (128, 128), tile=64, levels=1)
-    tifffile.imwrite(folder / "a.tif", pixels, tile=(64, 64), compression="deflate")
-    tifffile.imwrite(folder / "b.tif", pixels, bigtiff=True, photometric="rgb")
-    tifffile.imwrite(folder / "a.ome.tif", pixels, metadata={"axes": "YXS"}, photometric="rgb")
-    with rasterio.open(
-        folder / "geo.tif", "w", driver="GTiff", width=96, height=128, count=3, dtype="uint8",
-        crs="EPSG:32633", transform=from_origin(5e5, 5e6, 10, 10),
-    ) as raster:  # fmt: skip
-        raster.write(pixels.transpose(2, 0, 1))
-    for name in ("a.png", "a.jpg", "a.bmp"):
-        Image.fromarray(pixels).save(folder / name)
-    Image.fromarray(pixels[..., 0]).resize((128, 128)).save(folder / "mask.png")
-    ring = [[5, 5], [100, 5], [100, 100], [5, 100], [5, 5]]
-    feature = {
-        "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {"classification": {"name": "tumor", "color": [1, 2, 3]}},
-    }
-    whole = {"type": "FeatureCollection", "features": [feature, feature]}
-    (folder / "a.geojson").write_text(json.dumps(whole))
-    with h5py.File(folder / "a.h5", "w") as file:
-        file["coords"] = np.array([[0, 0], [64, 64]])
-        file["coords"].attrs.update(patch_size=64, patch_level=0)
-        file["features"] = np.ones((2, 4), np.float32)
-    (folder / "list.csv").write_text("slide,regions,group\na.svs,a.geojson,p1\nb.tif,a.geojson,\n")
-    (folder / "batch.csv").write_text("slide,mpp\na.svs,0.5\nb.tif,\n")
-    names = [f"{c}/{n}.png" for c in "ab" for n in (0, 1)]
-    rows = "".join(f"{name},{name[0]},p{k}\n" for k, name in enumerate(names))
-    (folder / "groups.csv").write_text(f"path,class,group\n{rows}")
-    tensors = {"w": torch.ones(3, 4), "b": torch.zeros(3)}
-    save_file(tensors, folder / "a.safetensors", metadata={"format": "pt"})
-    torch.save(tensors, folder / "a.pth")
-    model = load_model("atlas_test")
-    model.save(folder / "model.safetensors")
-    atlas_wsi.predict(atlas_wsi.open_slide(folder / "a.svs"), model).write(folder)
-    for name, part in _RESULT.items():
-        shutil.copy(folder / "a" / part, folder / name)
-    steps: list[Any] = [
-        {"name": "Resize", "arguments": {"size": 64}},
-        {"name": "ToTensor"},
-        {"name": "Normalize", "arguments": {"mean": [0.5] * 3, "std": [0.5] * 3}},
-    ]
-    config = {
-        "num_classes": 2, "class_names": ["a", "b"], "patch_size_pixels": 64,
-        "spacing_um_px": 0.5, "architecture": "resnet", "transform": steps,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    multiscale = {
-        "version": "0.4",
-        "axes": [{"name": n, "type": "channel" if n == "c" else "space"} for n in "cyx"],
-        "datasets": [
-            {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, 0.5, 0.5]}]}
-        ],
-    }
-    zattrs = {"multiscales": [multiscale]}
-    zarray = {
-        "zarr_format": 2, "shape": [3, 64, 64], "chunks": [3, 64, 64], "dtype": "|u1",
-        "compressor": None, "fill_value": 0, "order": "C", "filters": None,
-    }  # fmt: skip
-    (folder / "zattrs.json").write_text(json.dumps(zattrs))
-    (folder / "zarray.json").write_text(json.dumps(zarray))
-    return {
-        "tiff": [folder / n for n in ("a.svs", "a.tif", "b.tif", "a.ome.tif")],
-        "geotiff": [folder / "geo.tif"],
-        "image": [folder / n for n in ("a.png", "a.jpg", "a.bmp")],
-        "omezarr": [folder / n for n in ("zattrs.json", "zarray.json")],
-        "areas": [folder / "a.geojson"],
-        "regions": [folder / "a.geojson"],
-        "mask": [folder / "mask.png"],
-        "tiles": [folder / "a.h5"],
-        "list": [folder / "list.csv"],
-        "groups": [folder / "groups.csv"],
-        "batch": [folder / "batch.csv"],
-        "model": [folder / "model.safetensors"],
-        "result": [folder / name for name in _RESULT],
-        "weights": [folder / "a.safetensors", folder / "a.pth"],
-        "config": [folder / "config.json"],
-        "inspect": [
-            folder / n
-            for n in ("a.svs", "geo.tif", "a.png", "a.geojson", "a.h5", "list.csv",
-                      "a.safetensors", "a.pth", "config.json")
-        ],
-    }  # fmt: skip
-
-
-# --- mutators ----------------------------------------------------------------------------------
-
-
-def mutate(data: bytes, name: str, rng: random.Random) -> bytes:
-    """Damage a file.
-
-    Parameters
-    ----------
-    data
-        A valid file.
-    name
-        Its name; JSON and TIFF files are damaged by their structure, too.
-    rng
-        Decides how.
-
-    Returns
-    -------
-    bytes
-        The damaged file.
-    """
-    if name.endswith(("json",)) and rng.random() < 0.8:
-        return _mutate_json(data, rng)
-    if name.endswith((".tif", ".svs")) and rng.random() < 0.7:
-        return _mutate_tiff(data, rng)
-    found = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 4, 16))):
-        at = rng.randrange(len(found) + 1)
-        # Headers are worth more than pixels.
-        at = min(at, rng.choice((at, 64, 512)))
-        match rng.randrange(5):
-            case 0 if at < len(found):
-                found[at] ^= 1 << rng.randrange(8)
-            case 1 if at < len(found):
-                found[at] = rng.choice((0, 255, 127, 128, rng.randrange(256)))
-            case 2:
-                del found[max(1, rng.randrange(len(found) + 1)) :]
-            case 3:
-                found[at:at] = rng.randbytes(rng.choice((1, 4, 64)))
-            case _:
-                found[at:at] = found[at : at + rng.choice((4, 32, 512))]
-    return bytes(found) or b"\0"
-
-
-def _mutate_json(data: bytes, rng: random.Random) -> bytes:
-    whole = json.loads(data)
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        places: list[tuple[Any, Any]] = []
-        _places(whole, places)
-        if not places:
-            break
-        parent, key = rng.choice(places)
-        match rng.randrange(5):
-            case 0:
-                del parent[key]
-            case 1 if isinstance(parent, dict):
-                parent[rng.choice(("extra", "type", "crs", "\x00"))] = parent[key]
-            case 2:
-                deep: Any = parent[key]
-                for _ in range(rng.choice((1, 20, 100))):
-                    deep = [deep]
-                parent[key] = deep
-            case _:
-                parent[key] = copy.copy(rng.choice(_NASTY))
-    if rng.random() < 0.1:
-        whole = rng.choice((whole, [whole], 0, None, "x", [], {}))
-    text = json.dumps(whole, allow_nan=True)
-    if rng.random() < 0.15:
-        text = text.replace(rng.choice("0123456789"), rng.choice(_NASTY_TEXT), 1)
-    return text.encode("utf-8", "replace")
-
-
-def _places(value: Any, found: list[tuple[Any, Any]]) -> None:
-    if isinstance(value, dict):
-        items: Any = list(value.items())
-    elif isinstance(value, list):
-        items = list(enumerate(value))
-    else:
-        return
-    for key, child in items:
-        found.append((value, key))
-        _places(child, found)
-
-
-def _mutate_tiff(data: bytes, rng: random.Random) -> bytes:
-    """Change the type, count or value of tags."""
-    found = bytearray(data)
-    is_big = found[2:4] == b"+\0"
-    head, n_form, size, at = ("<Q", "<Q", 20, 8) if is_big else ("<I", "<H", 12, 4)
-    (where,) = struct.unpack_from(head, found, at)
-    (n_tags,) = struct.unpack_from(n_form, found, where)
-    first = where + struct.calcsize(n_form)
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        tag = first + size * rng.randrange(n_tags)
-        value = rng.choice((0, 1, 2, 255, 65535, 2**24, 2**31, 2**32 - 1, rng.randrange(2**32)))
-        match rng.randrange(5):
-            case 0:
-                struct.pack_into(
-                    "<H", found, tag, rng.choice((value & 65535, 256, 258, 277, 34735))
-                )
-            case 1:
-                struct.pack_into("<H", found, tag + 2, rng.randrange(20))
-            case 2:
-                struct.pack_into("<I", found, tag + 4, value)
-            case 3:
-                struct.pack_into("<H", found, tag + size - 4 - 4 * is_big, value & 65535)
-            case _:
-                struct.pack_into("<I", found, tag + size - 4 - 4 * is_big, value)
-    return bytes(found)
-
-
-# --- public doors ------------------------------------------------------------------------------
-
-
-def _door(target: str, seeds: Path) -> Callable[[Path], object]:
-    from atlas_wsi import open_result
-    from atlas_wsi.batch.source import list_slides
-    from atlas_wsi.interop.inspect import inspect_file
-    from atlas_wsi.models.checkpoints import read_weights
-    from atlas_wsi.models.registry import load_model
-    from atlas_wsi.models.wsinfer import read_config
-    from atlas_wsi.slides.open import open_slide
-    from atlas_wsi.tissue.areas import read_areas, read_tissue
-    from atlas_wsi.training.regions import areas_by_class, read_list
-    from atlas_wsi.training.tiles import read_tiles
-
-    def read_slide(path: Path) -> None:
-        with open_slide(path) as slide:
-            rows, cols = (min(64, n) for n in slide.shape)
-            slide.read_region(0, 0, rows, cols)
-
-    doors: dict[str, Callable[[Path], object]] = {
-        "list": read_list, "result": lambda path: open_result(path).areas(), "batch": list_slides, "model": load_model, "weights": read_weights,
-        "config": lambda path: read_config(path.parent), "inspect": inspect_file,
-        "groups": lambda path: read_tiles(path.parent),
-    }  # fmt: skip
-    if target in doors:
-        return doors[target]
-    if target in ("areas", "regions", "mask", "tiles"):
-        slide = open_slide(seeds / "a.svs")
-        read = {"areas": read_areas, "regions": areas_by_class}.get(target, read_tissue)
-        return lambda path: read(path, slide)
-    return read_slide
-
-
-def lay_out(target: str, name: str, data: bytes, folder: Path) -> Path:
-    """Write an input where its reader looks for it.
-
-    Parameters
-    ----------
-    target
-        What is to read it.
-    name
-        Name of the valid file that it comes from.
-    data
-        The damaged file.
-    folder
-        Where; emptied first.
-
-    Returns
-    -------
-    Path
-        What to open.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    if target == "omezarr":
-        valid = make_zarr_files(folder.parent / "seeds")
-        place = folder / "a.zarr"
-        (place / "0").mkdir(parents=True)
-        (place / ".zgroup").write_text('{"zarr_format": 2}')
-        for key, file in (("zattrs.json", ".zattrs"), ("zarray.json", "0/.zarray")):
-            (place / file).write_bytes(data if key == name else valid[key])
-        (place / "0" / "0.0.0").write_bytes(bytes(3 * 64 * 64))
-        return place
-    if target == "groups":
-        for one in "ab":
-            (folder / one).mkdir()
-            for k in (0, 1):
-                shutil.copy(folder.parent / "seeds" / "a.png", folder / one / f"{k}.png")
-    if target == "result":
-        shutil.copytree(folder.parent / "seeds" / "a", folder / "a")
-        (folder / "a" / _RESULT[name]).write_bytes(data)
-        return folder / "a"
-    if target == "config":
-        (folder / "torchscript_model.pt").write_bytes(b"PK")
-    path = folder / name
-    path.write_bytes(data)
-    return path
-
-
-def make_zarr_files(seeds: Path) -> dict[str, bytes]:
-    """Return the valid metadata of an OME-Zarr by name."""
-    return {name: (seeds / name).read_bytes() for name in ("zattrs.json", "zarray.json")}
-
-
-# --- running -----------------------------------------------------------------------------------
 
 
 def try_one(door: Callable[[Path], object], path: Path) -> str:
@@ -444,7 +123,7 @@ def run_chunk(
     list of tuple
         Number and outcome of each.
     """
-    door, found = _door(target, home / "seeds"), []
+    door, found = door_of(target, home / "seeds"), []
     place = Path(tempfile.mkdtemp(dir=home)) if told is not None else home / "input"
     for index in range(first, first + n):
         if told is not None:
@@ -457,10 +136,11 @@ def run_chunk(
 
 def _work(args: tuple[Any, ...], told: Any, pipe: Any) -> None:
     faulthandler.enable()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libtiff says of every other file
     import torch
 
     torch.set_num_threads(1)
-    _door(args[0], args[4] / "seeds")
+    door_of(args[0], args[4] / "seeds")
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + ROOM_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -581,12 +261,19 @@ def run(inputs: int, seed: int, only: str | None, findings: Path, minutes: float
 
 
 def plan(inputs: int, targets: list[str]) -> dict[str, int]:
-    """Share inputs out: the least to each, the rest to those that are read fast."""
-    fast = [t for t in targets if t in ("areas", "regions", "list", "batch", "config")] or targets
-    each = min(LEAST, inputs // len(targets))
-    rest = (inputs - each * len(targets)) // len(fast)
-    todo = {t: each + (rest if t in fast else 0) for t in targets}
-    todo[fast[0]] += inputs - sum(todo.values())
+    """Share inputs out evenly; the readers of TIFF get a double share, those of models half."""
+    weights = {
+        "tiff": 4,
+        "geotiff": 2,
+        "omexml": 2,
+        "image": 2,
+        "model": 1,
+        "result": 1,
+        "groups": 1,
+    }
+    shares = {target: weights.get(target, 3) for target in targets}
+    todo = {target: inputs * n // sum(shares.values()) for target, n in shares.items()}
+    todo[targets[0]] += inputs - sum(todo.values())
     return todo
 
 
@@ -607,7 +294,7 @@ def replay(file: Path) -> str:
         seeds.mkdir()
         make_seeds(seeds)
         path = lay_out(target, name, file.read_bytes(), Path(home) / "input")
-        return try_one(_door(target, seeds), path)
+        return try_one(door_of(target, seeds), path)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from atlas_wsi.errors import CorruptResultError
 from atlas_wsi.heatmap.heatmap import Count, Positive, Record
@@ -33,7 +33,16 @@ from atlas_wsi.heatmap.write import disk_errors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
+def _moment(text: str) -> str:
+    if text and dt.datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(f"{text} does not say its offset from UTC")
+    return text
+
+
 Seconds = Annotated[float, Field(ge=0)]
+Moment = Annotated[str, AfterValidator(_moment)]
+"""ISO 8601 with offset, or empty."""
 
 
 class SlideAsked(Record):
@@ -67,9 +76,9 @@ class Row(Record):
     """How many times the slide was begun."""
     worker: str = ""
     """Host and process that ended it."""
-    started: str = ""
+    started: Moment = ""
     """When the last try began, ISO 8601 with offset."""
-    ended: str = ""
+    ended: Moment = ""
     """When it ended."""
     wall_s: Seconds = 0.0
     """Seconds of the last try, opening to writing."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from atlas_wsi.bounded import BoundedFile
 from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError, UntrustedWeightsError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _STAND_INS: list[Any] = [(OrderedDict, "easydict.EasyDict")]
 # What torch.load raises for damaged files; OverflowError and TypeError from counts and types
 _DAMAGED = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError),
-    *(AttributeError, ArithmeticError, MemoryError, AssertionError),
+    *(AttributeError, ArithmeticError, AssertionError),
 )
 
 
@@ -123,8 +124,10 @@ def read_plain(path: Path) -> Any:
     from safetensors import SafetensorError
 
     try:
-        with torch.serialization.safe_globals(_STAND_INS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_STAND_INS), BoundedFile(path) as file:
+            if not file.peek(2).startswith((b"PK", b"\x80")):  # a zip file, or a bare pickle
+                raise CheckpointMismatchError(f"{path} is neither safetensors nor a torch file.")
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UntrustedWeightsError(
             f"{path} holds more than tensors and was not loaded.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 import warnings
@@ -11,11 +12,13 @@ import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from atlas_wsi.bounded import BoundedFile
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides import resolution
 from atlas_wsi.slides.backend import Level, SlideMeta
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -211,17 +214,19 @@ def open_image(path: Path) -> ImageBackend:
         raise UnreadableSlideError(f"{path} cannot be opened as an image: {error}.") from error
 
 
-def _opened(path: Path) -> Image.Image:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     """Open without decoding; filters of warnings are shared by all threads."""
-    with _open_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(path, formats=_FORMATS)
-    if image.width * image.height > MAX_PIXELS:  # where Pillow's own limit was lifted
-        image.close()
-        raise Image.DecompressionBombError(
-            f"{image.height} x {image.width} pixels, the limit is {MAX_PIXELS}."
-        )
-    return image
+    with BoundedFile(path) as file:
+        with _open_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=_FORMATS)
+        with image:
+            if image.width * image.height > MAX_PIXELS:  # where Pillow's own limit was lifted
+                raise Image.DecompressionBombError(
+                    f"{image.height} x {image.width} pixels, the limit is {MAX_PIXELS}."
+                )
+            yield image
 
 
 def _mode_for(image: Image.Image, deep: str) -> str:

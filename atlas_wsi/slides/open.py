@@ -27,6 +27,7 @@ _ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
 _HEAD_BYTES = 132
 _MAX_TILE_PX = 2**26
+_MAX_SIDE_PX = 2**23
 _TIFF_ERRORS = (tifffile.TiffFileError, TypeError, ValueError, IndexError, struct.error)
 # What tags of impossible types, counts and sizes make of the arithmetic that they go into
 _DAMAGED = (
@@ -195,7 +196,7 @@ def _open_tiff_family(path: Path) -> Backend:
     from atlas_wsi.slides.jpegtiles import open_aperio
     from atlas_wsi.slides.openslide import open_openslide
 
-    _check_tiles(path)
+    _check_directories(path)
     vendor = _vendor(path)
     if vendor == "aperio":
         return open_aperio(path)
@@ -208,15 +209,23 @@ def _open_tiff_family(path: Path) -> Backend:
     return open_tiff(path)
 
 
-def _check_tiles(path: Path) -> None:
-    """Refuse tiles that would not fit in memory before OpenSlide asks for room for one."""
+def _check_directories(path: Path) -> None:
+    """Refuse sizes that make no sense before OpenSlide asks for room for them."""
     with contextlib.suppress(*_TIFF_ERRORS), tifffile.TiffFile(path, _multifile=False) as tif:
+        size = path.stat().st_size
         for n, page in enumerate(tif.pages):
-            rows, cols = (int(page.keyframe.tilelength), int(page.keyframe.tilewidth))
-            if rows * cols > _MAX_TILE_PX:
+            key = page.keyframe
+            if key is None:
+                continue
+            px = int(key.tilelength) * int(key.tilewidth)
+            stored = max(page.databytecounts, default=0)
+            is_image = all(0 < side < _MAX_SIDE_PX for side in (key.imagelength, key.imagewidth))
+            if not is_image or px > _MAX_TILE_PX or stored > size:
                 raise UnreadableSlideError(
-                    f"{path} is said to have tiles of {rows} x {cols} px in directory {n}; at most "
-                    f"{_MAX_TILE_PX >> 20} Mpx are read.",
+                    f"{path} has a directory that makes no sense: {key.imagelength} x "
+                    f"{key.imagewidth} px (a side may have {_MAX_SIDE_PX:,}) in tiles of "
+                    f"{key.tilelength} x {key.tilewidth} (at most {_MAX_TILE_PX >> 20} Mpx), the "
+                    f"largest of {stored} bytes (directory {n}).",
                     hint="The file is damaged: copy or download it again.",
                 )
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _COLOUR = (2, 6)  # RGB, YCbCr
 _GDAL_NODATA = 42113
 _BAND_BYTES = 16 * 2**20
-_LARGEST_SEGMENT_BYTES = 2**30
+_LARGEST_SEGMENT_BYTES = 2**28
 
 
 def white_of(dtype: np.dtype[Any]) -> int:
@@ -190,12 +190,14 @@ class PageReader:
     def _check_sizes(self, key: TiffPage, page: TiffPage | TiffFrame) -> None:
         """Refuse what tags of a damaged file may say: they may have any type and value."""
         said: dict[str, Any] = {"length": key.imagelength, "width": key.imagewidth}
+        if not key.is_tiled:
+            said["rows a strip"] = key.rowsperstrip
         if key.is_tiled:
             said |= {"tile length": key.tilelength, "tile width": key.tilewidth}
         if page.dataoffsets:
             said["first offset"] = page.dataoffsets[0]
         for name, value in said.items():
-            most = 2**63 if name == "first offset" else 2**31
+            most = {"first offset": 2**63, "rows a strip": 2**32}.get(name, 2**31)
             if not isinstance(value, int) or not 0 <= value < most:
                 raise UnreadableSlideError(
                     f"{self._file.path} has the {name} {value!r}, which makes no sense.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atlas_wsi.bounded import BoundedFile
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.grid import Grid
 from atlas_wsi.tissue.mask import TissueMask
@@ -129,17 +130,17 @@ def read_tissue(path: str | os.PathLike[str], slide: Slide) -> TissueMask:
 
 
 def _read_picture(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with BoundedFile(path) as file, Image.open(file) as image:
             if image.width * image.height > MAX_MASK_PIXELS:
                 raise DatasetError(
                     f"The mask {path} has {image.width} x {image.height} pixels.",
                     hint=f"At most {MAX_MASK_PIXELS // 10**6} Mpx; a pixel every 4 um is plenty.",
                 )
             return np.asarray(image.convert("L")) > 0
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path} is not a picture that can be read: {error}.") from error
 
 

@@ -94,7 +94,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise DatasetError(f"{path} is not HDF5 that can be read: {error}") from error
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from atlas_wsi.bounded import BoundedFile
 from atlas_wsi.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def split_three(
 
 def _read_tile(path: Path, zoom: float) -> NDArray[np.uint8]:
     try:
-        with Image.open(path) as image:
+        with BoundedFile(path) as file, Image.open(file) as image:
             if not all(_MIN_PX <= n <= _MAX_PX for n in image.size):
                 raise DatasetError(
                     f"{path} has {image.height} x {image.width} pixels, "
@@ -260,7 +261,7 @@ def _read_tile(path: Path, zoom: float) -> NDArray[np.uint8]:
                 how = Image.Resampling.BOX if zoom < 1 else Image.Resampling.BILINEAR
                 picture = picture.resize(size, how)
             return np.asarray(picture)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path} cannot be read as an image: {error}") from error
 
 
