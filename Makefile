@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-gui test-notebooks test-docs test-dist test-lowest lint format dist clean
+.PHONY: install demo test test-gui test-notebooks test-docs test-dist test-lowest docs lint format dist clean
 .DEFAULT_GOAL := demo
 
 install: $(READY)
@@ -44,6 +44,10 @@ test-notebooks: $(READY)
 # Pages have folders of their own, and two are run at a time.
 test-docs: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore scripts/run_doc_commands.py $(PAGES)
+
+# build/site; every warning is an error
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check .

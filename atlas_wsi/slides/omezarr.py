@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup")
 _JSON_FILES = (*_ROOT_FILES, ".zarray", ".zmetadata")
 _MAX_JSON_BYTES = 32 * 2**20
-_MAX_CHUNK_BYTES = 1 << 30
+_MAX_CHUNK_BYTES = 2**28
 _MAX_CHANNELS = 4096
 _MAX_SIDE_PX = 2**31 - 1
 
