@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from atlas_wsi.cli import train_options, train_regions
+from atlas_wsi.cli import train_options, train_regions, train_slides
 
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 
@@ -113,3 +113,4 @@ def tiles(
 
 
 train_app.command("regions")(train_regions.regions)
+train_app.command("slides")(train_slides.slides)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from atlas_wsi.models.start import Start
     from atlas_wsi.progress import Progress
     from atlas_wsi.training.cross import CrossValidation
-    from atlas_wsi.training.fitting import About
+    from atlas_wsi.training.fitting import About, Parts
     from atlas_wsi.training.history import History
     from atlas_wsi.training.recipe import Recipe
-    from atlas_wsi.training.tiles import TileSet
+    from atlas_wsi.training.tiles import Labelled
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
@@ -148,7 +148,7 @@ def check(
 
 
 def train_labelled(
-    read: Callable[[Progress], TileSet],
+    read: Callable[[Progress], Labelled],
     out: Path,
     about: About,
     recipe: Recipe,
@@ -159,12 +159,13 @@ def train_labelled(
     validation: float,
     folds: int,
     dtype: torch.dtype,
+    parts: Parts | None = None,
     tensorboard: Path | None,
     overwrite: bool,
     quiet: bool,
     as_json: bool = False,
 ) -> None:
-    """Read labelled tiles, train once or by folds, write and tell; also under torchrun."""
+    """Read what is labelled, train once or by folds, write and tell; also under torchrun."""
     from atlas_wsi.training import parallel
     from atlas_wsi.training.cross import train_folds
     from atlas_wsi.training.history import History
@@ -200,6 +201,7 @@ def train_labelled(
                     recipe=recipe,
                     held_out=held_out,
                     validation=validation,
+                    parts=parts,
                     facts=facts,
                     stored=dtype,
                     init=init,

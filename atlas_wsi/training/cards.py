@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from atlas_wsi.models.card import ModelCard
     from atlas_wsi.models.model import Model
-    from atlas_wsi.training.tiles import TileSet
+    from atlas_wsi.training.tiles import Labelled
 
 
 def card_text(card: ModelCard) -> str:
@@ -26,13 +26,14 @@ def card_text(card: ModelCard) -> str:
     str
         Markdown.
     """
+    unit = "slides" if "slides" in card.training else "tiles"
     lines = [f"# {card.name}", "", f"For {card.domain}s at {card.mpp:g} um/px.", ""]
     lines += [
         f"- **{key}**: {getattr(card, key)}"
         for key in ("licence", "data", "split", "limits")
         if getattr(card, key)
     ]
-    lines += ["", "| held-out tiles | model | colour alone |", "|---|---|---|"]
+    lines += ["", f"| held-out {unit} | model | colour alone |", "|---|---|---|"]
     for key in ("accuracy", "balanced_accuracy"):
         if key in card.metrics:
             base = card.metrics.get(f"colour_baseline_{key}")
@@ -51,7 +52,7 @@ def card_text(card: ModelCard) -> str:
     lines += ["", f"Logits are divided by the temperature {card.temperature:g}."]
     if card.confusion:
         names = card.class_names
-        lines += ["", "Held-out tiles by true class (row) and predicted class (column):", ""]
+        lines += ["", f"Held-out {unit} by true class (row) and predicted class (column):", ""]
         lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         for name, row in zip(names, card.confusion, strict=True):
             lines.append(f"| {name} | " + " | ".join(str(n) for n in row) + " |")
@@ -60,7 +61,7 @@ def card_text(card: ModelCard) -> str:
     return "\n".join(lines) + "\n"
 
 
-def split_text(tiles: TileSet, held: TileSet, share: float, seed: int, *, n_chosen: int) -> str:
+def split_text(tiles: Labelled, held: Labelled, share: float, seed: int, *, n_chosen: int) -> str:
     """Say how held-out tiles were kept apart.
 
     Parameters
@@ -81,17 +82,16 @@ def split_text(tiles: TileSet, held: TileSet, share: float, seed: int, *, n_chos
     str
         A sentence or two.
     """
+    kind = " of copies of one original" if tiles.unit == "tiles" else ""
     how = (
-        "whole groups of copies of one original"
-        if tiles.is_grouped
-        else "single tiles (no groups were given)"
+        f"whole groups{kind}" if tiles.is_grouped else f"single {tiles.unit} (no groups were given)"
     )
     n_groups = len(set(held.groups))
     return (
-        f"{len(held)} of {len(tiles)} tiles held out: {share:.0%} of the {how} of each class "
+        f"{len(held)} of {len(tiles)} {tiles.unit} held out: {share:.0%} of the {how} of each class "
         f"({n_groups}), seed {seed}."
         + (
-            f" {n_chosen} other tiles, by whole groups, chose the weights and the temperature; the "
+            f" {n_chosen} other {tiles.unit}, by whole groups, chose the weights and the temperature; the "
             "held-out ones were measured once."
             if n_chosen
             else ""
@@ -99,7 +99,30 @@ def split_text(tiles: TileSet, held: TileSet, share: float, seed: int, *, n_chos
     )
 
 
-def folds_text(tiles: TileSet, n: int, seed: int, *, fold: int | None) -> str:
+def given_text(tiles: Labelled, *, n_held: int, n_chosen: int) -> str:
+    """Say that the split was given.
+
+    Parameters
+    ----------
+    tiles
+        All tiles or slides.
+    n_held
+        How many were held out.
+    n_chosen
+        How many chose the weights.
+
+    Returns
+    -------
+    str
+        A sentence.
+    """
+    return (
+        f"{n_held} of {len(tiles)} {tiles.unit} held out and {n_chosen} chose the weights and the "
+        "temperature, as the table says."
+    )
+
+
+def folds_text(tiles: Labelled, n: int, seed: int, *, fold: int | None) -> str:
     """Say how the tiles of a cross-validation were kept apart.
 
     Parameters
@@ -119,12 +142,12 @@ def folds_text(tiles: TileSet, n: int, seed: int, *, fold: int | None) -> str:
         A sentence or three.
     """
     groups = f"{len(set(tiles.groups))} groups" if tiles.is_grouped else "no groups were given"
-    whole = f"{n} folds of {len(tiles)} tiles ({groups}), every class in each, seed {seed}."
+    whole = f"{n} folds of {len(tiles)} {tiles.unit} ({groups}), every class in each, seed {seed}."
     if fold is not None:
         return f"Fold {fold} held out, of {whole}"
     return (
-        f"Cross-validation: {whole} The figures are those of a model a fold on the tiles that it "
-        "did not see, all folds together. This model was then trained on all tiles, with the same "
+        f"Cross-validation: {whole} The figures are those of a model a fold on the {tiles.unit} that it "
+        f"did not see, all folds together. This model was then trained on all {tiles.unit}, with the same "
         "recipe; it was not measured itself."
     )
 

@@ -20,7 +20,7 @@ from atlas_wsi.training.evaluation import measure
 from atlas_wsi.training.fitting import Parts, fit
 from atlas_wsi.training.folds import make_folds
 from atlas_wsi.training.history import History
-from atlas_wsi.training.metrics import predict_tiles
+from atlas_wsi.training.metrics import mean_probabilities
 from atlas_wsi.training.tiles import split
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from atlas_wsi.training.evaluation import Evaluation
     from atlas_wsi.training.fitting import About
     from atlas_wsi.training.recipe import Recipe
-    from atlas_wsi.training.tiles import TileSet
+    from atlas_wsi.training.tiles import Labelled
 
 _FORMAT = "atlas-wsi folds 1"
 _LONGEST_NAME = 56
@@ -96,7 +96,7 @@ class CrossValidation:
             found[f"{name}_sd_over_folds"] = spread[name][1]
         return {name: round(value, 4) for name, value in found.items()}
 
-    def write(self, out: Path, tiles: TileSet) -> tuple[Path, Path, Path]:
+    def write(self, out: Path, tiles: Labelled) -> tuple[Path, Path, Path]:
         """Write the figures, a row a fold, and the prediction of every tile.
 
         Parameters
@@ -157,7 +157,7 @@ class CrossValidation:
 
 
 def parts_of_fold(
-    tiles: TileSet, fold_of: NDArray[np.int64], fold: int | None, *, validation: float, seed: int
+    tiles: Labelled, fold_of: NDArray[np.int64], fold: int | None, *, validation: float, seed: int
 ) -> Parts:
     """Say what each tile is for in a fold.
 
@@ -188,7 +188,7 @@ def parts_of_fold(
 
 
 def train_folds(
-    tiles: TileSet,
+    tiles: Labelled,
     about: About,
     recipe: Recipe,
     *,
@@ -283,28 +283,29 @@ def train_folds(
         facts=facts,
         checkpoint=out.with_suffix(".resume.pt"),
         history=history,
-        progress=_named(progress, "all tiles"),
+        progress=_named(progress, f"all {tiles.unit}"),
     )
     counts = tuple(tuple(row) for row in pooled.confusion.tolist())
     model.card = model.card.model_copy(update={"metrics": result.figures(), "confusion": counts})
     return model, result
 
 
-def _about(about: About, tiles: TileSet, n: int, seed: int, *, fold: int | None) -> About:
+def _about(about: About, tiles: Labelled, n: int, seed: int, *, fold: int | None) -> About:
     name = about.name if fold is None else f"{about.name[:_LONGEST_NAME]}.fold{fold}"
     how = folds_text(tiles, n, seed, fold=fold)
     return replace(about, name=name, texts={**(about.texts or {}), "split": how})
 
 
 def _ask(
-    model: Model | None, path: Path, tiles: TileSet, asked: NDArray[np.int64]
+    model: Model | None, path: Path, tiles: Labelled, asked: NDArray[np.int64]
 ) -> tuple[Fold, NDArray[np.float32]]:
     """Predict the held-out tiles of a fold; only the first process's answer counts."""
     groups = len({tiles.groups[i] for i in asked})
     if model is None or parallel.rank() != 0:
         return Fold(path=path, tiles=len(asked), groups=groups, metrics={}), np.empty(0, np.float32)
     fold = Fold(path=path, tiles=len(asked), groups=groups, metrics=dict(model.card.metrics))
-    return fold, predict_tiles(model, tiles.images[asked])
+    logits, valid = tiles.subset(asked).logits(model)
+    return fold, mean_probabilities(logits, valid, temperature=model.card.temperature)
 
 
 def _find(path: Path, mark: str, *, overwrite: bool) -> Model | None:
@@ -323,7 +324,7 @@ def _find(path: Path, mark: str, *, overwrite: bool) -> Model | None:
 
 
 def _fingerprint(
-    tiles: TileSet,
+    tiles: Labelled,
     about: About,
     recipe: Recipe,
     n: int,

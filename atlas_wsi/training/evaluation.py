@@ -1,4 +1,4 @@
-"""How good a model is on labelled tiles."""
+"""How good a model is on labelled tiles or slides."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_wsi.errors import DatasetError
-from atlas_wsi.training.metrics import confusion, predict_tiles, summarise
+from atlas_wsi.training.metrics import confusion, mean_probabilities, summarise
 from atlas_wsi.training.scores import Interval, Reliability, class_scores, reliability
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from atlas_wsi.models.model import Model
     from atlas_wsi.progress import Progress
-    from atlas_wsi.training.tiles import TileSet
+    from atlas_wsi.training.tiles import Labelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
-    """How good a model is on labelled tiles."""
+    """How good a model is on labelled tiles or slides."""
 
     classes: tuple[str, ...]
     """Names of the classes."""
@@ -63,8 +63,8 @@ class Evaluation:
         }
 
 
-def evaluate(model: Model, tiles: TileSet, *, progress: Progress | None = None) -> Evaluation:
-    """Measure a model on labelled tiles.
+def evaluate(model: Model, tiles: Labelled, *, progress: Progress | None = None) -> Evaluation:
+    """Measure a model on labelled tiles or slides.
 
     Parameters
     ----------
@@ -81,8 +81,9 @@ def evaluate(model: Model, tiles: TileSet, *, progress: Progress | None = None) 
         Over the model's classes.
     """
     labels = class_places(model, tiles)[tiles.labels]
-    probabilities = predict_tiles(model, tiles.images, progress=progress)
     names, temperature = model.card.class_names, model.card.temperature
+    logits, valid = tiles.logits(model, progress=progress)
+    probabilities = mean_probabilities(logits, valid, temperature=temperature)
     return measure(names, labels, probabilities, tiles.groups, temperature=temperature)
 
 
@@ -136,7 +137,7 @@ def _plain(values: NDArray[np.float64]) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def class_places(model: Model, tiles: TileSet) -> NDArray[np.int64]:
+def class_places(model: Model, tiles: Labelled) -> NDArray[np.int64]:
     """Return the model's class of each class of the tiles.
 
     Parameters

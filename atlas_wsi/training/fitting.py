@@ -13,7 +13,7 @@ from atlas_wsi.training import parallel
 from atlas_wsi.training.calibration import fit_temperature
 from atlas_wsi.training.evaluation import class_places, evaluate
 from atlas_wsi.training.loop import channel_statistics, train
-from atlas_wsi.training.metrics import color_baseline, confusion, summarise, tile_logits
+from atlas_wsi.training.metrics import color_baseline, confusion, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.training.history import History
     from atlas_wsi.training.recipe import Recipe
-    from atlas_wsi.training.tiles import TileSet
+    from atlas_wsi.training.tiles import Labelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,7 +55,7 @@ class About:
     texts: Mapping[str, Any] | None = None
     """``licence``, ``data``, ``limits`` and ``split`` of the card."""
 
-    def card(self, tiles: TileSet) -> ModelCard:
+    def card(self, tiles: Labelled) -> ModelCard:
         """Make the card of a model before training.
 
         Parameters
@@ -85,7 +85,7 @@ class About:
 
 
 def fit(
-    tiles: TileSet,
+    tiles: Labelled,
     parts: Parts,
     about: About,
     recipe: Recipe,
@@ -149,29 +149,34 @@ def fit(
     if choice is not None:
         set_temperature(model, choice)
     found = _figures(model, train_part, tiles.subset(parts.asked), progress)
-    told = {**model.card.training, **facts, "tiles_by_class": count_by_class(tiles, parts.known)}
+    told = {
+        **model.card.training,
+        **facts,
+        f"{tiles.unit}_by_class": count_by_class(tiles, parts.known),
+    }
     model.card = model.card.model_copy(update=found | {"training": told})
     return model
 
 
 def _figures(
-    model: Model, known: TileSet, held: TileSet, progress: Progress | None
+    model: Model, known: Labelled, held: Labelled, progress: Progress | None
 ) -> dict[str, Any]:
     """Return metrics and confusion for the card; nothing without held-out tiles."""
     if not len(held):
         return {}
     found = evaluate(model, held, progress=progress)
-    guessed = color_baseline(known.images, known.labels, held.images, len(held.classes))
-    color = summarise(confusion(held.labels, guessed, len(held.classes)))
     metrics = dict(found.metrics) | {"ece": found.reliability.ece}
-    metrics |= {f"colour_baseline_{k}": v for k, v in color.items()}
+    if held.unit == "tiles":
+        guessed = color_baseline(known.images, known.labels, held.images, len(held.classes))
+        color = summarise(confusion(held.labels, guessed, len(held.classes)))
+        metrics |= {f"colour_baseline_{k}": v for k, v in color.items()}
     return {
         "metrics": {k: round(v, 4) for k, v in metrics.items()},
         "confusion": tuple(tuple(row) for row in found.confusion.tolist()),
     }
 
 
-def set_temperature(model: Model, tiles: TileSet, *, progress: Progress | None = None) -> None:
+def set_temperature(model: Model, tiles: Labelled, *, progress: Progress | None = None) -> None:
     """Fit a model's temperature and put it into its card.
 
     Parameters
@@ -184,12 +189,12 @@ def set_temperature(model: Model, tiles: TileSet, *, progress: Progress | None =
         Told how many tiles are done.
     """
     place = class_places(model, tiles)
-    logits, valid = tile_logits(model, tiles.images, progress=progress)
+    logits, valid = tiles.logits(model, progress=progress)
     temperature = fit_temperature(logits, valid, place[tiles.labels])
     model.card = model.card.model_copy(update={"temperature": round(temperature, 4)})
 
 
-def count_by_class(tiles: TileSet, which: NDArray[np.int64]) -> dict[str, int]:
+def count_by_class(tiles: Labelled, which: NDArray[np.int64]) -> dict[str, int]:
     """Count some tiles by class.
 
     Parameters

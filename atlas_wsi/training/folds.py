@@ -11,12 +11,12 @@ from atlas_wsi.errors import DatasetError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from atlas_wsi.training.tiles import TileSet
+    from atlas_wsi.training.tiles import Labelled
 
 _DRAWS = 200
 
 
-def make_folds(tiles: TileSet, *, n: int, seed: int) -> NDArray[np.int64]:
+def make_folds(tiles: Labelled, *, n: int, seed: int) -> NDArray[np.int64]:
     """Divide tiles into folds by whole groups, so that every fold has tiles of every class.
 
     Large groups are dealt first, each to the fold that lacks its classes or has the fewest of

@@ -145,6 +145,21 @@ def spread(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, find_unused_parameters=True)  # scales change by step
 
 
+def add_gradients(model: nn.Module) -> None:
+    """Add up the gradients of the processes where the backward pass did not.
+
+    Parameters
+    ----------
+    model
+        The model itself, not what `spread` returns.
+    """
+    if n_ranks() == 1:
+        return
+    for weight in model.parameters():
+        gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        weight.grad = total(gradient)
+
+
 def set_idle(model: nn.Module, *, idle: bool) -> None:
     """Tell whether the pictures that come next count.
 

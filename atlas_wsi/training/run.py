@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atlas_wsi.errors import DatasetError
-from atlas_wsi.training.cards import split_text, write_card
+from atlas_wsi.training.cards import given_text, split_text, write_card
 from atlas_wsi.training.cross import parts_of_fold
 from atlas_wsi.training.evaluation import Evaluation, evaluate
 from atlas_wsi.training.fitting import About, Parts, count_by_class, fit, set_temperature
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.training.history import History
     from atlas_wsi.training.recipe import Recipe
+    from atlas_wsi.training.tiles import Labelled
 
 __all__ = [
     "Evaluation",
@@ -120,7 +121,7 @@ def train_tiles(
 
 
 def train_set(
-    tiles: TileSet,
+    tiles: Labelled,
     *,
     name: str,
     domain: Literal["slide", "scene"],
@@ -128,6 +129,7 @@ def train_set(
     recipe: Recipe,
     held_out: float = 0.2,
     validation: float = 0.0,
+    parts: Parts | None = None,
     texts: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     stored: torch.dtype = torch.float32,
@@ -137,7 +139,7 @@ def train_set(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Model:
-    """Train a model on labelled tiles, wherever they were cut out of.
+    """Train a model on labelled tiles, wherever they were cut out of, or on slides.
 
     Parameters
     ----------
@@ -155,6 +157,8 @@ def train_set(
         Share of the groups that is kept for measuring.
     validation
         Share of the other groups that the best weights and the temperature are chosen by.
+    parts
+        What each is for, in the place of the two shares.
     texts
         ``licence``, ``data`` and ``limits`` of the card.
     facts
@@ -178,16 +182,21 @@ def train_set(
         With held-out figures, beside those of colour alone, in its card; of several processes
         (`atlas_wsi.training.parallel.joined`) only the first one measures.
     """
-    known, chosen, asked = split_three(
-        tiles, held_out=held_out, validation=validation, seed=recipe.seed
-    )
-    how = split_text(tiles, tiles.subset(asked), held_out, recipe.seed, n_chosen=len(chosen))
+    told = {"held_out": held_out, "validation": validation} if parts is None else {}
+    if parts is None:
+        known, chosen, asked = split_three(
+            tiles, held_out=held_out, validation=validation, seed=recipe.seed
+        )
+        how = split_text(tiles, tiles.subset(asked), held_out, recipe.seed, n_chosen=len(chosen))
+        parts = Parts(known=known, chosen=chosen, asked=asked)
+    else:
+        how = given_text(tiles, n_held=len(parts.asked), n_chosen=len(parts.chosen))
     return fit(
         tiles,
-        Parts(known=known, chosen=chosen, asked=asked),
+        parts,
         About(name=name, domain=domain, mpp=mpp, texts={**(texts or {}), "split": how}),
         recipe,
-        facts={**(facts or {}), "held_out": held_out, "validation": validation},
+        facts={**(facts or {}), **told},
         stored=stored,
         init=init,
         checkpoint=checkpoint,

@@ -5,20 +5,25 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
 
 from atlas_wsi.bounded import BoundedFile
 from atlas_wsi.errors import DatasetError
+from atlas_wsi.training.loop import TileWork
+from atlas_wsi.training.metrics import tile_logits
 
 if TYPE_CHECKING:
     import os
 
     from numpy.typing import NDArray
 
+    from atlas_wsi.models.model import Model
     from atlas_wsi.progress import Progress
+    from atlas_wsi.training.recipe import Recipe
+    from atlas_wsi.training.steps import Work
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 GROUPS_FILE = "groups.csv"
@@ -28,9 +33,55 @@ _DRAWS = 1000
 _DEEP_MODES = {"I", "F"}
 
 
+class Labelled(Protocol):
+    """What a model is trained and measured on: tiles, or whole slides."""
+
+    unit: ClassVar[str]
+    """``"tiles"`` or ``"slides"``."""
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """Pictures, `(n, rows, cols, 3)`: the tiles, or a sample of windows of the slides."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """`(N,)` index into `classes`."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """`N` names; one group is kept on one side of a split."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """`N` names of files."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether the groups were given."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, which: NDArray[np.int64]) -> Labelled:
+        """Return some of them, with the same classes."""
+
+    def work(self, model: Model, recipe: Recipe) -> Work:
+        """Return the steps of a training on them."""
+
+    def logits(
+        self, model: Model, *, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return a model's logits, `(N, K, Y, X)`, and where they are valid, `(N, Y, X)`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TileSet:
     """Tiles of one size with a class and a group each."""
+
+    unit: ClassVar[str] = "tiles"
 
     images: NDArray[np.uint8]
     """`(N, rows, cols, 3)`."""
@@ -69,6 +120,42 @@ class TileSet:
             classes=self.classes,
             is_grouped=self.is_grouped,
         )
+
+    def work(self, model: Model, recipe: Recipe) -> Work:
+        """Return the steps of a training on these tiles.
+
+        Parameters
+        ----------
+        model
+            What is trained.
+        recipe
+            How much a step shows.
+
+        Returns
+        -------
+        Work
+            Mosaics and single tiles.
+        """
+        return TileWork(model, self, recipe)
+
+    def logits(
+        self, model: Model, *, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Run a model on the tiles, one by one.
+
+        Parameters
+        ----------
+        model
+            The model, in evaluation mode.
+        progress
+            Told how many tiles are done.
+
+        Returns
+        -------
+        tuple
+            See `atlas_wsi.training.metrics.tile_logits`.
+        """
+        return tile_logits(model, self.images, progress=progress)
 
 
 def read_tiles(
@@ -144,7 +231,7 @@ def read_tiles(
 
 
 def split(
-    tiles: TileSet, *, held_out: float, seed: int
+    tiles: Labelled, *, held_out: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divide tiles into training and held-out ones, class by class and by whole groups.
 
@@ -180,7 +267,7 @@ def split(
 
 
 def _draw_pure(
-    tiles: TileSet, classes_of: dict[str, set[int]], held_out: float, rng: np.random.Generator
+    tiles: Labelled, classes_of: dict[str, set[int]], held_out: float, rng: np.random.Generator
 ) -> set[str]:
     """Draw groups class by class."""
     out: set[str] = set()
@@ -197,7 +284,7 @@ def _draw_pure(
 
 
 def _draw_mixed(
-    tiles: TileSet, classes_of: dict[str, set[int]], held_out: float, rng: np.random.Generator
+    tiles: Labelled, classes_of: dict[str, set[int]], held_out: float, rng: np.random.Generator
 ) -> set[str]:
     """Draw groups of several classes, such as slides, so that both sides have every class."""
     groups = sorted(classes_of)
@@ -215,7 +302,7 @@ def _draw_mixed(
 
 
 def split_three(
-    tiles: TileSet, *, held_out: float, validation: float, seed: int
+    tiles: Labelled, *, held_out: float, validation: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Divide tiles into those to train on, to choose by, and to measure once at the end.
 

@@ -1,0 +1,209 @@
+"""Tables that tell what slides show, and what each slide is for."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from atlas_wsi.errors import DatasetError
+from atlas_wsi.training.fitting import Parts
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+Part = Literal["train", "validation", "held-out"]
+
+_PARTS: dict[str, Part] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "held-out": "held-out",
+    "held_out": "held-out",
+    "test": "held-out",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledSlide:
+    """A slide, what it shows, and the patient it is of."""
+
+    slide: str
+    """File or URL."""
+    label: str
+    """Name of its class."""
+    group: str
+    """Slides of one group are kept on one side of a split."""
+    part: Part | None
+    """What the table says it is for; None if it does not."""
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read a CSV table with a heading.
+
+    Parameters
+    ----------
+    path
+        The table.
+    columns
+        Columns that every row must fill.
+
+    Returns
+    -------
+    list of dict
+        A row each, with all columns of the table.
+
+    Raises
+    ------
+    DatasetError
+        If the table cannot be read, is empty, or lacks a column or a value.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = sorted(set(columns) - set(reader.fieldnames or ()))
+            if missing:
+                raise DatasetError(f"{path} lacks the column {', '.join(missing)}.")
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} cannot be read as a CSV table: {error}.") from error
+    if not rows:
+        raise DatasetError(f"{path} lists no slides.")
+    for number, row in enumerate(rows, start=2):
+        empty = [name for name in columns if not (row[name] or "").strip()]
+        if empty:
+            raise DatasetError(f"{path}, line {number}: the column {empty[0]} is empty.")
+    return rows
+
+
+def find(path: Path, name: str) -> str:
+    """Find a slide that a table names.
+
+    Parameters
+    ----------
+    path
+        The table; paths in it are relative to its folder.
+    name
+        What it says.
+
+    Returns
+    -------
+    str
+        Path or URL.
+
+    Raises
+    ------
+    DatasetError
+        If there is no such file.
+    """
+    if "://" in name:
+        return name
+    found = path.parent / name
+    if not found.exists():
+        raise DatasetError(
+            f"{path} names {name}, and there is no {found}.",
+            hint="Paths in a table are relative to its folder.",
+        )
+    return str(found)
+
+
+def read_slides(path: str | os.PathLike[str]) -> list[LabelledSlide]:
+    """Read a table of slides and their labels.
+
+    Parameters
+    ----------
+    path
+        CSV with the columns `slide` and `label`, and optionally `group`, such as the patient (each
+        slide is its own group by default), and `split`: train, validation or held-out.
+
+    Returns
+    -------
+    list of LabelledSlide
+        In the table's order.
+
+    Raises
+    ------
+    DatasetError
+        If the table cannot be read, a slide is not there or listed twice, a split has another
+        name, or a group lies on two sides of the given split.
+    """
+    path = Path(path)
+    found = []
+    for number, row in enumerate(read_rows(path, ("slide", "label")), start=2):
+        given = (row.get("split") or "").strip().lower()
+        if given not in _PARTS and "split" in row:
+            raise DatasetError(
+                f"{path}, line {number}: the split is '{given}', expected train, validation or "
+                "held-out."
+            )
+        found.append(
+            LabelledSlide(
+                slide=find(path, row["slide"].strip()),
+                label=row["label"].strip(),
+                group=(row.get("group") or row["slide"]).strip(),
+                part=_PARTS.get(given),
+            )
+        )
+    names = [one.slide for one in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DatasetError(f"{path} lists {twice} twice.")
+    sides: dict[str, Part | None] = {}
+    for one in found:
+        if sides.setdefault(one.group, one.part) != one.part:
+            raise DatasetError(
+                f"{path}: slides of the group {one.group} are on two sides of the split.",
+                hint="Keep all slides of a patient on one side.",
+            )
+    return found
+
+
+def given_parts(slides: Sequence[LabelledSlide]) -> Parts | None:
+    """Return what the table says that slides are for.
+
+    Parameters
+    ----------
+    slides
+        From `read_slides`.
+
+    Returns
+    -------
+    Parts or None
+        Places in the list; None if the table has no column `split`.
+
+    Raises
+    ------
+    DatasetError
+        If the table's split leaves a class without training.
+    """
+    if slides[0].part is None:
+        return None
+    left = set(class_names(slides)) - {one.label for one in slides if one.part == "train"}
+    if left:
+        raise DatasetError(f"No slide of {', '.join(sorted(left))} is marked for training.")
+    known, chosen, asked = (
+        np.flatnonzero([one.part == part for one in slides])
+        for part in ("train", "validation", "held-out")
+    )
+    return Parts(known=known, chosen=chosen, asked=asked)
+
+
+def class_names(slides: Sequence[LabelledSlide]) -> tuple[str, ...]:
+    """Return the labels that occur.
+
+    Parameters
+    ----------
+    slides
+        From `read_slides`.
+
+    Returns
+    -------
+    tuple of str
+        Each once, sorted.
+    """
+    return tuple(sorted({one.label for one in slides}))

@@ -1,0 +1,185 @@
+"""Training on labels of whole slides: the plain label is learned, bad tables are refused."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tifffile
+from typer.testing import CliRunner
+
+from atlas_wsi import open_slide, predict
+from atlas_wsi.cli.app import app
+from atlas_wsi.errors import Cancelled, DatasetError
+from atlas_wsi.models import load_model
+from atlas_wsi.progress import CancelToken
+from atlas_wsi.training.history import History
+from atlas_wsi.training.recipe import Recipe
+from atlas_wsi.training.run import train_set
+from atlas_wsi.training.slides import Sampling, find_slides
+from atlas_wsi.training.tables import given_parts, read_slides
+from atlas_wsi.training.tiles import split_three
+
+STAIN = {"pink": (205, 120, 180), "violet": (110, 80, 170)}
+SIDE_PX = 320
+KIND = {"name": "t", "domain": "slide", "mpp": 1.0}
+TINY = Recipe(dim=32, depths=(1, 1), n_scales=2, jitter=0.5, rate=1.5e-3, epochs=12, checks=4)
+
+
+def make_slide(path, color, seed):
+    """Write glass with three round pieces of tissue of one colour."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((SIDE_PX, SIDE_PX, 3), 242.0)
+    y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
+    for _ in range(3):
+        row, col = rng.integers(64, SIDE_PX - 64, 2)
+        pixels[(y - row) ** 2 + (x - col) ** 2 < rng.integers(40, 64) ** 2] = color
+    pixels += rng.normal(0, 5, 3) + rng.normal(0, 5, pixels.shape)
+    tifffile.imwrite(
+        path,
+        pixels.clip(0, 255).astype(np.uint8),
+        photometric="rgb",
+        tile=(128, 128),
+        resolution=(10000, 10000),
+        resolutionunit="CENTIMETER",
+    )
+
+
+def write_table(path, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Twelve slides, two a patient."""
+    folder = tmp_path_factory.mktemp("slides")
+    rows = [("slide", "label", "group")]
+    for k, (name, color) in enumerate(STAIN.items()):
+        for i in range(6):
+            make_slide(folder / f"{name}-{i}.tif", color, 100 * k + i)
+            rows.append((f"{name}-{i}.tif", name, f"patient-{name}-{i // 2}"))
+    return write_table(folder / "slides.csv", rows)
+
+
+@pytest.fixture
+def few(table):
+    """Four slides, ready to be trained on."""
+    rows = [row for row in read_slides(table) if row.slide.endswith(("-0.tif", "-2.tif"))]
+    return find_slides(rows, mpp=1.0, sampling=Sampling(windows=2, slides=1))
+
+
+def test_a_plain_label_is_learned_and_predict_says_it_of_slides_not_seen(table):
+    slides = find_slides(read_slides(table), mpp=1.0, sampling=Sampling(windows=2, slides=2))
+    model = train_set(slides, recipe=TINY, held_out=0.34, **KIND)
+    assert model.card.metrics["balanced_accuracy"] > 0.9
+    assert model.card.training["slides"] == 8
+    assert "4 of 12 slides held out" in model.card.split
+    _, _, asked = split_three(slides, held_out=0.34, validation=0, seed=TINY.seed)
+    for i in asked:
+        scores = predict(slides.paths[i], model).scores
+        assert max(scores, key=scores.get) == slides.rows[i].label
+
+
+def test_a_training_on_slides_that_was_stopped_goes_on_with_the_same_curve(few, tmp_path):
+    recipe, state = replace(TINY, epochs=3, checks=3), tmp_path / "resume.pt"
+    whole, parts, again, cancel = History(), History(), History(), CancelToken()
+    call = {"recipe": recipe, "held_out": 0.5, **KIND}
+    first = train_set(few, history=whole, **call)
+
+    def stop(what, done, total):
+        if what.startswith("train") and parts.rows:
+            cancel.cancel()
+
+    with pytest.raises(Cancelled):
+        train_set(few, history=parts, checkpoint=state, progress=stop, cancel=cancel, **call)
+    assert 0 < len(parts.rows) < len(whole.rows)
+    second = train_set(few, history=again, checkpoint=state, **call)
+    assert again.rows == whole.rows
+    assert second.card.confusion == first.card.confusion
+    assert not state.exists()
+
+
+def test_the_command_takes_the_split_of_the_table_and_writes_a_model_that_loads(table, tmp_path):
+    sides = ("train", "validation", "held-out")
+    rows = [("slide", "label", "split")] + [
+        (table.parent / f"{name}-{i}.tif", name, side)
+        for name in STAIN
+        for i, side in enumerate(sides)
+    ]
+    given = write_table(tmp_path / "given.csv", rows)
+    out = tmp_path / "mine.safetensors"
+    command = ["train", "slides", str(given), "-o", str(out), "--mpp", "1", "--windows", "1"]
+    done = CliRunner().invoke(app, [*command, "--dim", "32", "--epochs", "2", "-q"])
+    assert done.exit_code == 0, done.output
+    card = load_model(out).card
+    assert card.class_names == tuple(STAIN)
+    assert np.sum(card.confusion) == 2
+    assert "2 of 6 slides held out and 2 chose" in card.split
+    assert "held-out slides" in out.with_suffix(".card.md").read_text()
+    with out.with_suffix(".training.csv").open() as file:
+        assert all(row["validation_loss"] for row in csv.DictReader(file))
+    done = CliRunner().invoke(app, [*command, "--folds", "2", "--overwrite"])
+    assert done.exit_code == 2
+    assert "split takes the place" in done.output.replace("\n", " ").replace("│ ", "")
+
+
+def test_folds_hold_out_every_slide_once(table, tmp_path):
+    rows = [row for row in read_slides(table) if row.slide.endswith(("-0.tif", "-2.tif"))]
+    names = [("slide", "label")] + [(row.slide, row.label) for row in rows]
+    given = write_table(tmp_path / "four.csv", names)
+    out = tmp_path / "m.safetensors"
+    options = ("--mpp", "1", "--windows", "1", "--dim", "32", "--epochs", "1", "--folds", "2", "-q")
+    done = CliRunner().invoke(app, ["train", "slides", str(given), "-o", str(out), *options])
+    assert done.exit_code == 0, done.output
+    assert np.sum(load_model(out).card.confusion) == 4
+    with out.with_suffix(".predictions.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "lacks the column label, slide"),
+        ([("slide", "label")], "lists no slides"),
+        ([("slide",), ("pink-0.tif",)], "lacks the column label"),
+        ([("slide", "label"), ("pink-0.tif", " ")], "line 2: the column label is empty"),
+        ([("slide", "label"), ("gone.tif", "pink")], "names gone.tif, and there is no"),
+        ([("slide", "label"), *[("pink-0.tif", "a")] * 2], "pink-0.tif twice"),
+        ([("slide", "label", "split"), ("pink-0.tif", "a", "maybe")], "the split is 'maybe'"),
+        (
+            [
+                ("slide", "label", "group", "split"),
+                ("pink-0.tif", "a", "p", "train"),
+                ("pink-1.tif", "a", "p", "test"),
+            ],
+            "group p are on two sides",
+        ),
+        (
+            [
+                ("slide", "label", "split"),
+                ("pink-0.tif", "a", "train"),
+                ("pink-1.tif", "b", "test"),
+            ],
+            "No slide of b is marked for training",
+        ),
+    ],
+)
+def test_a_bad_table_is_refused_with_what_is_wrong(table, rows, message):
+    with pytest.raises(DatasetError, match=message):
+        given_parts(read_slides(write_table(table.parent / "bad.csv", rows)))
+
+
+def test_slides_of_one_label_or_without_tissue_are_refused(table, tmp_path):
+    rows = read_slides(table)
+    with pytest.raises(DatasetError, match="have the label pink"):
+        find_slides(rows[:6], mpp=1.0)
+    make_slide(tmp_path / "glass.tif", (242, 242, 242), 0)
+    with open_slide(tmp_path / "glass.tif") as slide:
+        assert slide.shape == (SIDE_PX, SIDE_PX)
+    glass = replace(rows[0], slide=str(tmp_path / "glass.tif"))
+    with pytest.raises(DatasetError, match="No tissue was found"):
+        find_slides([glass, rows[-1]], mpp=1.0)
