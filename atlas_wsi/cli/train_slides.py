@@ -87,7 +87,7 @@ def slides(
         About(name=name, domain=domain, mpp=mpp),
         Recipe(dim=dim, epochs=epochs, rate=rate, jitter=jitter, patience=patience, seed=seed),
         start=lambda: train_options.starting(init, None, None),
-        facts={"windows": windows, "batch": batch},
+        facts={},
         held_out=held_out,
         validation=validation,
         folds=folds,

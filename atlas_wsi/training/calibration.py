@@ -16,6 +16,9 @@ from atlas_wsi.training.metrics import mean_probabilities
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+FEWEST = 10
+"""Tiles or slides below which a temperature is not fitted."""
+
 _LEAST, _MOST = 0.05, 20.0
 
 

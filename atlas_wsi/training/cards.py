@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from atlas_wsi.training.calibration import FEWEST
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -33,13 +35,15 @@ def card_text(card: ModelCard) -> str:
         for key in ("licence", "data", "split", "limits")
         if getattr(card, key)
     ]
-    lines += ["", f"| held-out {unit} | model | colour alone |", "|---|---|---|"]
+    has_base = unit == "tiles"
+    lines += ["", f"| held-out {unit} | model |" + " colour alone |" * has_base]
+    lines += ["|---|---|" + "---|" * has_base]
     for key in ("accuracy", "balanced_accuracy"):
         if key in card.metrics:
             base = card.metrics.get(f"colour_baseline_{key}")
             lines.append(
-                f"| {key.replace('_', ' ')} | {card.metrics[key]:.1%} | "
-                f"{'' if base is None else f'{base:.1%}'} |"
+                f"| {key.replace('_', ' ')} | {card.metrics[key]:.1%} |"
+                + (f" {'' if base is None else f'{base:.1%}'} |" if has_base else "")
             )
     others = {
         key: value
@@ -91,7 +95,7 @@ def split_text(tiles: Labelled, held: Labelled, share: float, seed: int, *, n_ch
         f"{len(held)} of {len(tiles)} {tiles.unit} held out: {share:.0%} of the {how} of each class "
         f"({n_groups}), seed {seed}."
         + (
-            f" {n_chosen} other {tiles.unit}, by whole groups, chose the weights and the temperature; the "
+            f" {n_chosen} other {tiles.unit}, by whole groups, chose {_chosen(n_chosen)}; the "
             "held-out ones were measured once."
             if n_chosen
             else ""
@@ -116,10 +120,12 @@ def given_text(tiles: Labelled, *, n_held: int, n_chosen: int) -> str:
     str
         A sentence.
     """
-    return (
-        f"{n_held} of {len(tiles)} {tiles.unit} held out and {n_chosen} chose the weights and the "
-        "temperature, as the table says."
-    )
+    chosen = f" and {n_chosen} chose {_chosen(n_chosen)}" if n_chosen else ""
+    return f"{n_held} of {len(tiles)} {tiles.unit} held out{chosen}, as the table says."
+
+
+def _chosen(n: int) -> str:
+    return "the weights and the temperature" if n >= FEWEST else "the weights"
 
 
 def folds_text(tiles: Labelled, n: int, seed: int, *, fold: int | None) -> str:

@@ -333,7 +333,14 @@ def _fingerprint(
     init: Model | Start | None,
 ) -> str:
     """Name a training by all that decides its result."""
-    arguments = [recipe.as_dict(), about.name, about.mpp, about.domain, n, validation]
+    arguments = [
+        recipe.as_dict() | tiles.arguments,
+        about.name,
+        about.mpp,
+        about.domain,
+        n,
+        validation,
+    ]
     arguments += [str(stored), tiles.classes, tiles.groups, tiles.labels.tolist()]
     digest = hashlib.blake2b(json.dumps(arguments).encode(), digest_size=12)
     digest.update(np.ascontiguousarray(tiles.images).data)

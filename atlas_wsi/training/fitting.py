@@ -10,7 +10,7 @@ import torch
 
 from atlas_wsi.models.card import ModelCard, ModelClass, class_colors
 from atlas_wsi.training import parallel
-from atlas_wsi.training.calibration import fit_temperature
+from atlas_wsi.training.calibration import FEWEST, fit_temperature
 from atlas_wsi.training.evaluation import class_places, evaluate
 from atlas_wsi.training.loop import channel_statistics, train
 from atlas_wsi.training.metrics import color_baseline, confusion, summarise
@@ -146,7 +146,7 @@ def fit(
     model.cpu().to(stored).float()
     if parallel.rank() != 0:
         return model
-    if choice is not None:
+    if choice is not None and len(choice) >= FEWEST:
         set_temperature(model, choice)
     found = _figures(model, train_part, tiles.subset(parts.asked), progress)
     told = {

@@ -130,6 +130,7 @@ def train(
         update={
             "training": {
                 **recipe.as_dict(),
+                **tiles.arguments,
                 "steps": int(history.rows[-1]["step"]),
                 "chosen": {k: round(v, 6) for k, v in history.best.items()},
                 "seconds": round(time.perf_counter() - start),

@@ -81,6 +81,11 @@ class SlideSet:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def arguments(self) -> dict[str, int]:
+        """How much a step learns from."""
+        return {"windows": self.sampling.windows, "batch": self.sampling.slides}
+
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """`(N,)` index into `classes`."""

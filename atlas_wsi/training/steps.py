@@ -81,7 +81,8 @@ class Run:
         cancel
             Stops the training.
         """
-        key = self.recipe.as_dict() | {"init": self.model.card.training.get("init", {}).get("name")}
+        init = self.model.card.training.get("init", {}).get("name")
+        key = self.recipe.as_dict() | tiles.arguments | {"init": init}
         first = self._resume(checkpoint, key, len(tiles)) if checkpoint else 0
         if first > work.fix_at:
             fix_modes(self.model)

@@ -63,6 +63,10 @@ class Labelled(Protocol):
     def is_grouped(self) -> bool:
         """Whether the groups were given."""
 
+    @property
+    def arguments(self) -> dict[str, int]:
+        """What decides a training beside recipe and pictures."""
+
     def __len__(self) -> int: ...
 
     def subset(self, which: NDArray[np.int64]) -> Labelled:
@@ -95,6 +99,11 @@ class TileSet:
     """Names of the class folders, sorted."""
     is_grouped: bool
     """Whether the groups were given, or every tile stands for itself."""
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        """Nothing: recipe and tiles decide a training."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.labels)
