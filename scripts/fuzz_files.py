@@ -196,7 +196,8 @@ def door_of(target: str, seeds: Path) -> Callable[[Path], object]:
     from atlas_wsi.models.wsinfer import read_config
     from atlas_wsi.slides.open import open_slide
     from atlas_wsi.tissue.areas import read_areas, read_tissue
-    from atlas_wsi.training.regions import areas_by_class, read_list
+    from atlas_wsi.training.labels import areas_by_class
+    from atlas_wsi.training.regions import read_list
     from atlas_wsi.training.tiles import read_tiles
 
     def read_slide(path: Path) -> None:

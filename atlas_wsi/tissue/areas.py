@@ -50,10 +50,34 @@ def read_areas(path: str | os.PathLike[str], slide: Slide) -> list[shapely.Polyg
     DatasetError
         If the file cannot be read, holds no polygon, or none touches the slide.
     """
+    path = Path(path)
+    return touching(polygons_of(_read_json(path), slide, path), slide, path)
+
+
+def polygons_of(data: Any, slide: Slide, path: Path) -> list[shapely.Polygon]:
+    """Bring the polygons of GeoJSON to level 0 of a slide.
+
+    Parameters
+    ----------
+    data
+        See `read_areas`; the ``crs`` may also be WKT.
+    slide
+        The slide that the polygons lie on, or beside.
+    path
+        Where they come from, for messages.
+
+    Returns
+    -------
+    list of shapely.Polygon
+        In level-0 pixels `(x, y)`.
+
+    Raises
+    ------
+    DatasetError
+        If a geometry is none, or there is no polygon.
+    """
     import shapely
 
-    path = Path(path)
-    data = _read_json(path)
     try:
         geometries = _geometries(data)
     except RecursionError as error:
@@ -72,6 +96,33 @@ def read_areas(path: str | os.PathLike[str], slide: Slide) -> list[shapely.Polyg
                 found += list(part.geoms)
     if not found:
         raise DatasetError(f"{path} holds no polygon.", hint="Draw areas, not lines or points.")
+    return found
+
+
+def touching(found: list[shapely.Polygon], slide: Slide, path: Path) -> list[shapely.Polygon]:
+    """Return the polygons that touch a slide.
+
+    Parameters
+    ----------
+    found
+        In level-0 pixels `(x, y)`.
+    slide
+        The slide.
+    path
+        Where they come from, for messages.
+
+    Returns
+    -------
+    list of shapely.Polygon
+        Some of them.
+
+    Raises
+    ------
+    DatasetError
+        If none touches it.
+    """
+    import shapely
+
     rows, cols = slide.shape
     frame = shapely.box(0, 0, cols, rows)
     inside = [polygon for polygon in found if polygon.intersects(frame)]

@@ -1,13 +1,11 @@
-"""Labelled tiles cut out of the polygons that somebody drew on slides or scenes."""
+"""Labelled tiles cut out of areas of slides or scenes whose class somebody has told."""
 
 from __future__ import annotations
 
 import csv
-import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +13,7 @@ from atlas_wsi.errors import DatasetError
 from atlas_wsi.grid import Box
 from atlas_wsi.inference.pixels import open_working_image
 from atlas_wsi.slides.open import open_slide
-from atlas_wsi.tissue.areas import read_areas
+from atlas_wsi.training.labels import Labels, areas_by_class
 from atlas_wsi.training.tiles import TileSet
 
 if TYPE_CHECKING:
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.progress import Progress
-    from atlas_wsi.slides.slide import Slide
 
 _COLUMNS = {"slide", "regions"}
 _MIN_SHARE = 0.75
@@ -38,7 +35,7 @@ class Annotated:
     slide: str
     """File or URL."""
     regions: Path
-    """GeoJSON, as QuPath writes it."""
+    """What `atlas_wsi.training.labels` reads."""
     group: str
     """Slides of one group are kept on one side of a split."""
 
@@ -94,9 +91,10 @@ def read_regions(
     tile_px: int = 128,
     most: int = 2000,
     seed: int = 0,
+    labels: Labels | None = None,
     progress: Progress | None = None,
 ) -> TileSet:
-    """Cut tiles out of polygons; a polygon's class is its QuPath classification.
+    """Cut tiles out of labelled areas.
 
     Parameters
     ----------
@@ -110,6 +108,8 @@ def read_regions(
         The most tiles of one class of one slide; drawn at random if there are more.
     seed
         Decides which.
+    labels
+        Where the classes stand in the files; by default in QuPath's classifications.
     progress
         Told how many slides were read.
 
@@ -130,7 +130,7 @@ def read_regions(
     for done, one in enumerate(table, start=1):
         with open_slide(one.slide) as slide:
             image = open_working_image(slide, mpp=mpp)
-            for name, polygons in sorted(areas_by_class(one.regions, slide).items()):
+            for name, polygons in sorted(areas_by_class(one.regions, slide, labels).items()):
                 corners = _fitting(polygons, image.grid.step_px, image.shape, tile_px)
                 for row, col in rng.permutation(corners)[:most]:
                     box = Box(row=int(row), col=int(col), rows=tile_px, cols=tile_px)
@@ -153,64 +153,6 @@ def read_regions(
         classes=classes,
         is_grouped=True,
     )
-
-
-def areas_by_class(path: Path, slide: Slide) -> dict[str, list[shapely.Polygon]]:
-    """Read polygons with their classes.
-
-    Parameters
-    ----------
-    path
-        GeoJSON features with ``classification`` (QuPath) or ``class`` among their properties.
-    slide
-        The slide they lie on.
-
-    Returns
-    -------
-    dict
-        Polygons in level-0 pixels by class; features without a class are left out.
-
-    Raises
-    ------
-    DatasetError
-        If the file cannot be read or holds no classified polygon.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} cannot be read as GeoJSON: {error}.") from error
-    features = data.get("features") if isinstance(data, dict) else data
-    if not isinstance(features, list):
-        raise DatasetError(
-            f"{path} is not GeoJSON: it holds no list of features.",
-            hint="Export the annotations of QuPath as a FeatureCollection.",
-        )
-    by_class: dict[str, list[Any]] = {}
-    for feature in features:
-        if name := _class_of(feature):
-            by_class.setdefault(name, []).append(feature)
-    if not by_class:
-        raise DatasetError(
-            f"{path} holds no polygon with a class.", hint="Set the classification in QuPath."
-        )
-    crs = {"crs": data["crs"]} if isinstance(data, dict) and "crs" in data else {}
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for i, (name, some) in enumerate(by_class.items()):
-            part = Path(folder) / f"{i}-{path.name}"
-            part.write_text(json.dumps({"type": "FeatureCollection", "features": some, **crs}))
-            found[name] = read_areas(part, slide)
-    return found
-
-
-def _class_of(feature: Any) -> str | None:
-    properties = feature.get("properties") if isinstance(feature, dict) else None
-    if not isinstance(properties, dict):
-        return None
-    given = properties.get("classification", properties.get("class"))
-    if isinstance(given, dict):
-        given = given.get("name")
-    return given if isinstance(given, str) and given else None
 
 
 def _fitting(

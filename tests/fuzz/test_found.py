@@ -31,7 +31,8 @@ from atlas_wsi.models.checkpoints import read_weights
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.synthetic import make_svs
 from atlas_wsi.tissue.areas import read_tissue
-from atlas_wsi.training.regions import areas_by_class, read_list
+from atlas_wsi.training.labels import areas_by_class
+from atlas_wsi.training.regions import read_list
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

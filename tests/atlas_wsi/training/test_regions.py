@@ -99,7 +99,7 @@ def test_polygons_without_a_class_are_refused(table):
         for one in found["features"]:
             del one["properties"]["classification"]
         path.write_text(json.dumps(found))
-    with pytest.raises(DatasetError, match="no polygon with a class"):
+    with pytest.raises(DatasetError, match="no area with a class"):
         read_regions(table, mpp=1.0)
 
 
