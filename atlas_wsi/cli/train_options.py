@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from atlas_wsi.training.cross import CrossValidation
     from atlas_wsi.training.fitting import About, Parts
     from atlas_wsi.training.history import History
+    from atlas_wsi.training.labels import Labels
     from atlas_wsi.training.recipe import Recipe
     from atlas_wsi.training.tiles import Labelled
 
@@ -39,6 +40,20 @@ Validation = Annotated[
         help="Share of the other groups that choose the weights and the temperature; 0 for none.",
         min=0,
         max=0.9,
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        help="Property or column that holds the class in GeoJSON and vector files; classification, "
+        "class, label or name by default."
+    ),
+]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(
+        "--classes",
+        help="CSV with the columns value and class, for label rasters; other values are no class.",
     ),
 ]
 Patience = Annotated[
@@ -109,6 +124,13 @@ def starting(init: str | None, encoder: str | None, weights: str | None) -> Star
     if encoder is not None:
         return timm_start(encoder, weights)
     return load_start(init) if init else None
+
+
+def labels(column: str | None, classes: Path | None) -> Labels:
+    """Return where the classes stand in files of labels."""
+    from atlas_wsi.training.labels import Labels, read_names
+
+    return Labels(column=column, names=read_names(classes) if classes else None)
 
 
 def check(

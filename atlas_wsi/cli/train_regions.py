@@ -14,8 +14,8 @@ def regions(
     table: Annotated[
         Path,
         typer.Argument(
-            help="CSV with the columns slide, regions (GeoJSON as QuPath writes it) and optionally "
-            "group, such as the patient."
+            help="CSV with the columns slide, regions (GeoJSON as QuPath writes it, a vector file or "
+            "a label raster) and optionally group, such as the patient."
         ),
     ],
     out: train_options.Out,
@@ -24,6 +24,8 @@ def regions(
     tile_px: Annotated[
         int, typer.Option(help="Side of the tiles that are cut out.", min=64, max=1024)
     ] = 128,
+    column: train_options.Column = None,
+    classes: train_options.ClassNames = None,
     held_out: train_options.HeldOut = 0.2,
     folds: train_options.Folds = 0,
     validation: train_options.Validation = 0.0,
@@ -37,9 +39,9 @@ def regions(
     overwrite: train_options.Overwrite = False,
     quiet: train_options.Quiet = False,
 ) -> None:
-    """Train a model on polygons that were drawn on slides or scenes.
+    """Train a model on labelled areas of slides or scenes.
 
-    Tiles are cut out of the polygons; whole slides (or groups) are held out for measuring, once or
+    Tiles are cut out of the areas; whole slides (or groups) are held out for measuring, once or
     by --folds.
     """
     import torch
@@ -52,13 +54,16 @@ def regions(
     name = train_options.check(
         out, dim=dim, overwrite=overwrite, patience=patience, validation=validation, folds=folds
     )
+    labels = train_options.labels(column, classes)
     train_options.train_labelled(
-        lambda report: read_regions(table, mpp=mpp, tile_px=tile_px, seed=seed, progress=report),
+        lambda report: read_regions(
+            table, mpp=mpp, tile_px=tile_px, seed=seed, labels=labels, progress=report
+        ),
         out,
         About(name=name, domain=domain, mpp=mpp),
         Recipe(dim=dim, epochs=epochs, megapixels=megapixels, patience=patience, seed=seed),
         start=lambda: load_start(init) if init else None,
-        facts={},
+        facts={"tile_px": tile_px},
         held_out=held_out,
         validation=validation,
         folds=folds,

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
-    """How good a model is on labelled tiles or slides."""
+    """How good a model is on labelled tiles, cells or slides."""
 
     classes: tuple[str, ...]
     """Names of the classes."""
     confusion: NDArray[np.int64]
-    """Tiles by true class (row) and predicted class (column)."""
+    """Counts by true class (row) and predicted class (column)."""
     metrics: Mapping[str, float]
     """``accuracy``, ``balanced_accuracy``, and ``recall NAME`` a class."""
     scores: Mapping[str, Any]
@@ -37,16 +37,18 @@ class Evaluation:
     """How far the probabilities can be believed."""
     temperature: float
     """What the logits were divided by."""
+    unit: str = "tiles"
+    """What was counted: ``"tiles"``, ``"cells"`` or ``"slides"``."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as JSON types."""
         return {
             "classes": list(self.classes),
-            "tiles": int(self.confusion.sum()),
+            self.unit: int(self.confusion.sum()),
             "metrics": dict(self.metrics),
             "confusion": self.confusion.tolist(),
             "intervals": {
-                name: score.as_list()
+                name: _plain(score.as_list())  # nothing where one class occurs alone
                 for name, score in self.scores.items()
                 if isinstance(score, Interval)
             },
@@ -58,7 +60,7 @@ class Evaluation:
             "reliability": {
                 "confidence": _plain(self.reliability.confidence),
                 "accuracy": _plain(self.reliability.accuracy),
-                "tiles": self.reliability.count.tolist(),
+                self.unit: self.reliability.count.tolist(),
             },
         }
 
@@ -84,7 +86,9 @@ def evaluate(model: Model, tiles: Labelled, *, progress: Progress | None = None)
     names, temperature = model.card.class_names, model.card.temperature
     logits, valid = tiles.logits(model, progress=progress)
     probabilities = mean_probabilities(logits, valid, temperature=temperature)
-    return measure(names, labels, probabilities, tiles.groups, temperature=temperature)
+    return measure(
+        names, labels, probabilities, tiles.groups, temperature=temperature, unit=tiles.unit
+    )
 
 
 def measure(
@@ -94,8 +98,9 @@ def measure(
     groups: Sequence[str],
     *,
     temperature: float = 1.0,
+    unit: str = "tiles",
 ) -> Evaluation:
-    """Measure predictions of labelled tiles.
+    """Measure predictions of what has labels.
 
     Parameters
     ----------
@@ -109,6 +114,8 @@ def measure(
         `N` names; intervals are over groups.
     temperature
         What the logits were divided by.
+    unit
+        What is counted.
 
     Returns
     -------
@@ -130,10 +137,11 @@ def measure(
         scores=class_scores(labels, probabilities, groups=numbers),
         reliability=reliability(labels, probabilities),
         temperature=temperature,
+        unit=unit,
     )
 
 
-def _plain(values: NDArray[np.float64]) -> list[float | None]:
+def _plain(values: NDArray[np.float64] | list[float]) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 

@@ -87,7 +87,7 @@ def _page(found: Evaluation, card: ModelCard, what: str) -> str:
             f"<p>{html.escape(what)}. Temperature {found.temperature:g}. Research use only.</p>",
             _table(("figure", "value", "95% bootstrap interval"), rows),
             "<p class=note>Intervals are over whole groups, so that copies do not narrow them.</p>",
-            _table(("class", "tiles", "recall", "F1", "AUROC", "AUPRC"), classes),
+            _table(("class", found.unit, "recall", "F1", "AUROC", "AUPRC"), classes),
             f"<figure><img alt='confusion matrix' src='{_confusion(found)}'></figure>",
             f"<figure><img alt='reliability' src='{_reliability(found)}'></figure>",
             f"<p class=note>{html.escape(card.data)}</p>",

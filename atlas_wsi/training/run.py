@@ -12,7 +12,7 @@ from atlas_wsi.training.cross import parts_of_fold
 from atlas_wsi.training.evaluation import Evaluation, evaluate
 from atlas_wsi.training.fitting import About, Parts, count_by_class, fit, set_temperature
 from atlas_wsi.training.folds import make_folds
-from atlas_wsi.training.tiles import TileSet, read_tiles, split, split_three
+from atlas_wsi.training.tiles import read_tiles, split, split_three
 
 if TYPE_CHECKING:
     import os
@@ -207,9 +207,9 @@ def train_set(
 
 
 def calibrate(
-    model: Model, tiles: TileSet, *, seed: int = 0, progress: Progress | None = None
-) -> TileSet:
-    """Fit a model's temperature on half of the groups of some tiles.
+    model: Model, tiles: Labelled, *, seed: int = 0, progress: Progress | None = None
+) -> Labelled:
+    """Fit a model's temperature on half of the groups of some tiles or slides.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def calibrate(
 
     Returns
     -------
-    TileSet
+    Labelled
         The other half, to measure it on.
     """
     measured, fitted = split(tiles, held_out=0.5, seed=seed)
@@ -232,19 +232,19 @@ def calibrate(
     return tiles.subset(measured)
 
 
-def held_out_tiles(model: Model, tiles: TileSet) -> TileSet:
-    """Return the tiles that were held out when a model was trained on a folder.
+def held_out_tiles(model: Model, tiles: Labelled) -> Labelled:
+    """Return the tiles or slides that were held out when a model was trained on them.
 
     Parameters
     ----------
     model
         A model whose card tells the seed and the share.
     tiles
-        All tiles of that folder.
+        All of them.
 
     Returns
     -------
-    TileSet
+    Labelled
         The held-out part.
 
     Raises
@@ -255,33 +255,33 @@ def held_out_tiles(model: Model, tiles: TileSet) -> TileSet:
     facts = model.card.training
     if "folds" in facts and "fold" not in facts:
         raise DatasetError(
-            f"{model.card.name} was trained on all tiles; its figures are those of its folds.",
-            hint="Evaluate the model of a fold (.fold0.safetensors), or other tiles, --split all.",
+            f"{model.card.name} was trained on all {tiles.unit}; its figures are those of its folds.",
+            hint="Evaluate the model of a fold (.fold0.safetensors), or others with --split all.",
         )
-    if not {"seed", "tiles"} <= set(facts) or not {"held_out", "fold"} & set(facts):
+    if not {"seed", tiles.unit} <= set(facts) or not {"held_out", "fold"} & set(facts):
         raise DatasetError(
-            f"The card of {model.card.name} does not tell how its tiles were split.",
-            hint="Evaluate all tiles with --split all.",
+            f"The card of {model.card.name} does not tell how its {tiles.unit} were split.",
+            hint=f"Evaluate all {tiles.unit} with --split all.",
         )
     known, asked = _parts_in(facts, tiles)
     found = count_by_class(tiles, known)
-    before = facts.get("tiles_by_class")
+    before = facts.get(f"{tiles.unit}_by_class")
     fits = (
         all(before.get(k) == n for k, n in found.items())
         if before
-        else (len(known) == facts["tiles"])
+        else (len(known) == facts[tiles.unit])
     )
     if not fits:
         raise DatasetError(
-            f"{model.card.name} was trained on {facts['tiles']} tiles, this folder's split has "
-            f"{len(known)}: it is another folder.",
-            hint="Evaluate all tiles with --split all.",
+            f"{model.card.name} was trained on {facts[tiles.unit]} {tiles.unit}, this split has "
+            f"{len(known)}: these are others.",
+            hint=f"Evaluate all {tiles.unit} with --split all.",
         )
     return tiles.subset(asked)
 
 
 def _parts_in(
-    facts: Mapping[str, Any], tiles: TileSet
+    facts: Mapping[str, Any], tiles: Labelled
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the training and the held-out tiles of what a card says."""
     seed, validation = int(facts["seed"]), float(facts.get("validation", 0))

@@ -187,7 +187,7 @@ def test_classes_that_the_model_does_not_know_are_named(trained, make_folder):
 
 
 def test_another_folder_has_no_held_out_tiles(trained, make_folder):
-    with pytest.raises(DatasetError, match="another folder"):
+    with pytest.raises(DatasetError, match="these are others"):
         held_out_tiles(load_model(trained), read_tiles(make_folder(n=8)))
 
 
