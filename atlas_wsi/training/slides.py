@@ -306,26 +306,31 @@ class SlideWork:
 
     def _stream(self, i: int, step: int, cancel: CancelToken) -> SlideLogits:
         seed, card = self.recipe.seed, self.model.card
+        rng = np.random.default_rng((seed, step, 1 + i))
+        colors = int(rng.integers(2**32))
+        up, left = (int(way) for way in rng.choice([1, -1], 2))
+        mask = self.slides.masks[i]
         with open_slide(self.slides.rows[i].slide) as slide:
             image = open_working_image(slide, mpp=card.mpp)
             windows = plan_windows(
                 slide.shape,
                 slide.require_mpp(),
-                self.slides.masks[i],
+                replace(mask, mask=mask.mask[::up, ::left]),
                 mpp=image.mpp,
                 window_px=self.model.config.window_px,
             )
             layout = plan_layout(self.model, image, windows)
 
             def read(box: Box) -> NDArray[np.uint8]:
+                pixels = image.read(_mirrored(box, image.shape, up, left))[::up, ::left]
                 # the same numbers for every part: a slide has one stain
-                rng = np.random.default_rng((seed, step, 1 + i))
+                same = np.random.default_rng(colors)
                 stain, strength = card.domain == "slide", self.recipe.jitter
-                return vary_colors(image.read(box), rng, stain=stain, strength=strength)
+                return vary_colors(
+                    np.ascontiguousarray(pixels), same, stain=stain, strength=strength
+                )
 
-            order = np.random.default_rng((seed, step, 1 + i, 1)).permutation(
-                layout.scales[0].n_windows
-            )
+            order = rng.permutation(layout.scales[0].n_windows)
             memory = self.slides.sampling.memory
             return sampled_logits(
                 self.model,
@@ -336,6 +341,15 @@ class SlideWork:
                 sampled=np.sort(order[: self.slides.sampling.windows]),
                 step=lambda *_: cancel.raise_if_cancelled(),
             )
+
+
+def _mirrored(box: Box, shape: tuple[int, int], up: int, left: int) -> Box:
+    """Return where a box of a mirrored image lies in the image; -1 mirrors."""
+    return replace(
+        box,
+        row=box.row if up > 0 else shape[0] - box.row_end,
+        col=box.col if left > 0 else shape[1] - box.col_end,
+    )
 
 
 def slide_loss(found: SlideLogits, label: int) -> torch.Tensor:
