@@ -70,14 +70,23 @@ def try_one(door: Callable[[Path], object], path: Path) -> str:
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             door(path)
-    except AtlasError:
-        return "refused"
+    except AtlasError as error:
+        return traceback.format_exc() if _lacked_memory(error) else "refused"
     except (Exception, Hang):  # noqa: BLE001 - any is what is looked for
         return traceback.format_exc()
     else:
         return "read"
     finally:
         signal.alarm(0)
+
+
+def _lacked_memory(error: BaseException | None) -> bool:
+    """Tell whether a refusal hides that memory was asked for in vain."""
+    while error is not None:
+        if isinstance(error, MemoryError) or "unable to allocate" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def make_input(target: str, seed: int, index: int, files: list[Path]) -> tuple[str, bytes]:

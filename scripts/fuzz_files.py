@@ -201,7 +201,7 @@ def door_of(target: str, seeds: Path) -> Callable[[Path], object]:
     from atlas_wsi.training.tiles import read_tiles
 
     def read_slide(path: Path) -> None:
-        with open_slide(path) as slide:
+        with open_slide(path, strict=True) as slide:  # else a block without memory is white
             rows, cols = (min(64, n) for n in slide.shape)
             slide.read_region(0, 0, rows, cols)
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import struct
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ _STAND_INS: list[Any] = [(OrderedDict, "easydict.EasyDict")]
 # What torch.load raises for damaged files; OverflowError and TypeError from counts and types
 _DAMAGED = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError),
-    *(AttributeError, ArithmeticError, AssertionError),
+    *(AttributeError, ArithmeticError, AssertionError, zipfile.BadZipFile),
 )
 
 
@@ -127,6 +128,7 @@ def read_plain(path: Path) -> Any:
         with torch.serialization.safe_globals(_STAND_INS), BoundedFile(path) as file:
             if not file.peek(2).startswith((b"PK", b"\x80")):  # a zip file, or a bare pickle
                 raise CheckpointMismatchError(f"{path} is neither safetensors nor a torch file.")
+            _refuse_packed(file, path)
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UntrustedWeightsError(
@@ -135,6 +137,18 @@ def read_plain(path: Path) -> Any:
         ) from error
     except (*_DAMAGED, SafetensorError) as error:
         raise CheckpointMismatchError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+def _refuse_packed(file: BoundedFile, path: Path) -> None:
+    """Refuse compressed members: torch writes none, and a small one may grow to gigabytes."""
+    if file.peek(2).startswith(b"PK"):
+        with zipfile.ZipFile(file) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise CheckpointMismatchError(
+                    f"{path} has compressed members, which torch does not write.",
+                    hint="Load it where you trust it, and save it anew with torch.save.",
+                )
+        file.seek(0)
 
 
 def is_safetensors(path: Path) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.grid import Box
 from atlas_wsi.slides.paste import paste, relative
+from atlas_wsi.slides.pictures import picture_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,9 @@ _COLOUR = (2, 6)  # RGB, YCbCr
 _GDAL_NODATA = 42113
 _BAND_BYTES = 16 * 2**20
 _LARGEST_SEGMENT_BYTES = 2**28
+_SMALL_PX = 2**22  # needs no check against the tile
+# Their decoders make room for the size that the data say: JPEG, JPEG 2000, PNG
+_PICTURES = (6, 7, 33003, 33004, 33005, 33007, 34712, 34892, 34933)
 
 
 def white_of(dtype: np.dtype[Any]) -> int:
@@ -166,6 +170,7 @@ class PageReader:
         self._blank = key.nodata
         if key.photometric in _COLOUR and _GDAL_NODATA not in key.tags:
             self._blank = white_of(self.dtype)
+        self._is_picture = int(key.compression) in _PICTURES
         self._is_tiled = key.is_tiled
         self._raw_dtype: np.dtype[Any] | None = None
         if key.is_final and not key.is_tiled:
@@ -279,6 +284,7 @@ class PageReader:
             blank = np.full((inside.rows, inside.cols, self._contig), self._blank, self.dtype)
             return blank, inside
         encoded = self._file.read(self._offsets[index], n_bytes)
+        self._check_picture(encoded, place)
         try:
             decoded, _, _ = self._decode(
                 encoded, index, jpegtables=self._tables, jpegheader=self._header
@@ -291,6 +297,16 @@ class PageReader:
         assert decoded is not None
         pixels = decoded[0]
         return pixels, Box(row=place.row, col=place.col, rows=pixels.shape[0], cols=pixels.shape[1])
+
+    def _check_picture(self, encoded: bytes, place: Box) -> None:
+        """Refuse a JPEG, JPEG 2000 or PNG larger than its tile before a decoder makes room for it."""
+        said = picture_size(encoded) if self._is_picture else None
+        if said and said[0] * said[1] > max(4 * place.rows * place.cols, _SMALL_PX):
+            raise UnreadableSlideError(
+                f"{self._file.path}: the block at row {place.row}, column {place.col} holds a "
+                f"picture of {said[0]} x {said[1]} pixels instead of {place.rows} x {place.cols}.",
+                hint="The file is damaged: copy or download it again.",
+            )
 
     def _stored(self, index: int) -> int:
         """Return how many bytes a tile or strip has; the tags of a damaged file may say anything."""

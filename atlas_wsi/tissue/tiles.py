@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".h5", ".hdf5")
 MAX_TILES = 5 * 10**6
 MAX_CHUNK_BYTES = 2**28
+_GZIP_RATIO = 1032  # no byte of deflate becomes more
 
 
 def tiles_to_mask(path: str | os.PathLike[str], slide: Slide, grid: Grid) -> TissueMask:
@@ -94,7 +96,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, zlib.error) as error:
         raise DatasetError(f"{path} is not HDF5 that can be read: {error}") from error
 
 
@@ -185,7 +187,22 @@ def _read_coords(coords: Any, path: Path) -> NDArray[np.float64]:
     chunk = math.prod(coords.chunks or (1,)) * coords.dtype.itemsize
     if chunk > MAX_CHUNK_BYTES or coords.is_virtual or coords.external:
         raise DatasetError(f"{path}: 'coords' is stored in a way that is not read.")
+    if coords.chunks and coords.compression == "gzip":
+        _check_chunks(coords, path)
     return np.asarray(coords[...], np.float64)
+
+
+def _check_chunks(coords: Any, path: Path) -> None:
+    """Refuse gzip that grows without end: HDF5 makes room for all of it."""
+    for k in range(coords.id.get_num_chunks()):
+        info = coords.id.get_chunk_info(k)
+        if info.size * _GZIP_RATIO <= MAX_CHUNK_BYTES:
+            continue
+        _, stored = coords.id.read_direct_chunk(info.chunk_offset)
+        inflate = zlib.decompressobj()
+        inflate.decompress(stored, MAX_CHUNK_BYTES)
+        if inflate.unconsumed_tail:
+            raise DatasetError(f"{path}: a chunk of 'coords' grows beyond {MAX_CHUNK_BYTES} bytes.")
 
 
 def _check(corners: NDArray[np.float64], size: float, path: Path) -> NDArray[np.float64]:

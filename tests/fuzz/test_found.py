@@ -9,11 +9,14 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 import atlas_wsi
@@ -250,3 +253,66 @@ def _slide(folder):
     path = folder / "a.tif"
     tifffile.imwrite(path, np.zeros((64, 64, 3), np.uint8), photometric="rgb")
     return path
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "jpeg2000", "png"])
+def test_a_tile_whose_picture_is_beyond_its_tile_is_refused_before_it_is_decoded(tmp_path, codec):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, np.zeros((64, 64, 3), np.uint8), tile=(64, 64), photometric="rgb", compression=codec
+    )
+    data = bytearray(path.read_bytes())
+    sizes = {  # where the sizes begin
+        "jpeg": (b"\xff\xc0", 5, ">HH"),
+        "jpeg2000": (b"\xff\x4f\xff\x51", 8, ">II"),
+        "png": (b"IHDR", 4, ">II"),
+    }
+    mark, at, form = sizes[codec]
+    struct.pack_into(form, data, data.index(mark) + at, 65500, 65500)
+    path.write_bytes(data)
+
+    with (
+        open_slide(path, strict=True) as slide,
+        pytest.raises(UnreadableSlideError, match="65500 x 65500 pixels instead of 64 x 64"),
+    ):
+        slide.read_region(0, 0, 8, 8)
+
+
+def test_a_checkpoint_whose_members_grow_is_refused(tmp_path):
+    torch.save({"w": torch.ones(3)}, tmp_path / "whole.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.pth") as whole,
+        zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+
+    assert set(read_weights(tmp_path / "whole.pth")) == {"w"}
+    with pytest.raises(CheckpointMismatchError, match="compressed members"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_tiles_whose_chunk_grows_are_refused(tmp_path):
+    inflated = zlib.compressobj(9)
+    block = bytes(2**24)
+    chunk = b"".join(inflated.compress(block) for _ in range(17)) + inflated.flush()
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        coords = file.create_dataset("coords", (2, 2), "i8", chunks=(2, 2), compression="gzip")
+        coords.attrs.update(patch_size=64, patch_level=0)
+        coords.id.write_direct_chunk((0, 0), chunk)
+
+    slide = open_slide(_slide(tmp_path), mpp=0.5)
+    with slide, pytest.raises(DatasetError, match="grows beyond"):
+        read_tissue(tmp_path / "a.h5", slide)
+
+
+def test_a_packed_chunk_of_a_zip_file_that_grows_is_refused(tmp_path):
+    path = tmp_path / "a.zarr.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(".zgroup", '{"zarr_format": 2}')
+        with archive.open("0/0.0.0", "w") as member:
+            for _ in range(257):
+                member.write(bytes(2**20))
+
+    with pytest.raises(UnsupportedFormatError, match=r"0/0\.0\.0 has 269484032 bytes"):
+        open_slide(path)
