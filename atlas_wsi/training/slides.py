@@ -252,7 +252,7 @@ class SlideWork:
         self.model, self.slides, self.recipe = model, slides, recipe
         self.steps_an_epoch = -(-len(slides) // slides.sampling.slides)
         self.steps = max(1, round(recipe.epochs * self.steps_an_epoch))
-        self.fix_at = 0 if "init" in model.card.training else self.steps // 2
+        self.fix_at = self.steps // 2
 
     def batches(self, steps: range) -> list[NDArray[np.int64]]:
         """Return the slides of some steps; every slide is seen once an epoch.
