@@ -40,8 +40,10 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
     dict
         Files by target.
     """
+    import geopandas
     import h5py
     import rasterio
+    import shapely
     import torch
     from PIL import Image
     from rasterio.transform import from_origin
@@ -62,6 +64,11 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         crs="EPSG:32633", transform=from_origin(5e5, 5e6, 10, 10),
     ) as raster:  # fmt: skip
         raster.write(pixels.transpose(2, 0, 1))
+    with rasterio.open(
+        folder / "labels.tif", "w", driver="GTiff", width=12, height=16, count=1, dtype="uint8",
+        crs="EPSG:32633", transform=from_origin(5e5, 5e6, 80, 80), nodata=255,
+    ) as raster:  # fmt: skip
+        raster.write(pixels[:16, :12, 0] // 86, 1)
     for name in ("a.png", "a.jpg", "a.bmp"):
         Image.fromarray(pixels).save(folder / name)
     Image.fromarray(pixels[..., 0]).resize((128, 128)).save(folder / "mask.png")
@@ -73,6 +80,8 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
     }
     whole = {"type": "FeatureCollection", "features": [feature, feature]}
     (folder / "a.geojson").write_text(json.dumps(whole))
+    areas = {"class": ["tumor"], "geometry": [shapely.box(5e5, 4.999e6, 5.01e5, 5e6)]}
+    geopandas.GeoDataFrame(areas, crs="EPSG:32633").to_file(folder / "a.gpkg")
     with h5py.File(folder / "a.h5", "w") as file:
         file["coords"] = np.array([[0, 0], [64, 64]])
         file["coords"].attrs.update(patch_size=64, patch_level=0)
@@ -127,6 +136,7 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         "zip": ("a.zarr.zip",),
         "areas": ("a.geojson",),
         "regions": ("a.geojson",),
+        "labels": ("labels.tif", "a.gpkg"),
         "mask": ("mask.png",),
         "tiles": ("a.h5",),
         "list": ("list.csv",),
@@ -212,9 +222,10 @@ def door_of(target: str, seeds: Path) -> Callable[[Path], object]:
     }  # fmt: skip
     if target in doors:
         return doors[target]
-    if target in ("areas", "regions", "mask", "tiles"):
-        slide = open_slide(seeds / "a.svs")
-        read = {"areas": read_areas, "regions": areas_by_class}.get(target, read_tissue)
+    if target in ("areas", "regions", "labels", "mask", "tiles"):
+        slide = open_slide(seeds / ("geo.tif" if target == "labels" else "a.svs"))
+        doors = {"areas": read_areas, "regions": areas_by_class, "labels": areas_by_class}
+        read = doors.get(target, read_tissue)
         return lambda path: read(path, slide)
     return read_slide
 

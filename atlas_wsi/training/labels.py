@@ -14,10 +14,12 @@ from atlas_wsi.errors import DatasetError
 from atlas_wsi.tissue.areas import MAX_FILE_BYTES, polygons_of, touching
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import shapely
+    from affine import Affine
+    from numpy.typing import NDArray
     from rasterio import DatasetReader
 
     from atlas_wsi.slides.slide import Slide
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 VECTORS = (".gpkg", ".shp", ".fgb", ".gml", ".kml")
 RASTERS = (".tif", ".tiff", ".vrt", ".img", ".png")
 MAX_RASTER_PIXELS = 10**8
+MAX_AREAS = 2**18
 _COLUMNS = ("class", "classification", "label", "name")
 
 
@@ -99,30 +102,22 @@ def areas_by_class(
     labels = labels or Labels()
     suffix = path.suffix.lower()
     if suffix in VECTORS:
-        features, crs = _from_vector(path, slide, labels.column)
+        found = _from_vector(path, slide, labels.column)
     elif suffix in RASTERS:
-        features, crs = _from_raster(path, slide, labels.names)
+        found = _from_raster(path, slide, labels.names)
     else:
-        features, crs = _from_geojson(path)
-    by_class: dict[str, list[Any]] = {}
-    for feature in features:
-        if name := _class_of(feature, labels.column):
-            by_class.setdefault(name, []).append(feature)
-    if not by_class:
+        found = _from_geojson(path, slide, labels.column)
+    if not any(found.values()):
         raise DatasetError(
             f"{path} holds no area with a class.",
             hint="Set the classification in QuPath, or name the column with --column.",
         )
-    found = {
-        name: polygons_of({"type": "FeatureCollection", "features": some, **crs}, slide, path)
-        for name, some in by_class.items()
-    }
     inside = {id(one) for one in touching(list(chain(*found.values())), slide, path)}
     kept = {name: [one for one in some if id(one) in inside] for name, some in found.items()}
     return {name: some for name, some in kept.items() if some}
 
 
-def _from_geojson(path: Path) -> tuple[list[Any], dict[str, Any]]:
+def _from_geojson(path: Path, slide: Slide, column: str | None) -> dict[str, list[shapely.Polygon]]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise DatasetError(f"{path} is larger than {MAX_FILE_BYTES // 2**20} MiB.")
@@ -135,12 +130,18 @@ def _from_geojson(path: Path) -> tuple[list[Any], dict[str, Any]]:
             f"{path} is not GeoJSON: it holds no list of features.",
             hint="Export the annotations of QuPath as a FeatureCollection.",
         )
-    return features, {"crs": data["crs"]} if isinstance(data, dict) and "crs" in data else {}
+    by_class: dict[str, list[Any]] = {}
+    for feature in features:
+        if name := _class_of(feature, column):
+            by_class.setdefault(name, []).append(feature)
+    crs = {"crs": data["crs"]} if isinstance(data, dict) and "crs" in data else {}
+    return {
+        name: polygons_of({"type": "FeatureCollection", "features": some, **crs}, slide, path)
+        for name, some in by_class.items()
+    }
 
 
-def _from_vector(
-    path: Path, slide: Slide, column: str | None
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _from_vector(path: Path, slide: Slide, column: str | None) -> dict[str, list[shapely.Polygon]]:
     try:
         import geopandas
     except ImportError as error:
@@ -148,40 +149,35 @@ def _from_vector(
             f"Reading {path} needs geopandas, which is not installed.",
             hint="pip install 'atlas-wsi[geo]', or convert it to GeoJSON.",
         ) from error
-    import shapely
-
     try:
         table = geopandas.read_file(path)
+        geometry = table.geometry
     except Exception as error:  # what GDAL's drivers raise is not told
         raise DatasetError(f"{path} cannot be read as a vector file: {error}.") from error
-    columns = [str(name) for name in table.columns if name != table.geometry.name]
+    columns = [str(name) for name in table.columns if name != geometry.name]
     name = column or next((one for one in _COLUMNS if one in columns), None)
     if name not in columns:
         raise DatasetError(
             f"{path} has no column {name or 'of classes'}; it has {', '.join(columns) or 'none'}.",
             hint="Name the column that holds the class: --column NAME.",
         )
-    crs = _crs_of(path, slide, table.crs.to_wkt() if table.crs is not None else None)
-    here = table[table.geometry.notna() & table[name].notna()]
-    return [
-        {
-            "type": "Feature",
-            "geometry": json.loads(shapely.to_geojson(shapely.force_2d(geometry))),
-            "properties": {name: str(value)},
-        }
-        for geometry, value in zip(here.geometry, here[name], strict=True)
-    ], crs
+    crs = table.crs.to_wkt() if table.crs is not None else None
+    here = geometry.notna() & table[name].notna()
+    names = [str(value) for value in table[name][here]]
+    return _by_class(names, geometry[here].to_numpy(), crs, path, slide)
 
 
 def _from_raster(
     path: Path, slide: Slide, names: Mapping[int, str] | None
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> dict[str, list[shapely.Polygon]]:
     import rasterio
+    import shapely.geometry
     from rasterio.features import shapes
 
     try:
         with rasterio.open(path) as raster:
-            transform, crs = _place(raster, path, slide)
+            transform = _transform(raster, path, slide)
+            crs = raster.crs.to_wkt() if raster.crs else None
             values, known = raster.read(1), raster.read_masks(1) > 0
     except rasterio.errors.RasterioError as error:
         raise DatasetError(f"{path} cannot be read as a label raster: {error}.") from error
@@ -192,19 +188,62 @@ def _from_raster(
             raise DatasetError(
                 f"{path} holds none of the values {', '.join(map(str, names))}, but {seen}."
             )
-    found = shapes(values.astype(np.int32), mask=known, transform=transform)
-    return [
-        {
-            "type": "Feature",
-            "geometry": geometry,
-            "properties": {"class": names[int(value)] if names else str(int(value))},
-        }
-        for geometry, value in found
-    ], crs
+    told, geometries = [], []
+    for geometry, value in shapes(values.astype(np.int32), mask=known, transform=transform):
+        told.append(names[int(value)] if names else str(int(value)))
+        geometries.append(shapely.geometry.shape(geometry))
+        if len(told) > MAX_AREAS:
+            raise DatasetError(
+                f"{path} falls into more than {MAX_AREAS:,} areas.",
+                hint="Smooth it first, for example with gdal_sieve.py.",
+            )
+    return _by_class(told, np.array(geometries), crs, path, slide)
 
 
-def _place(raster: DatasetReader, path: Path, slide: Slide) -> tuple[Any, dict[str, Any]]:
-    """Return the transform of a label raster's pixels, and the CRS that it leads to."""
+def _by_class(
+    names: list[str], geometries: NDArray[Any], wkt: str | None, path: Path, slide: Slide
+) -> dict[str, list[shapely.Polygon]]:
+    """Bring geometries to level 0, and sort their polygons by class."""
+    import shapely
+
+    if slide.is_georeferenced and len(geometries):
+        geometries = shapely.transform(geometries, _to_pixels(path, slide, wkt))
+    parts, of = shapely.get_parts(shapely.make_valid(geometries), return_index=True)
+    parts, again = shapely.get_parts(parts, return_index=True)  # make_valid may nest them
+    found: dict[str, list[shapely.Polygon]] = {}
+    for part, i in zip(parts, of[again], strict=True):
+        if part.geom_type == "Polygon" and not part.is_empty:
+            found.setdefault(names[i], []).append(part)
+    return found
+
+
+def _to_pixels(
+    path: Path, slide: Slide, wkt: str | None
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Return what brings coordinates `(n, 2)` of a CRS to level-0 pixels of a scene."""
+    from affine import Affine
+    from rasterio.warp import transform
+
+    if wkt is None:
+        raise DatasetError(
+            f"{path} has no coordinate reference system, so its place in {slide.name} is not known.",
+            hint="Assign one: ogr2ogr -a_srs or gdal_edit.py -a_srs.",
+        )
+    assert slide.transform is not None
+    inverse = ~Affine(*tuple(slide.transform)[:6])
+
+    def to_pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        x, y = (np.array(v) for v in transform(wkt, slide.crs, points[:, 0], points[:, 1])[:2])
+        return np.stack(
+            [inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f],
+            axis=1,
+        )
+
+    return to_pixels
+
+
+def _transform(raster: DatasetReader, path: Path, slide: Slide) -> Affine:
+    """Check a label raster, and return the transform of its pixels: to its CRS, or to level 0."""
     from affine import Affine
 
     if raster.width * raster.height > MAX_RASTER_PIXELS:
@@ -216,7 +255,7 @@ def _place(raster: DatasetReader, path: Path, slide: Slide) -> tuple[Any, dict[s
     if np.dtype(raster.dtypes[0]).kind not in "iu":
         raise DatasetError(f"{path} holds {raster.dtypes[0]}, expected whole numbers as classes.")
     if slide.is_georeferenced:
-        return raster.transform, _crs_of(path, slide, raster.crs.to_wkt() if raster.crs else None)
+        return raster.transform
     rows, cols = slide.shape
     step = rows / raster.height, cols / raster.width
     if abs(step[0] / step[1] - 1) > 0.02 + 1 / min(raster.shape):
@@ -225,18 +264,7 @@ def _place(raster: DatasetReader, path: Path, slide: Slide) -> tuple[Any, dict[s
             f"{slide.name} ({rows} x {cols}).",
             hint="A label raster of a slide covers all of it.",
         )
-    return Affine(step[1], 0, 0, 0, step[0], 0), {}
-
-
-def _crs_of(path: Path, slide: Slide, wkt: str | None) -> dict[str, Any]:
-    if not slide.is_georeferenced:
-        return {}
-    if wkt is None:
-        raise DatasetError(
-            f"{path} has no coordinate reference system, so its place in {slide.name} is not known.",
-            hint="Assign one: ogr2ogr -a_srs or gdal_edit.py -a_srs.",
-        )
-    return {"crs": {"type": "name", "properties": {"name": wkt}}}
+    return Affine(step[1], 0, 0, 0, step[0], 0)
 
 
 def _class_of(feature: Any, column: str | None) -> str | None:
