@@ -207,7 +207,13 @@ def _by_class(
     import shapely
 
     if slide.is_georeferenced and len(geometries):
-        geometries = shapely.transform(geometries, _to_pixels(path, slide, wkt))
+        to_pixels = _to_pixels(path, slide, wkt)
+        try:
+            geometries = shapely.transform(geometries, to_pixels)
+        except Exception as error:  # GDAL has errors of its own for systems that do not meet
+            raise DatasetError(
+                f"{path} cannot be brought to the coordinates of {slide.name}: {error}."
+            ) from error
     parts, of = shapely.get_parts(shapely.make_valid(geometries), return_index=True)
     parts, again = shapely.get_parts(parts, return_index=True)  # make_valid may nest them
     found: dict[str, list[shapely.Polygon]] = {}
