@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -51,6 +52,14 @@ def tiles(
         float | None,
         typer.Option(help="Micrometres a pixel of the tiles; those it was trained on by default."),
     ] = None,
+    mosaics: Annotated[
+        bool,
+        typer.Option(
+            "--mosaics",
+            help="Also measure borders, on pictures put together of the tiles, with glass between: "
+            "dice with context and tile by tile.",
+        ),
+    ] = False,
     out: Out = None,
     fit_temperature: FitTemperature = False,
     quiet: Quiet = False,
@@ -60,18 +69,22 @@ def tiles(
 
     A tile's prediction is the mean of the class probabilities of its heatmap cells.
     """
+    from atlas_wsi.training.dense import evaluate_mosaics
     from atlas_wsi.training.run import calibrate, evaluate, held_out_tiles
-    from atlas_wsi.training.tiles import Labelled, read_tiles
+    from atlas_wsi.training.tiles import read_tiles
 
     loaded = _load(model, fit_temperature)
     with console.progress_of(loaded.card.name, quiet=quiet or as_json) as report:
         zoom = float(loaded.card.training.get("zoom", 1)) if mpp is None else mpp / loaded.card.mpp
-        chosen: Labelled = read_tiles(folder, zoom=zoom, progress=report)
+        chosen = read_tiles(folder, zoom=zoom, progress=report)
         if split == "held-out":
             chosen = held_out_tiles(loaded, chosen)
         if fit_temperature:
             chosen = calibrate(loaded, chosen, progress=report)
         found = evaluate(loaded, chosen, progress=report)
+        if mosaics:
+            borders = evaluate_mosaics(loaded, chosen)
+            found = replace(found, metrics={**found.metrics, **borders})
     what = f"{len(chosen)} tiles of {folder}"
     _tell(found, loaded, what, model, split, out, fitted=fit_temperature, as_json=as_json)
 

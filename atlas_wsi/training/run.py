@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -39,6 +39,9 @@ __all__ = [
     "train_tiles",
     "write_card",
 ]
+
+Some = TypeVar("Some", bound="Labelled")
+"""Tiles, or slides: a part of them is of the same kind."""
 
 
 def train_tiles(
@@ -207,8 +210,8 @@ def train_set(
 
 
 def calibrate(
-    model: Model, tiles: Labelled, *, seed: int = 0, progress: Progress | None = None
-) -> Labelled:
+    model: Model, tiles: Some, *, seed: int = 0, progress: Progress | None = None
+) -> Some:
     """Fit a model's temperature on half of the groups of some tiles or slides.
 
     Parameters
@@ -232,7 +235,7 @@ def calibrate(
     return tiles.subset(measured)
 
 
-def held_out_tiles(model: Model, tiles: Labelled) -> Labelled:
+def held_out_tiles(model: Model, tiles: Some) -> Some:
     """Return the tiles or slides that were held out when a model was trained on them.
 
     Parameters

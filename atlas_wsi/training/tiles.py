@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import numpy as np
 from PIL import Image
@@ -69,7 +69,7 @@ class Labelled(Protocol):
 
     def __len__(self) -> int: ...
 
-    def subset(self, which: NDArray[np.int64]) -> Labelled:
+    def subset(self, which: NDArray[np.int64]) -> Self:
         """Return some of them, with the same classes."""
 
     def work(self, model: Model, recipe: Recipe) -> Work:

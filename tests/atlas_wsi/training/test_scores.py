@@ -77,7 +77,9 @@ def test_the_command_fits_stores_and_reports(tile_folder, tmp_path):
     assert CliRunner().invoke(app, arguments).exit_code == 0
     size = model.stat().st_size
     arguments = ["evaluate", "tiles", str(tile_folder), "--model", str(model), "--split", "all"]
-    done = CliRunner().invoke(app, [*arguments, "--fit-temperature", "-o", str(tmp_path / "e")])
+    done = CliRunner().invoke(
+        app, [*arguments, "--fit-temperature", "--mosaics", "-o", str(tmp_path / "e")]
+    )
     assert done.exit_code == 0, done.output
     assert "AUROC" in done.output
     stored = load_model(model).card.temperature
@@ -86,6 +88,8 @@ def test_the_command_fits_stores_and_reports(tile_folder, tmp_path):
     facts = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert facts["temperature"] == stored
     assert facts["tiles"] == sum(facts["reliability"]["tiles"])
+    assert 0 <= facts["metrics"]["mosaic_dice_without_context"] <= 1
+    assert 0 < facts["metrics"]["mosaic_dice"] <= 1
     low, high = facts["intervals"]["auroc"][1:]
     assert low <= facts["intervals"]["auroc"][0] <= high
     page = (tmp_path / "e" / "evaluation.html").read_text()
