@@ -76,8 +76,7 @@ test-lowest: $(READY)
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet -c lowest.txt --editable '.[cluster,embed,hub,onnx,timm,train]' \
 		$$(grep -E '^torch(vision)?==' constraints.txt) $(TESTED_WITH)
-	PYTHONWARNINGS=ignore::DeprecationWarning \
-		$(LOWEST)/bin/python -m pytest -m "not gui" tests/atlas_wsi tests/kernels $(NEED_NEWER:%=--ignore %)
+	$(LOWEST)/bin/python -m pytest -m "not gui" tests/atlas_wsi tests/kernels $(NEED_NEWER:%=--ignore %)
 
 dist: $(READY)
 	$(BIN)/hatchling build -d dist
