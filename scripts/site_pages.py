@@ -63,7 +63,9 @@ def on_page_markdown(markdown: str, *, config: MkDocsConfig, **_: object) -> str
         With such links made absolute.
     """
     return re.sub(
-        r"\]\((?:\.\./)+(?!docs/)([^)]+)\)", rf"]({config.repo_url}/blob/main/\1)", markdown
+        r"\]\((?:\.\./)+(?!docs/)([^)]+)\)",
+        rf"]({config.extra['repository']}/blob/main/\1)",
+        markdown,
     )
 
 

@@ -79,8 +79,9 @@ def _deal(
     held, held_share = np.zeros((n, counts.shape[1]), np.int64), np.zeros((n, counts.shape[1]))
     for group in order:
         has = counts[group] > 0
-        lacked = ((held[:, has] == 0) * rarity[has]).sum(axis=1)
-        crowded = held_share[:, has] @ share[group, has]
+        lacked = np.round(((held[:, has] == 0) * rarity[has]).sum(axis=1), 9)
+        # products of BLAS differ in the last bit from one machine and number of threads to another
+        crowded = np.round(held_share[:, has] @ share[group, has], 9)
         fold = int(np.lexsort((held.sum(axis=1), crowded, -lacked))[0])
         fold_of[group] = fold
         held[fold] += counts[group]

@@ -9,6 +9,7 @@ decides how fast a model is trained, not which.
 
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,7 +45,10 @@ def joined() -> Iterator[None]:
     distributed.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield
+        distributed.barrier()
     finally:
+        # A model in DDP refers to itself, and holds threads that must not outlive the group.
+        gc.collect()
         distributed.destroy_process_group()
 
 
