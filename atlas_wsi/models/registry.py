@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +20,8 @@ from atlas_wsi.models.wsinfer import ONNX, PREFIX, TORCHSCRIPT
 
 if TYPE_CHECKING:
     import os
+
+_seeding = threading.Lock()  # torch's generator is that of all threads
 
 DEFAULTS: dict[Literal["slide", "scene"], str] = {"slide": "lung-he", "scene": "landcover-rgb"}
 """The shipped model for slides and for georeferenced scenes."""
@@ -205,7 +208,7 @@ def is_model(path: Path) -> bool:
 
 
 def _test_model(name: str) -> Model:
-    with torch.random.fork_rng(devices=[]):
+    with _seeding, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         card = _TEST_CARD.model_copy(update={"name": name})
         model = Model(TEST_CONFIGS[name], card).eval()
