@@ -223,7 +223,7 @@ def _tell(
         return
     console.say(f"{loaded.card.name} on {what}")
     for key, value in found.metrics.items():
-        card = loaded.card.metrics.get(key) if found.unit != "cells" else None
+        card = loaded.card.metrics.get(key) if found.unit in loaded.card.training else None
         note = f"   card {card:.1%}" if card is not None and split == "held-out" else ""
         console.say(f"  {key:<32}{value:7.1%}{note}")
     baseline = loaded.card.metrics.get("colour_baseline_balanced_accuracy")

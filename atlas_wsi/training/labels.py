@@ -188,6 +188,8 @@ def _from_raster(
             raise DatasetError(
                 f"{path} holds none of the values {', '.join(map(str, names))}, but {seen}."
             )
+    if known.any() and not _fits(values[known]):
+        raise DatasetError(f"{path} holds values beyond 32 bits, expected numbers of classes.")
     told, geometries = [], []
     for geometry, value in shapes(values.astype(np.int32), mask=known, transform=transform):
         told.append(names[int(value)] if names else str(int(value)))
@@ -198,6 +200,11 @@ def _from_raster(
                 hint="Smooth it first, for example with gdal_sieve.py.",
             )
     return _by_class(told, np.array(geometries), crs, path, slide)
+
+
+def _fits(values: NDArray[Any]) -> bool:
+    bounds = np.iinfo(np.int32)
+    return bool(values.min() >= bounds.min and values.max() <= bounds.max)
 
 
 def _by_class(

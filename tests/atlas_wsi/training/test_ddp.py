@@ -40,7 +40,7 @@ def steps(tile_folder, tmp_path_factory):
     """The same steps by one process and by two."""
     out = tmp_path_factory.mktemp("steps") / "steps.pt"
     run(*TWO, SCRIPT, tile_folder, out)
-    found = torch.load(out)
+    found = torch.load(out, weights_only=True)
     return [found["one"], found["two"]]
 
 

@@ -233,6 +233,11 @@ def test_label_rasters_that_cannot_be_placed_or_counted_are_refused(scene, tmp_p
         path = write_labels(tmp_path / "c.tif")
         with pytest.raises(DatasetError, match="holds none of the values 7"):
             areas_by_class(path, slide, Labels(names={7: "ice"}))
+        far = write_labels(tmp_path / "e.tif", dtype="uint32")
+        with rasterio.open(far, "r+") as raster:
+            raster.write(np.full(raster.shape, 4_000_000_000, "uint32"), 1)
+        with pytest.raises(DatasetError, match="beyond 32 bits"):
+            areas_by_class(far, slide)
         (tmp_path / "d.tif").write_bytes(b"no raster")
         with pytest.raises(DatasetError, match="cannot be read"):
             areas_by_class(tmp_path / "d.tif", slide)
