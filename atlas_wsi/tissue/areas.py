@@ -12,6 +12,7 @@ from atlas_wsi.bounded import BoundedFile
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.grid import Grid
 from atlas_wsi.tissue.mask import TissueMask
+from atlas_wsi.tissue.shapes import crs_of, shapes_of, to_level0
 from atlas_wsi.tissue.tiles import SUFFIXES as TILES
 from atlas_wsi.tissue.tiles import tiles_to_mask
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 200 * 2**20
 MAX_MASK_PIXELS = 64 * 10**6
-_LON_LAT = "EPSG:4326"
 
 
 def read_areas(path: str | os.PathLike[str], slide: Slide) -> list[shapely.Polygon]:
@@ -35,8 +35,7 @@ def read_areas(path: str | os.PathLike[str], slide: Slide) -> list[shapely.Polyg
     path
         A geometry, a feature, a collection or a list of features, such as QuPath writes. For
         slides the coordinates are level-0 pixels `(x, y)`; for georeferenced scenes those of the
-        file's ``crs`` member, or longitude and latitude without one. A ``crs`` is no use on a
-        slide and not looked at: TRIDENT writes one.
+        file's ``crs`` member, or longitude and latitude without one.
     slide
         The slide that the polygons lie on.
 
@@ -51,89 +50,8 @@ def read_areas(path: str | os.PathLike[str], slide: Slide) -> list[shapely.Polyg
         If the file cannot be read, holds no polygon, or none touches the slide.
     """
     path = Path(path)
-    return touching(polygons_of(_read_json(path), slide, path), slide, path)
-
-
-def polygons_of(data: Any, slide: Slide, path: Path) -> list[shapely.Polygon]:
-    """Bring the polygons of GeoJSON to level 0 of a slide.
-
-    Parameters
-    ----------
-    data
-        See `read_areas`; the ``crs`` may also be WKT.
-    slide
-        The slide that the polygons lie on, or beside.
-    path
-        Where they come from, for messages.
-
-    Returns
-    -------
-    list of shapely.Polygon
-        In level-0 pixels `(x, y)`.
-
-    Raises
-    ------
-    DatasetError
-        If a geometry is none, or there is no polygon.
-    """
-    import shapely
-
-    try:
-        geometries = _geometries(data)
-    except RecursionError as error:
-        raise DatasetError(f"{path} is not GeoJSON: it is nested too deeply.") from error
-    found = []
-    for geometry in geometries:
-        try:
-            shape = shapely.from_geojson(json.dumps(_to_slide_crs(geometry, data, slide)))
-            valid = shapely.make_valid(shape)
-        except (shapely.errors.ShapelyError, ValueError, TypeError) as error:
-            raise DatasetError(f"{path} holds a geometry that is none: {error}.") from error
-        parts = shapely.get_parts(valid)
-        found += [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
-        for part in parts:  # make_valid may nest polygons in a collection
-            if part.geom_type == "MultiPolygon":
-                found += list(part.geoms)
-    if not found:
-        raise DatasetError(f"{path} holds no polygon.", hint="Draw areas, not lines or points.")
-    return found
-
-
-def touching(found: list[shapely.Polygon], slide: Slide, path: Path) -> list[shapely.Polygon]:
-    """Return the polygons that touch a slide.
-
-    Parameters
-    ----------
-    found
-        In level-0 pixels `(x, y)`.
-    slide
-        The slide.
-    path
-        Where they come from, for messages.
-
-    Returns
-    -------
-    list of shapely.Polygon
-        Some of them.
-
-    Raises
-    ------
-    DatasetError
-        If none touches it.
-    """
-    import shapely
-
-    rows, cols = slide.shape
-    frame = shapely.box(0, 0, cols, rows)
-    inside = [polygon for polygon in found if polygon.intersects(frame)]
-    if not inside:
-        x0, y0, x1, y1 = shapely.total_bounds(found)
-        raise DatasetError(
-            f"No polygon of {path} touches {slide.name}: they lie at x {x0:.0f} to {x1:.0f}, "
-            f"y {y0:.0f} to {y1:.0f}, the slide has {cols} x {rows} pixels.",
-            hint="Coordinates are level-0 pixels (x, y), or those of the file's crs for scenes.",
-        )
-    return inside
+    data = read_json(path)
+    return to_level0(shapes_of(data, path), crs_of(data, slide, path), slide, path)[0]
 
 
 def read_tissue(path: str | os.PathLike[str], slide: Slide) -> TissueMask:
@@ -195,7 +113,24 @@ def _read_picture(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]
         raise DatasetError(f"{path} is not a picture that can be read: {error}.") from error
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Read a file of GeoJSON.
+
+    Parameters
+    ----------
+    path
+        At most 200 MiB.
+
+    Returns
+    -------
+    Any
+        What it holds.
+
+    Raises
+    ------
+    DatasetError
+        If it cannot be read.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise DatasetError(f"{path} is larger than {MAX_FILE_BYTES // 2**20} MiB.")
@@ -204,42 +139,3 @@ def _read_json(path: Path) -> Any:
         raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not GeoJSON: {error}.") from error
-
-
-def _geometries(data: Any) -> list[Any]:
-    """Return the geometries of whatever a GeoJSON file may hold."""
-    if isinstance(data, list):
-        return [geometry for one in data for geometry in _geometries(one)]
-    if not isinstance(data, dict):
-        return []
-    if isinstance(data.get("features"), list):
-        return _geometries(data["features"])
-    if data.get("type") == "Feature":
-        return _geometries(data.get("geometry"))
-    return [data] if "coordinates" in data or "geometries" in data else []
-
-
-def _to_slide_crs(geometry: Any, data: Any, slide: Slide) -> Any:
-    """Bring a geometry to level-0 pixels."""
-    if not slide.is_georeferenced:
-        return geometry
-    import shapely
-    from rasterio.crs import CRS
-    from rasterio.errors import CRSError
-    from rasterio.warp import transform_geom
-
-    named = data.get("crs") if isinstance(data, dict) else None
-    try:
-        source = CRS.from_user_input(named["properties"]["name"]) if named else _LON_LAT
-        moved = transform_geom(source, slide.crs, geometry)
-    except (CRSError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"its coordinate reference system is not known ({error})") from error
-    assert slide.transform is not None
-    a, b, c, d, e, f = tuple(slide.transform)[:6]
-    scale = 1 / (a * e - b * d)
-    inverse = [e * scale, -b * scale, -d * scale, a * scale]
-    offset = [-(inverse[0] * c + inverse[1] * f), -(inverse[2] * c + inverse[3] * f)]
-    shape = shapely.affinity.affine_transform(
-        shapely.from_geojson(json.dumps(moved)), [*inverse, *offset]
-    )
-    return json.loads(shapely.to_geojson(shape))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
+import math
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from atlas_wsi.errors import DatasetError
-from atlas_wsi.tissue.areas import MAX_FILE_BYTES, polygons_of, touching
+from atlas_wsi.tissue.areas import read_json
+from atlas_wsi.tissue.shapes import crs_of, shapes_of, to_level0
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     import shapely
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rasterio import DatasetReader
 
     from atlas_wsi.slides.slide import Slide
+
+    _Found = tuple[list[str], list[shapely.Geometry], str | None]
+    """Names of classes, what has each, and the coordinate reference system."""
 
 VECTORS = (".gpkg", ".shp", ".fgb", ".gml", ".kml")
 RASTERS = (".tif", ".tiff", ".vrt", ".img", ".png")
@@ -92,56 +95,67 @@ def areas_by_class(
     Returns
     -------
     dict
-        Polygons in level-0 pixels by class; what has no class is left out.
+        Polygons in level-0 pixels by class; what has no class is left out. No two classes share
+        any: what two areas of vector files share is of the smaller one.
 
     Raises
     ------
     DatasetError
-        If the file cannot be read, holds no classified area, or none that touches the slide.
+        If the file cannot be read, holds no classified area or none that touches the slide, or
+        gives one area two classes.
     """
     labels = labels or Labels()
     suffix = path.suffix.lower()
     if suffix in VECTORS:
-        found = _from_vector(path, slide, labels.column)
+        names, shapes, crs = _from_vector(path, labels.column)
     elif suffix in RASTERS:
-        found = _from_raster(path, slide, labels.names)
+        names, shapes, crs = _from_raster(path, slide, labels.names)
     else:
-        found = _from_geojson(path, slide, labels.column)
-    if not any(found.values()):
+        names, shapes, crs = _from_geojson(path, slide, labels.column)
+    if not names:
         raise DatasetError(
             f"{path} holds no area with a class.",
             hint="Set the classification in QuPath, or name the column with --column.",
         )
-    inside = {id(one) for one in touching(list(chain(*found.values())), slide, path)}
-    kept = {name: [one for one in some if id(one) in inside] for name, some in found.items()}
-    return {name: some for name, some in kept.items() if some}
+    polygons, of = to_level0(shapes, crs, slide, path)
+    told = [names[i] for i in of]
+    if suffix not in RASTERS:
+        told, polygons = _apart(told, polygons, path)
+    found: dict[str, list[shapely.Polygon]] = {}
+    for name, polygon in zip(told, polygons, strict=True):
+        found.setdefault(name, []).append(polygon)
+    return found
 
 
-def _from_geojson(path: Path, slide: Slide, column: str | None) -> dict[str, list[shapely.Polygon]]:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise DatasetError(f"{path} is larger than {MAX_FILE_BYTES // 2**20} MiB.")
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} cannot be read as GeoJSON: {error}.") from error
+def _from_geojson(path: Path, slide: Slide, column: str | None) -> _Found:
+    data = read_json(path)
     features = data.get("features") if isinstance(data, dict) else data
     if not isinstance(features, list):
         raise DatasetError(
             f"{path} is not GeoJSON: it holds no list of features.",
             hint="Export the annotations of QuPath as a FeatureCollection.",
         )
-    by_class: dict[str, list[Any]] = {}
-    for feature in features:
-        if name := _class_of(feature, column):
-            by_class.setdefault(name, []).append(feature)
-    crs = {"crs": data["crs"]} if isinstance(data, dict) and "crs" in data else {}
-    return {
-        name: polygons_of({"type": "FeatureCollection", "features": some, **crs}, slide, path)
-        for name, some in by_class.items()
-    }
+    told: list[tuple[Any, dict[str, Any]]] = [
+        (one, one["properties"])
+        for one in features
+        if isinstance(one, dict) and isinstance(one.get("properties"), dict)
+    ]
+    known = [
+        key for key in ("classification", *_COLUMNS) if any(_name(f.get(key)) for _, f in told)
+    ]
+    if column is not None and not any(column in facts for _, facts in told):
+        raise _no_column(path, column, sorted({str(key) for _, facts in told for key in facts}))
+    place = column or next(iter(known), None)
+    names, shapes = [], []
+    for feature, facts in told:
+        if place is not None and (name := _name(facts.get(place))):
+            own = shapes_of(feature, path)
+            names += [name] * len(own)
+            shapes += own
+    return names, shapes, crs_of(data, slide, path)
 
 
-def _from_vector(path: Path, slide: Slide, column: str | None) -> dict[str, list[shapely.Polygon]]:
+def _from_vector(path: Path, column: str | None) -> _Found:
     try:
         import geopandas
     except ImportError as error:
@@ -155,21 +169,68 @@ def _from_vector(path: Path, slide: Slide, column: str | None) -> dict[str, list
     except Exception as error:  # what GDAL's drivers raise is not told
         raise DatasetError(f"{path} cannot be read as a vector file: {error}.") from error
     columns = [str(name) for name in table.columns if name != geometry.name]
-    name = column or next((one for one in _COLUMNS if one in columns), None)
-    if name not in columns:
-        raise DatasetError(
-            f"{path} has no column {name or 'of classes'}; it has {', '.join(columns) or 'none'}.",
-            hint="Name the column that holds the class: --column NAME.",
-        )
+    place = column or next((one for one in _COLUMNS if one in columns), None)
+    if place not in columns:
+        raise _no_column(path, place, columns)
+    rows = [
+        (name, shape)
+        for value, shape in zip(table[place].tolist(), geometry, strict=True)
+        if (name := _name(value)) and shape is not None
+    ]
     crs = table.crs.to_wkt() if table.crs is not None else None
-    here = geometry.notna() & table[name].notna()
-    names = [str(value) for value in table[name][here]]
-    return _by_class(names, geometry[here].to_numpy(), crs, path, slide)
+    return [name for name, _ in rows], [shape for _, shape in rows], crs
 
 
-def _from_raster(
-    path: Path, slide: Slide, names: Mapping[int, str] | None
-) -> dict[str, list[shapely.Polygon]]:
+def _no_column(path: Path, column: str | None, others: list[str]) -> DatasetError:
+    return DatasetError(
+        f"{path} has no column {column or 'of classes'}; it has {', '.join(others) or 'none'}.",
+        hint="Name the column that holds the class: --column NAME.",
+    )
+
+
+def _name(value: Any) -> str | None:
+    """Return the class that a table's value or QuPath's classification names, if any."""
+    if isinstance(value, dict):
+        value = value.get("name")
+    if isinstance(value, float):  # whole numbers, in a column where some are missing
+        value = int(value) if value.is_integer() else None if math.isnan(value) else value
+    if not isinstance(value, (str, int, float)):
+        return None
+    return str(value).strip() or None
+
+
+def _apart(
+    names: list[str], polygons: list[shapely.Polygon], path: Path
+) -> tuple[list[str], list[shapely.Polygon]]:
+    """Give what two classes share to the smaller area: a tumour drawn within tissue is tumour."""
+    import shapely
+
+    shapes = np.array(polygons, dtype=object)
+    area, kinds = shapely.area(shapes), np.unique(names, return_inverse=True)[1]
+    i, j = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    differ = kinds[i] != kinds[j]
+    i, j = i[differ], j[differ]
+    meet = shapely.relate_pattern(shapes[i], shapes[j], "T********")  # their insides do
+    i, j = i[meet], j[meet]
+    twice = np.flatnonzero(shapely.equals(shapes[i], shapes[j]))
+    if len(twice):
+        one, other = i[twice[0]], j[twice[0]]
+        x, y = (round(v) for v in shapes[one].centroid.coords[0])
+        raise DatasetError(
+            f"{path} calls the same area {names[one]} and {names[other]}, at level-0 x {x}, y {y}.",
+            hint="Delete one of the two.",
+        )
+    smaller = (area[j] < area[i]) | ((area[j] == area[i]) & (j < i))
+    i, j = i[smaller], j[smaller]
+    rest = shapes.copy()
+    for k in np.unique(i):
+        rest[k] = shapely.difference(shapes[k], shapely.union_all(shapes[j[i == k]]))
+    parts, of = shapely.get_parts(rest, return_index=True)
+    kept = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(parts)
+    return [names[k] for k in of[kept]], parts[kept].tolist()
+
+
+def _from_raster(path: Path, slide: Slide, names: Mapping[int, str] | None) -> _Found:
     import rasterio
     import shapely.geometry
     from rasterio.features import shapes
@@ -199,60 +260,12 @@ def _from_raster(
                 f"{path} falls into more than {MAX_AREAS:,} areas.",
                 hint="Smooth it first, for example with gdal_sieve.py.",
             )
-    return _by_class(told, np.array(geometries), crs, path, slide)
+    return told, geometries, crs
 
 
 def _fits(values: NDArray[Any]) -> bool:
     bounds = np.iinfo(np.int32)
     return bool(values.min() >= bounds.min and values.max() <= bounds.max)
-
-
-def _by_class(
-    names: list[str], geometries: NDArray[Any], wkt: str | None, path: Path, slide: Slide
-) -> dict[str, list[shapely.Polygon]]:
-    """Bring geometries to level 0, and sort their polygons by class."""
-    import shapely
-
-    if slide.is_georeferenced and len(geometries):
-        to_pixels = _to_pixels(path, slide, wkt)
-        try:
-            geometries = shapely.transform(geometries, to_pixels)
-        except Exception as error:  # GDAL has errors of its own for systems that do not meet
-            raise DatasetError(
-                f"{path} cannot be brought to the coordinates of {slide.name}: {error}."
-            ) from error
-    parts, of = shapely.get_parts(shapely.make_valid(geometries), return_index=True)
-    parts, again = shapely.get_parts(parts, return_index=True)  # make_valid may nest them
-    found: dict[str, list[shapely.Polygon]] = {}
-    for part, i in zip(parts, of[again], strict=True):
-        if part.geom_type == "Polygon" and not part.is_empty:
-            found.setdefault(names[i], []).append(part)
-    return found
-
-
-def _to_pixels(
-    path: Path, slide: Slide, wkt: str | None
-) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """Return what brings coordinates `(n, 2)` of a CRS to level-0 pixels of a scene."""
-    from affine import Affine
-    from rasterio.warp import transform
-
-    if wkt is None:
-        raise DatasetError(
-            f"{path} has no coordinate reference system, so its place in {slide.name} is not known.",
-            hint="Assign one: ogr2ogr -a_srs or gdal_edit.py -a_srs.",
-        )
-    assert slide.transform is not None
-    inverse = ~Affine(*tuple(slide.transform)[:6])
-
-    def to_pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        x, y = (np.array(v) for v in transform(wkt, slide.crs, points[:, 0], points[:, 1])[:2])
-        return np.stack(
-            [inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f],
-            axis=1,
-        )
-
-    return to_pixels
 
 
 def _transform(raster: DatasetReader, path: Path, slide: Slide) -> Affine:
@@ -278,14 +291,3 @@ def _transform(raster: DatasetReader, path: Path, slide: Slide) -> Affine:
             hint="A label raster of a slide covers all of it.",
         )
     return Affine(step[1], 0, 0, 0, step[0], 0)
-
-
-def _class_of(feature: Any, column: str | None) -> str | None:
-    properties = feature.get("properties") if isinstance(feature, dict) else None
-    if not isinstance(properties, dict):
-        return None
-    places = (column,) if column else ("classification", *_COLUMNS)
-    given = next((properties[key] for key in places if properties.get(key)), None)
-    if isinstance(given, dict):
-        given = given.get("name")
-    return given if isinstance(given, str) and given else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from atlas_wsi.grid import Box
 from atlas_wsi.inference.pixels import open_working_image
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.training.labels import Labels, areas_by_class
+from atlas_wsi.training.tables import find, read_rows
 from atlas_wsi.training.tiles import TileSet
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from atlas_wsi.progress import Progress
 
-_COLUMNS = {"slide", "regions"}
 _MIN_SHARE = 0.75
 
 
@@ -57,30 +56,16 @@ def read_list(path: str | os.PathLike[str]) -> list[Annotated]:
     Raises
     ------
     DatasetError
-        If the table cannot be read or lacks a column.
+        If the table cannot be read, lacks a column or a value, or names a file that is not there.
     """
     path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = _COLUMNS - set(reader.fieldnames or ())
-            if missing:
-                raise DatasetError(f"{path} lacks the column {', '.join(sorted(missing))}.")
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path} cannot be read as a CSV table: {error}.") from error
-    if not rows:
-        raise DatasetError(f"{path} lists no slides.")
-    for n, row in enumerate(rows, start=1):
-        if not (row["slide"] and row["regions"]):
-            raise DatasetError(f"{path}: row {n} below the header has no slide or no regions.")
     return [
         Annotated(
-            slide=row["slide"] if "://" in row["slide"] else str(path.parent / row["slide"]),
-            regions=path.parent / row["regions"],
-            group=row.get("group") or row["slide"],
+            slide=find(path, row["slide"].strip()),
+            regions=Path(find(path, row["regions"].strip())),
+            group=(row.get("group") or row["slide"]).strip(),
         )
-        for row in rows
+        for row in read_rows(path, ("slide", "regions"))
     ]
 
 

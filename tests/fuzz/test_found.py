@@ -55,7 +55,7 @@ def test_a_short_run_finds_nothing(tmp_path):
 def test_a_row_that_ends_early_is_refused(tmp_path):
     (tmp_path / "list.csv").write_text("slide,regions\na.svs\n")
 
-    with pytest.raises(DatasetError, match="row 1"):
+    with pytest.raises(DatasetError, match="line 2"):
         read_list(tmp_path / "list.csv")
 
 

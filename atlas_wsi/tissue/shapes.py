@@ -1,0 +1,243 @@
+"""Polygons of GeoJSON and of GIS files, brought to level 0 of a slide."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_wsi.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import shapely
+    from numpy.typing import NDArray
+
+    from atlas_wsi.slides.slide import Slide
+
+LON_LAT = "EPSG:4326"
+_MARGIN = 0.1  # of the scene that is looked at around it
+_STEPS = 64  # points on a side of it: between two, curved systems bend by far less than a pixel
+_MOST_POINTS = 10**6  # that are put in between
+
+
+def shapes_of(data: Any, path: Path) -> list[shapely.Geometry]:
+    """Read the geometries of GeoJSON.
+
+    Parameters
+    ----------
+    data
+        A geometry, a feature, a collection or a list of features (RFC 7946).
+    path
+        Where it comes from, for messages.
+
+    Returns
+    -------
+    list of shapely.Geometry
+        In the coordinates of the file.
+
+    Raises
+    ------
+    DatasetError
+        If a geometry is none.
+    """
+    import shapely
+
+    try:
+        return [shapely.from_geojson(json.dumps(one)) for one in _geometries(data)]
+    except RecursionError as error:
+        raise DatasetError(f"{path} is not GeoJSON: it is nested too deeply.") from error
+    except (shapely.errors.ShapelyError, ValueError, TypeError) as error:
+        raise DatasetError(f"{path} holds a geometry that is none: {error}.") from error
+
+
+def crs_of(data: Any, slide: Slide, path: Path) -> str | None:
+    """Tell the coordinate reference system of GeoJSON.
+
+    Parameters
+    ----------
+    data
+        What the file holds; its member ``crs`` is that of GeoJSON of 2008.
+    slide
+        A ``crs`` is no use on a slide without one, and not looked at: TRIDENT writes one.
+    path
+        Where it comes from, for messages.
+
+    Returns
+    -------
+    str or None
+        Longitude and latitude by default (RFC 7946, section 4); None for slides.
+
+    Raises
+    ------
+    DatasetError
+        If the member names no system.
+    """
+    if not slide.is_georeferenced:
+        return None
+    named = data.get("crs") if isinstance(data, dict) else None
+    if not named:
+        return LON_LAT
+    name = named.get("properties", {}).get("name") if isinstance(named, dict) else None
+    if not isinstance(name, str):
+        raise DatasetError(f"{path} has a member crs that names no coordinate reference system.")
+    return name
+
+
+def to_level0(
+    shapes: Sequence[shapely.Geometry] | NDArray[np.object_],
+    crs: str | None,
+    slide: Slide,
+    path: Path,
+) -> tuple[list[shapely.Polygon], NDArray[np.int64]]:
+    """Bring shapes to level-0 pixels of a slide, and keep the polygons that touch it.
+
+    Straight edges of one coordinate reference system are curves in another: points are put in
+    between first, 64 or more on the length of the scene.
+
+    Parameters
+    ----------
+    shapes
+        Any geometries; crossed rings are mended, lines and points left out.
+    crs
+        Their coordinate reference system, in any form that rasterio knows; not looked at on slides
+        without one, whose shapes are in level-0 pixels `(x, y)`.
+    slide
+        The slide or scene.
+    path
+        Where they come from, for messages.
+
+    Returns
+    -------
+    tuple
+        Polygons in level-0 pixels `(x, y)`, and the place in `shapes` of each.
+
+    Raises
+    ------
+    DatasetError
+        If there is no polygon, none touches the slide, or the systems do not meet.
+    """
+    import shapely
+
+    try:
+        valid = shapely.make_valid(np.array(list(shapes), dtype=object))
+    except (shapely.errors.ShapelyError, ValueError) as error:
+        raise DatasetError(f"{path} holds a geometry that is none: {error}.") from error
+    if not len(_polygons(valid)[0]):
+        raise DatasetError(f"{path} holds no polygon.", hint="Draw areas, not lines or points.")
+    moved = _to_scene(valid, crs, slide, path) if slide.is_georeferenced else valid
+    found, of = _polygons(moved)
+    rows, cols = slide.shape
+    inside = shapely.intersects(found, shapely.box(0, 0, cols, rows))
+    if not inside.any():
+        x0, y0, x1, y1 = shapely.total_bounds(valid)
+        where = f"in {_short(crs)}" if slide.is_georeferenced else "in level-0 pixels"
+        raise DatasetError(
+            f"No polygon of {path} touches {slide.name}: they lie at x {x0:.6g} to {x1:.6g}, "
+            f"y {y0:.6g} to {y1:.6g} {where}; the slide has {cols} x {rows} pixels.",
+            hint="Coordinates are level-0 pixels (x, y), or those of the file's crs for scenes.",
+        )
+    return found[inside].tolist(), of[inside]
+
+
+def _geometries(data: Any) -> list[Any]:
+    """Return the geometries of whatever a GeoJSON file may hold."""
+    if isinstance(data, list):
+        return [geometry for one in data for geometry in _geometries(one)]
+    if not isinstance(data, dict):
+        return []
+    if isinstance(data.get("features"), list):
+        return _geometries(data["features"])
+    if data.get("type") == "Feature":
+        return _geometries(data.get("geometry"))
+    return [data] if "coordinates" in data or "geometries" in data else []
+
+
+def _polygons(shapes: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+    """Take collections apart, and return the polygons with the place of each."""
+    import shapely
+
+    parts, of = shapely.get_parts(shapes, return_index=True)
+    while (shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():  # they may be nested
+        parts, again = shapely.get_parts(parts, return_index=True)
+        of = of[again]
+    is_area = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(
+        parts
+    )
+    return parts[is_area], of[is_area]
+
+
+def _to_scene(
+    shapes: NDArray[np.object_], crs: str | None, slide: Slide, path: Path
+) -> NDArray[np.object_]:
+    """Bring shapes of a coordinate reference system to level-0 pixels; what is far off is emptied."""
+    import shapely
+    from affine import Affine
+    from rasterio.crs import CRS
+    from rasterio.warp import transform
+
+    if crs is None:
+        raise DatasetError(
+            f"{path} has no coordinate reference system, so its place in {slide.name} is not known.",
+            hint="Assign one: ogr2ogr -a_srs or gdal_edit.py -a_srs.",
+        )
+    assert slide.transform is not None
+    to_scene = Affine(*slide.transform)
+    to_pixels = ~to_scene
+
+    def move(xy: NDArray[np.float64], source: CRS, target: CRS) -> NDArray[np.float64]:
+        if source == target or not len(xy):
+            return xy
+        return np.stack(transform(source, target, xy[:, 0], xy[:, 1])[:2], axis=1)
+
+    try:
+        theirs, ours = CRS.from_user_input(crs), CRS.from_user_input(slide.crs)
+        frame, length = _neighbourhood(
+            slide.shape, lambda xy: move(_apply(to_scene, xy), ours, theirs)
+        )
+        near = shapely.intersection(shapes, frame)
+        if theirs != ours:
+            longest = float(np.nansum(shapely.length(near))) / _MOST_POINTS
+            near = shapely.segmentize(near, max(length, longest))
+        found = shapely.transform(
+            near, lambda xy: _apply(to_pixels, move(np.asarray(xy), theirs, ours))
+        )
+    except Exception as error:  # GDAL has errors of its own for systems that do not meet
+        raise DatasetError(
+            f"{path} cannot be brought to the coordinates of {slide.name}: {error}."
+        ) from error
+    here = np.isfinite(shapely.bounds(found)).all(axis=1)
+    polygons: NDArray[np.object_] = shapely.make_valid(np.where(here, found, shapely.Polygon()))
+    return polygons
+
+
+def _neighbourhood(
+    shape: tuple[int, int], move: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> tuple[shapely.Polygon, float]:
+    """Return a box of other coordinates that holds a scene, and how far its points are apart there."""
+    import shapely
+
+    rows, cols = shape
+    steps = np.linspace(-_MARGIN, 1 + _MARGIN, _STEPS + 1)
+    points = move(np.stack(np.meshgrid(steps * cols, steps * rows), axis=-1).reshape(-1, 2))
+    points[~np.isfinite(points).all(axis=1)] = np.nan
+    if np.isnan(points).all():
+        raise ValueError("the two coordinate reference systems do not meet there")
+    grid = points.reshape(len(steps), len(steps), 2)
+    ways = (np.hypot(*np.moveaxis(np.diff(grid, axis=axis), -1, 0)) for axis in (0, 1))
+    box = shapely.box(*np.nanmin(points, axis=0), *np.nanmax(points, axis=0))
+    return box, float(min(np.nanmedian(way) for way in ways))
+
+
+def _apply(affine: Any, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    x, y = xy[:, 0], xy[:, 1]
+    return np.stack(
+        [affine.a * x + affine.b * y + affine.c, affine.d * x + affine.e * y + affine.f], axis=1
+    )
+
+
+def _short(crs: str | None) -> str:
+    return crs if crs is not None and len(crs) < 40 else "the file's coordinates"
