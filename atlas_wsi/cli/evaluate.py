@@ -160,15 +160,16 @@ def slides(
 
     A column split in the table says which are held out; else the model's card does.
     """
+    from atlas_wsi.training.marks import trained_on
     from atlas_wsi.training.run import calibrate, evaluate, held_out_tiles
     from atlas_wsi.training.slides import Sampling, find_slides
-    from atlas_wsi.training.tables import given_parts, read_slides
+    from atlas_wsi.training.tables import held_out, is_split, read_slides
     from atlas_wsi.training.tiles import Labelled
 
     loaded = _load(model, fit_temperature)
     with console.progress_of(loaded.card.name, quiet=quiet or as_json) as report:
         rows = read_slides(table)
-        parts = given_parts(rows) if split == "held-out" else None
+        asked = held_out(rows, loaded.card) if split == "held-out" and is_split(rows) else None
         found_slides = find_slides(
             rows,
             mpp=loaded.card.mpp,
@@ -177,14 +178,16 @@ def slides(
             progress=report,
         )
         chosen: Labelled = found_slides
-        if parts is not None:
-            chosen = found_slides.subset(parts.asked)
+        if asked is not None:
+            chosen = found_slides.subset(asked)
         elif split == "held-out":
             chosen = held_out_tiles(loaded, found_slides)
         if fit_temperature:
             chosen = calibrate(loaded, chosen, progress=report)
         found = evaluate(loaded, chosen, progress=report)
     what = f"{len(chosen)} slides of {table}"
+    if asked is not None and not trained_on(loaded.card.training):
+        what += "; the table says that they were held out, the model's card does not"
     _tell(found, loaded, what, model, split, out, fitted=fit_temperature, as_json=as_json)
 
 
@@ -215,7 +218,9 @@ def _tell(
 
     if fitted:
         loaded.save(model, dtype=stored_dtype(model))
-    half = ", the half that the temperature was not fitted on" if fitted else ""
+    half = (
+        f", the half of the {found.drawn} that the temperature was not fitted on" if fitted else ""
+    )
     what = f"{what} ({split}{half})"
     files = write_report(found, loaded.card, out, what=what) if out is not None else []
     if as_json:
@@ -232,6 +237,8 @@ def _tell(
     for key, name in (("f1", "F1"), ("auroc", "AUROC"), ("auprc", "AUPRC")):
         score = found.scores[key]
         console.say(f"  {name:<32}{score.value:7.3f}   95% {score.low:.3f} to {score.high:.3f}")
+    if found.drawn != "groups":
+        console.say(f"  intervals are over {found.drawn}: all are of one group")
     console.say(
         f"  {'expected calibration error':<32}{found.reliability.ece:7.3f}   "
         f"temperature {found.temperature:g}"

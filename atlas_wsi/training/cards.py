@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atlas_wsi.training.calibration import FEWEST
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from atlas_wsi.models.card import ModelCard
@@ -61,8 +62,18 @@ def card_text(card: ModelCard) -> str:
         for name, row in zip(names, card.confusion, strict=True):
             lines.append(f"| {name} | " + " | ".join(str(n) for n in row) + " |")
     if card.training:
-        lines += ["", "Training: " + ", ".join(f"{k} {v}" for k, v in card.training.items()) + "."]
+        facts = _readable(card.training)
+        lines += ["", "Training: " + ", ".join(f"{k} {v}" for k, v in facts.items()) + "."]
     return "\n".join(lines) + "\n"
+
+
+def _readable(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the digests of slides, also of the model that it started from."""
+    return {
+        key: _readable(value) if isinstance(value, dict) else value
+        for key, value in facts.items()
+        if key != "trained_on"
+    }
 
 
 def split_text(tiles: Labelled, held: Labelled, share: float, seed: int, *, n_chosen: int) -> str:

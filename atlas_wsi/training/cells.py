@@ -42,7 +42,9 @@ class CellSet:
     probabilities: NDArray[np.float32]
     """`(N, K)`."""
     groups: NDArray[np.str_]
-    """`(N,)` names: patients, or blocks of cells where all are of one patient."""
+    """`(N,)` names of what is alike: of patients, or of blocks of cells where there is one patient."""
+    drawn: str
+    """What `groups` are: ``"groups"`` of the table, or ``"blocks of 4 x 4 cells"``."""
     n_missed: int
     """Cells with a class for which there is no prediction: the tissue mask left them out."""
 
@@ -117,10 +119,12 @@ def predict_cells(
             "No cell of the heatmaps lies in a labelled area.",
             hint="Draw areas larger than a cell, and on tissue.",
         )
+    several = len(set(groups)) > 1
     return CellSet(
         labels=np.concatenate(truths).astype(np.int64),
         probabilities=np.concatenate(chances),
-        groups=np.array(groups if len(set(groups)) > 1 else blocks),
+        groups=np.array(groups if several else blocks),
+        drawn="groups" if several else f"blocks of {_BLOCK} x {_BLOCK} cells",
         n_missed=n_missed,
     )
 
@@ -188,6 +192,7 @@ def measure_cells(model: Model, cells: CellSet, *, seed: int = 0) -> Evaluation:
         drawn.groups.tolist(),
         temperature=temperature,
         unit="cells",
+        drawn=cells.drawn,
     )
     said = cells.probabilities.argmax(axis=1)
     dice = {}
@@ -199,7 +204,7 @@ def measure_cells(model: Model, cells: CellSet, *, seed: int = 0) -> Evaluation:
 
 
 def calibrate_cells(model: Model, cells: CellSet, *, seed: int = 0) -> CellSet:
-    """Fit a model's temperature on the cells of half of the groups.
+    """Fit a model's temperature on the cells of half of the groups, or blocks of them.
 
     Parameters
     ----------
@@ -218,11 +223,13 @@ def calibrate_cells(model: Model, cells: CellSet, *, seed: int = 0) -> CellSet:
     Raises
     ------
     DatasetError
-        If all cells are of one group.
+        If all cells lie in one block.
     """
     groups = np.unique(cells.groups)
     if len(groups) < 2:
-        raise DatasetError("The temperature needs cells of two groups or more.")
+        raise DatasetError(
+            f"The temperature needs two {cells.drawn} or more, all cells are of one."
+        )
     rng = np.random.default_rng(seed)
     half = rng.permutation(groups)[: len(groups) // 2]
     fitted = np.isin(cells.groups, half)

@@ -39,6 +39,8 @@ class Evaluation:
     """What the logits were divided by."""
     unit: str = "tiles"
     """What was counted: ``"tiles"``, ``"cells"`` or ``"slides"``."""
+    drawn: str = "groups"
+    """What intervals are over."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as JSON types."""
@@ -52,6 +54,7 @@ class Evaluation:
                 for name, score in self.scores.items()
                 if isinstance(score, Interval)
             },
+            "intervals_over": self.drawn,
             "per_class": {
                 self.classes[k]: dict(score) for k, score in self.scores["per_class"].items()
             },
@@ -99,6 +102,7 @@ def measure(
     *,
     temperature: float = 1.0,
     unit: str = "tiles",
+    drawn: str = "groups",
 ) -> Evaluation:
     """Measure predictions of what has labels.
 
@@ -116,6 +120,8 @@ def measure(
         What the logits were divided by.
     unit
         What is counted.
+    drawn
+        What `groups` are, in words.
 
     Returns
     -------
@@ -138,6 +144,7 @@ def measure(
         reliability=reliability(labels, probabilities),
         temperature=temperature,
         unit=unit,
+        drawn=drawn,
     )
 
 

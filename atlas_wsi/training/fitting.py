@@ -13,6 +13,7 @@ from atlas_wsi.training import parallel
 from atlas_wsi.training.calibration import FEWEST, fit_temperature
 from atlas_wsi.training.evaluation import class_places, evaluate
 from atlas_wsi.training.loop import channel_statistics, train
+from atlas_wsi.training.marks import marks_of
 from atlas_wsi.training.metrics import color_baseline, confusion, summarise
 
 if TYPE_CHECKING:
@@ -154,6 +155,9 @@ def fit(
         **facts,
         f"{tiles.unit}_by_class": count_by_class(tiles, parts.known),
     }
+    if tiles.unit == "slides":
+        used = np.concatenate([parts.known, parts.chosen])
+        told["trained_on"] = sorted(marks_of([tiles.paths[i] for i in used]))
     model.card = model.card.model_copy(update=found | {"training": told})
     return model
 

@@ -86,12 +86,21 @@ def _page(found: Evaluation, card: ModelCard, what: str) -> str:
             f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>",
             f"<p>{html.escape(what)}. Temperature {found.temperature:g}. Research use only.</p>",
             _table(("figure", "value", "95% bootstrap interval"), rows),
-            "<p class=note>Intervals are over whole groups, so that copies do not narrow them.</p>",
+            f"<p class=note>{_drawn(found)}</p>",
             _table(("class", found.unit, "recall", "F1", "AUROC", "AUPRC"), classes),
             f"<figure><img alt='confusion matrix' src='{_confusion(found)}'></figure>",
             f"<figure><img alt='reliability' src='{_reliability(found)}'></figure>",
             f"<p class=note>{html.escape(card.data)}</p>",
         ]
+    )
+
+
+def _drawn(found: Evaluation) -> str:
+    if found.drawn == "groups":
+        return "Intervals are over whole groups, so that copies do not narrow them."
+    return (
+        f"Intervals are over {html.escape(found.drawn)}: all are of one group, and how others differ is "
+        "not in them."
     )
 
 
@@ -137,7 +146,7 @@ def _reliability(found: Evaluation) -> str:
         ylim=(0, 1.02),
         xlabel="probability of the predicted class",
         ylabel="share that is right",
-        title=f"ECE {bins.ece:.3f}; larger dots hold more tiles",
+        title=f"ECE {bins.ece:.3f}; larger dots hold more {found.unit}",
     )
     ax.title.set_fontsize(9)
     return _embed(figure)

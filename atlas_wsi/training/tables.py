@@ -11,10 +11,15 @@ import numpy as np
 
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.training.fitting import Parts
+from atlas_wsi.training.marks import marks_of, trained_on
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.models.card import ModelCard
 
 Part = Literal["train", "validation", "held-out"]
 
@@ -163,6 +168,59 @@ def read_slides(path: str | os.PathLike[str]) -> list[LabelledSlide]:
     return found
 
 
+def is_split(slides: Sequence[LabelledSlide]) -> bool:
+    """Tell whether the table says what slides are for.
+
+    Parameters
+    ----------
+    slides
+        From `read_slides`.
+
+    Returns
+    -------
+    bool
+        Whether it has a column `split`, which it has for all slides or none.
+    """
+    return slides[0].part is not None
+
+
+def held_out(slides: Sequence[LabelledSlide], card: ModelCard) -> NDArray[np.int64]:
+    """Return the slides that the table holds out, none of which the model was trained on.
+
+    Parameters
+    ----------
+    slides
+        From `read_slides`, with a split.
+    card
+        The model's card.
+
+    Returns
+    -------
+    NDArray
+        Places in the list.
+
+    Raises
+    ------
+    DatasetError
+        If there is none, or the card knows one of them.
+    """
+    asked = np.flatnonzero([one.part == "held-out" for one in slides])
+    if not len(asked):
+        raise DatasetError(
+            "The table marks no slide as held-out.", hint="Measure on all of it with --split all."
+        )
+    paths = [one.slide for one in slides if one.part == "held-out"]
+    known = trained_on(card.training)
+    seen = [path for path, mark in zip(paths, marks_of(paths), strict=True) if mark in known]
+    if seen:
+        raise DatasetError(
+            f"{card.name} was trained on {len(seen)} of the {len(asked)} slides that the table holds "
+            f"out, such as {seen[0]}.",
+            hint="Give the table that it was trained with; --split all measures on all the same.",
+        )
+    return asked
+
+
 def given_parts(slides: Sequence[LabelledSlide]) -> Parts | None:
     """Return what the table says that slides are for.
 
@@ -181,7 +239,7 @@ def given_parts(slides: Sequence[LabelledSlide]) -> Parts | None:
     DatasetError
         If the table's split leaves a class without training.
     """
-    if slides[0].part is None:
+    if not is_split(slides):
         return None
     left = set(class_names(slides)) - {one.label for one in slides if one.part == "train"}
     if left:

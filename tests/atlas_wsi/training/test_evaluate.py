@@ -99,6 +99,7 @@ def test_held_out_slides_are_measured_cell_by_cell(folder, tmp_path):
     assert found["cells"] == 2 * (SIDE // 64) * (2 * SIDE // 64)  # of two of six slides
     assert found["metrics"]["mean_dice"] > 0.9
     assert found["metrics"]["dice Tumor"] > 0.9
+    assert found["intervals_over"] == "groups"
     assert sum(map(sum, found["confusion"])) == found["cells"]
     low, high = found["intervals"]["auroc"][1:]
     assert low <= found["intervals"]["auroc"][0] <= high
@@ -152,6 +153,8 @@ def test_one_class_alone_has_no_ranking_and_is_no_fault(folder, tmp_path):
 
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["intervals"]["auroc"] == [None, None, None]
+    assert json.loads(done.stdout)["intervals_over"] == "blocks of 4 x 4 cells"
+    assert "over blocks of 4 x 4 cells" in (tmp_path / "evaluation.html").read_text()
 
 
 def test_a_cell_is_of_the_class_that_covers_half_of_it():

@@ -183,3 +183,38 @@ def test_slides_of_one_label_or_without_tissue_are_refused(table, tmp_path):
     glass = replace(rows[0], slide=str(tmp_path / "glass.tif"))
     with pytest.raises(DatasetError, match="No tissue was found"):
         find_slides([glass, rows[-1]], mpp=1.0)
+
+
+def test_slides_that_a_model_was_trained_on_are_not_held_out(table, tmp_path):
+    """Whatever another table says."""
+
+    def write(name, sides):
+        rows = [("slide", "label", "split")]
+        rows += [
+            (table.parent / f"{k}-{i}.tif", k, side) for k in STAIN for i, side in sides.items()
+        ]
+        return write_table(tmp_path / name, rows)
+
+    def evaluate(given, *more):
+        command = ["evaluate", "slides", str(given), "--model", str(out), *more]
+        return CliRunner().invoke(app, command)
+
+    given = write("given.csv", {0: "train", 1: "held-out"})
+    out = tmp_path / "mine.safetensors"
+    command = ["train", "slides", str(given), "-o", str(out), "--mpp", "1", "--windows", "1"]
+    done = CliRunner().invoke(app, [*command, "--dim", "32", "--epochs", "1", "-q"])
+    assert done.exit_code == 0, done.output
+    assert "trained_on" not in out.with_suffix(".card.md").read_text()
+
+    held = evaluate(given)
+    assert held.exit_code == 0, held.output
+    assert "card does not" not in held.output
+    new = evaluate(write("new.csv", {2: "held-out"}))  # a table for measuring alone
+    assert new.exit_code == 0, new.output
+    swapped = write("swapped.csv", {0: "held-out", 1: "train"})
+    again = evaluate(swapped)
+    assert again.exit_code != 0
+    assert "was trained on 2 of the 2" in " ".join(again.stderr.split())
+    assert evaluate(swapped, "--split", "all").exit_code == 0
+    nothing = evaluate(write("nothing.csv", {0: "train"}))
+    assert "no slide as held-out" in " ".join(nothing.stderr.split())
