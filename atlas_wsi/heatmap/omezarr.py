@@ -224,9 +224,13 @@ def read_omezarr(path: Path) -> Heatmap:
         If something is missing, damaged, or contradicts itself.
     """
     import zarr
+    from zarr.storage import LocalStore
+
+    from atlas_wsi.slides.chunks import BoundedStore
 
     try:
-        root = zarr.open_group(str(path), mode="r", zarr_format=3)
+        store = BoundedStore(LocalStore(path, read_only=True))
+        root = zarr.open_group(store, mode="r", zarr_format=3)
         record = HeatmapRecord.model_validate(root.attrs.get("atlas"))
         cells, tissue_cells = record.cells.grid, record.tissue_cells.grid
         probabilities = _read_array(

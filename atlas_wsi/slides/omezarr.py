@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 from atlas_wsi.errors import SlideError, UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides.backend import Level, SlideMeta
 from atlas_wsi.slides.blocks import whole_blocks
+from atlas_wsi.slides.chunks import MAX_JSON_BYTES, BoundedStore
 from atlas_wsi.slides.ngff import NgffImage, ome_attributes, parse_image
 from atlas_wsi.slides.pyramid import true_downsample
 from atlas_wsi.slides.remote import explain, is_url, storage_options
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 
 _ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup")
 _JSON_FILES = (*_ROOT_FILES, ".zarray", ".zmetadata")
-_MAX_JSON_BYTES = 32 * 2**20
 _MAX_CHUNK_BYTES = 2**28
+_MAX_CHUNKS = 2**22  # in a shard
 _MAX_CHANNELS = 4096
 _MAX_SIDE_PX = 2**31 - 1
 
@@ -163,7 +165,8 @@ def open_omezarr(path: str | Path) -> OmeZarrBackend:
     where = str(path)
     store: Store | None = None
     try:
-        store, prefix = _open_store(where)
+        inner, prefix = _open_store(where)
+        store = BoundedStore(inner)
         return OmeZarrBackend(where, _image_group(store, prefix, where))
     except BaseException as error:
         if store is not None:
@@ -198,7 +201,7 @@ def _root_in_zip(path: Path) -> str:
         for info in archive.infolist():
             is_json = info.filename.rpartition("/")[2] in _JSON_FILES
             is_packed = info.compress_type != zipfile.ZIP_STORED
-            most = _MAX_JSON_BYTES if is_json else _MAX_CHUNK_BYTES
+            most = MAX_JSON_BYTES if is_json else _MAX_CHUNK_BYTES
             if info.file_size > most and (is_json or is_packed):  # a shard may be larger as it is
                 raise UnsupportedFormatError(
                     f"{path}: {info.filename} has {info.file_size} bytes, at most {most} are read."
@@ -263,6 +266,12 @@ def _check_array(array: zarr.Array[Any], image: NgffImage, where: str) -> None:
             f"{where} is stored in chunks of {array.chunks} ({n_bytes / 2**30:.1f} GiB), each of "
             "which must be decoded whole.",
             hint="Write it anew in chunks of about 512 pixels a side.",
+        )
+    shard = array.shards or array.chunks
+    n_chunks = math.prod(-(-n // k) for n, k in zip(shard, array.chunks, strict=True))
+    if n_chunks > _MAX_CHUNKS:
+        raise UnsupportedFormatError(
+            f"{where} has {n_chunks} chunks in a shard, at most {_MAX_CHUNKS} are read."
         )
     if "c" in image.axes and array.shape[image.axes.index("c")] > _MAX_CHANNELS:
         raise UnsupportedFormatError(f"{where} has more than {_MAX_CHANNELS} channels.")

@@ -1,0 +1,230 @@
+"""Zarr of strangers: chunks are decoded to no more than their array has room for."""
+
+from __future__ import annotations
+
+import asyncio
+import bz2
+import gzip
+import io
+import json
+import lzma
+import math
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import imagecodecs
+import numcodecs
+import numpy as np
+from numcodecs.abc import Codec
+from numcodecs.compat import ensure_bytes
+from zarr.abc.codec import BytesBytesCodec
+from zarr.abc.store import Store
+from zarr.registry import register_codec
+from zarr.storage import WrapperStore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+    from zarr.abc.store import ByteRequest
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+MAX_JSON_BYTES = 32 * 2**20
+_NAME = "atlas_wsi.bounded"
+_PACKERS = ("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd")
+_V3 = {name: name for name in ("blosc", "gzip", "zstd")} | {f"numcodecs.{n}": n for n in _PACKERS}
+_LZMA_MEMORY = 2**28
+_ANY_ITEM = 16  # bytes of the largest number
+
+
+class BoundedStore(WrapperStore[Store]):
+    """A store whose arrays refuse chunks that decode to far more than the array says.
+
+    zarr decodes a chunk whole before it looks at its size, so that a few megabytes may become
+    gigabytes. The metadata that this store gives out names codecs that stop there, in the place of
+    gzip, zstd, blosc, zlib, bz2, lzma and lz4; other codecs stay.
+
+    Parameters
+    ----------
+    store
+        To read from.
+    """
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Read a value.
+
+        Parameters
+        ----------
+        key
+            Its name.
+        prototype
+            What to put it into.
+        byte_range
+            Which part of it.
+
+        Returns
+        -------
+        Buffer or None
+            None if there is none.
+
+        Raises
+        ------
+        ValueError
+            If metadata are larger than 32 MiB.
+        """
+        found: Buffer | None = await self._store.get(key, prototype, byte_range)
+        name = key.rpartition("/")[2]
+        if found is None or byte_range is not None or name not in ("zarr.json", ".zarray"):
+            return found
+        if len(found) > MAX_JSON_BYTES:
+            raise ValueError(f"{key} has {len(found)} bytes, at most {MAX_JSON_BYTES} are read")
+        try:
+            facts = json.loads(found.to_bytes())
+        except (ValueError, RecursionError):
+            return found  # zarr says what is wrong with it
+        if not isinstance(facts, dict):
+            return found
+        bounded = _bound_v2(facts) if name == ".zarray" else _bound_v3(facts)
+        changed: Buffer = prototype.buffer.from_bytes(json.dumps(bounded).encode())
+        return changed
+
+
+@dataclass(frozen=True)
+class _BoundedV3(BytesBytesCodec):
+    """A codec of Zarr 3 that stops at twice the size of its chunk."""
+
+    of: str
+    """Name among numcodecs."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    is_fixed_size = False
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        return cls(**data["configuration"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": _NAME, "configuration": {"of": self.of, "config": dict(self.config)}}
+
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        size = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
+        packed = chunk_bytes.to_bytes()
+        found = await asyncio.to_thread(_decode, self.of, self.config, packed, _most(size))
+        return chunk_spec.prototype.buffer.from_bytes(found)
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        raise NotImplementedError
+
+
+class _BoundedV2(Codec):  # type: ignore[misc]
+    """A codec of Zarr 2 that stops at twice the size of its chunk."""
+
+    codec_id = _NAME
+
+    def __init__(self, of: str, config: Mapping[str, Any], most: int) -> None:
+        self.of, self.config, self.most = of, config, most
+
+    def encode(self, buf: Any) -> Any:
+        raise NotImplementedError
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        found = _decode(self.of, self.config, ensure_bytes(buf), self.most)
+        return found if out is None else numcodecs.compat.ndarray_copy(found, out)
+
+
+register_codec(_NAME, _BoundedV3)
+numcodecs.registry.register_codec(_BoundedV2)
+
+
+def _most(size: int) -> int:
+    """Return how much a chunk may be before its last codecs: sums, and shards that do not pack."""
+    return 2 * size + 2**16
+
+
+def _bound_v3(facts: dict[str, Any]) -> dict[str, Any]:
+    """Put bounded codecs into the metadata of an array, also of those in its shards."""
+    if not isinstance(facts.get("codecs"), list):
+        return facts
+    return facts | {"codecs": [_bounded_codec(one) for one in facts["codecs"]]}
+
+
+def _bounded_codec(given: Any) -> Any:
+    one = {"name": given} if isinstance(given, str) else given
+    if not isinstance(one, dict):
+        return given
+    config = one.get("configuration", {})
+    if one.get("name") in _V3 and isinstance(config, dict):
+        return {"name": _NAME, "configuration": {"of": _V3[one["name"]], "config": config}}
+    if one.get("name") == "sharding_indexed" and isinstance(config, dict):
+        inner = {
+            key: [_bounded_codec(codec) for codec in config[key]]
+            for key in ("codecs", "index_codecs")
+            if isinstance(config.get(key), list)
+        }
+        return one | {"configuration": config | inner}
+    return given
+
+
+def _bound_v2(facts: dict[str, Any]) -> dict[str, Any]:
+    """Put bounded codecs into the metadata of an array of Zarr 2."""
+    try:
+        n_items = math.prod(int(n) for n in facts["chunks"])
+        n_bytes = n_items * np.dtype(facts["dtype"]).itemsize
+    except (KeyError, TypeError, ValueError):
+        return facts  # zarr says what is wrong with it
+    filters = facts.get("filters")
+    most = _most(n_items * _ANY_ITEM if filters else n_bytes)  # filters may change the type
+
+    def bounded(one: Any) -> Any:
+        if not isinstance(one, dict) or one.get("id") not in _PACKERS:
+            return one
+        config = {key: value for key, value in one.items() if key != "id"}
+        return {"id": _NAME, "of": one["id"], "config": config, "most": most}
+
+    changed: dict[str, Any] = {"compressor": bounded(facts.get("compressor"))}
+    if isinstance(filters, list):
+        changed["filters"] = [bounded(one) for one in filters]
+    return facts | changed
+
+
+def _decode(codec: str, config: Mapping[str, Any], packed: bytes, most: int) -> bytes:
+    """Decode bytes, and refuse more than some."""
+    found: bytes
+    match codec:
+        case "gzip":
+            found = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(most + 1)
+        case "bz2":
+            found = bz2.BZ2File(io.BytesIO(packed)).read(most + 1)
+        case "zlib":
+            found = _whole(zlib.decompressobj(), packed, most)
+        case "lzma":
+            form = int(config.get("format", lzma.FORMAT_XZ))
+            if form == lzma.FORMAT_RAW:
+                raise ValueError("raw lzma says nothing of its size and is not read")
+            found = _whole(lzma.LZMADecompressor(form, memlimit=_LZMA_MEMORY), packed, most)
+        case "zstd":
+            found = bytes(imagecodecs.zstd_decode(packed, out=most))
+        case "blosc" | "lz4":
+            at = 4 if codec == "blosc" else 0
+            size = int.from_bytes(packed[at : at + 4], "little")
+            if size > most:
+                raise _too_much(codec, size, most)
+            found = ensure_bytes(numcodecs.get_codec({"id": codec}).decode(packed))
+    if len(found) > most:
+        raise _too_much(codec, len(found), most)
+    return found
+
+
+def _whole(decoder: Any, packed: bytes, most: int) -> bytes:
+    found: bytes = decoder.decompress(packed, most + 1)
+    if len(found) <= most and not decoder.eof:
+        raise ValueError("a compressed chunk ends early")
+    return found
+
+
+def _too_much(codec: str, size: int, most: int) -> ValueError:
+    return ValueError(f"a chunk of {codec} grows to {size} bytes or more, expected at most {most}")
