@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch.nn import functional
 from atlas_wsi.training.mosaics import CELL_PX, make_mosaic
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from atlas_wsi.models.model import Model
@@ -19,6 +22,22 @@ if TYPE_CHECKING:
 
 _MIN_LABELLED = 0.5
 _MIN_TISSUE = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MosaicMaps:
+    """A mosaic, its classes, and what a model says of it; cells `(rows, cols)`."""
+
+    image: NDArray[np.uint8]
+    """`(64 rows, 64 cols, 3)`."""
+    truth: NDArray[np.int64]
+    """Class with the largest share of each cell."""
+    counts: NDArray[np.bool_]
+    """Whether half of the cell is of a class."""
+    whole: NDArray[np.int64]
+    """Class that the model says of the cell, with context."""
+    apart: NDArray[np.int64]
+    """The same, every window as its own image."""
 
 
 def evaluate_mosaics(
@@ -56,29 +75,61 @@ def evaluate_mosaics(
         ``mosaic_cell_accuracy`` and ``mosaic_dice`` (mean over classes), and
         ``mosaic_dice_without_context``: the same model given every window as its own image.
     """
-    rng = np.random.default_rng(seed)
     n_classes = len(tiles.classes)
     whole = np.zeros((n_classes, n_classes), dtype=np.int64)
     apart = np.zeros_like(whole)
-    window = model.config.window_px
-    for done in range(n):
-        mosaic = make_mosaic(
-            tiles, (side_px, side_px), rng, stain=model.card.domain == "slide", vary=False
-        )
-        labelled = mosaic.shares.sum(axis=0)
-        counts = labelled > _MIN_LABELLED
-        truth = mosaic.shares.argmax(axis=0)[counts]
-        active = functional.avg_pool2d(torch.from_numpy(labelled)[None], window // CELL_PX)
-        found = _classes(model, mosaic.image[None], active > _MIN_TISSUE)[0]
-        np.add.at(whole, (truth, found[counts]), 1)
-        np.add.at(apart, (truth, _window_by_window(model, mosaic.image)[counts]), 1)
+    for done, one in enumerate(
+        read_mosaics(model, tiles, n=n, side_px=side_px, seed=seed), start=1
+    ):
+        np.add.at(whole, (one.truth[one.counts], one.whole[one.counts]), 1)
+        np.add.at(apart, (one.truth[one.counts], one.apart[one.counts]), 1)
         if progress is not None:
-            progress("evaluate mosaics", done + 1, n)
+            progress("evaluate mosaics", done, n)
     return {
         "mosaic_cell_accuracy": float(np.diag(whole).sum() / whole.sum()),
         "mosaic_dice": _dice(whole),
         "mosaic_dice_without_context": _dice(apart),
     }
+
+
+def read_mosaics(
+    model: Model, tiles: TileSet, *, n: int = 16, side_px: int = 1024, seed: int = 0
+) -> Iterator[MosaicMaps]:
+    """Make mosaics of unchanged tiles, and read each whole and window by window.
+
+    Parameters
+    ----------
+    model
+        The model, in evaluation mode; its classes are those of the tiles.
+    tiles
+        Tiles that the model did not see.
+    n
+        Number of mosaics.
+    side_px
+        Their side, a multiple of the model's window.
+    seed
+        Decides the mosaics.
+
+    Yields
+    ------
+    MosaicMaps
+        One after the other.
+    """
+    rng = np.random.default_rng(seed)
+    window = model.config.window_px
+    for _ in range(n):
+        mosaic = make_mosaic(
+            tiles, (side_px, side_px), rng, stain=model.card.domain == "slide", vary=False
+        )
+        labelled = mosaic.shares.sum(axis=0)
+        active = functional.avg_pool2d(torch.from_numpy(labelled)[None], window // CELL_PX)
+        yield MosaicMaps(
+            image=mosaic.image,
+            truth=mosaic.shares.argmax(axis=0),
+            counts=labelled > _MIN_LABELLED,
+            whole=_classes(model, mosaic.image[None], active > _MIN_TISSUE)[0],
+            apart=_window_by_window(model, mosaic.image),
+        )
 
 
 def _classes(
