@@ -81,7 +81,23 @@ def _command_line() -> str:
         "atlas-wsi",
     ]
     made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return made.replace("# `atlas-wsi`", "# Command line", 1)
+    return _whole_sentences(made).replace("# `atlas-wsi`", "# Command line", 1)
+
+
+def _whole_sentences(text: str) -> str:
+    """Put the first sentence of each command where typer cuts it after 45 characters."""
+    section = ""
+    lines = text.splitlines()
+    about = {
+        name: " ".join(first.split())
+        for name, first in re.findall(r"^#+ `([^`]+)`\n\n(.+?)\n\n", text, re.MULTILINE | re.DOTALL)
+    }
+    for i, line in enumerate(lines):
+        if heading := re.match(r"#+ `([^`]+)`$", line):
+            section = heading[1]
+        elif item := re.match(r"\* `([a-z]+)`: .*\.\.\.$", line):
+            lines[i] = f"* `{item[1]}`: {about[f'{section} {item[1]}']}"
+    return "\n".join(lines) + "\n"
 
 
 def _from_top(text: str) -> str:
