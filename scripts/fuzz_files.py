@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from typing import TYPE_CHECKING, Any
 
+import numcodecs
 import numpy as np
 import tifffile
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+_CODECS = ("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd")
 _RESULT = {
     "summary.json": "summary.json",
     "group.json": "heatmap.ome.zarr/zarr.json",
@@ -123,6 +125,9 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
     }  # fmt: skip
     (folder / "zattrs.json").write_text(json.dumps(zattrs))
     (folder / "zarray.json").write_text(json.dumps(zarray))
+    for codec in _CODECS:
+        packed = numcodecs.get_codec({"id": codec}).encode(np.arange(3 * 64 * 64, dtype=np.uint8))
+        (folder / f"chunk.{codec}").write_bytes(bytes(packed))
     _make_zip(folder)
     _make_archive(folder)
     xml = tifffile.tiffcomment(folder / "a.ome.tif")
@@ -133,6 +138,7 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         "geotiff": ("geo.tif",),
         "image": ("a.png", "a.jpg", "a.bmp"),
         "omezarr": ("zattrs.json", "zarray.json"),
+        "chunks": tuple(f"chunk.{codec}" for codec in _CODECS),
         "zip": ("a.zarr.zip",),
         "areas": ("a.geojson",),
         "regions": ("a.geojson",),
@@ -251,7 +257,7 @@ def lay_out(target: str, name: str, data: bytes, folder: Path) -> Path:
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if target == "omezarr":
+    if target in ("omezarr", "chunks"):
         valid = make_zarr_files(folder.parent / "seeds")
         place = folder / "a.zarr"
         (place / "0").mkdir(parents=True)
@@ -259,12 +265,9 @@ def lay_out(target: str, name: str, data: bytes, folder: Path) -> Path:
         for key, file in (("zattrs.json", ".zattrs"), ("zarray.json", "0/.zarray")):
             (place / file).write_bytes(data if key == name else valid[key])
         (place / "0" / "0.0.0").write_bytes(bytes(3 * 64 * 64))
+        if target == "chunks":
+            _pack(place / "0", name.removeprefix("chunk."), data)
         return place
-    if target == "groups":
-        for one in "ab":
-            (folder / one).mkdir()
-            for k in (0, 1):
-                shutil.copy(folder.parent / "seeds" / "a.png", folder / one / f"{k}.png")
     if target == "result":
         shutil.copytree(folder.parent / "seeds" / "a", folder / "a")
         (folder / "a" / _RESULT[name]).write_bytes(data)
@@ -279,11 +282,31 @@ def lay_out(target: str, name: str, data: bytes, folder: Path) -> Path:
         pixels = np.zeros((64, 64, 3), np.uint8)
         tifffile.imwrite(path, pixels, photometric="rgb", description=data.replace(b"\0", b""))
         return path
-    if target == "config":
-        (folder / "torchscript_model.pt").write_bytes(b"PK")
+    _put_beside(target, folder)
     path = folder / name
     path.write_bytes(data)
     return path
+
+
+def _put_beside(target: str, folder: Path) -> None:
+    """Make the files that an input speaks of."""
+    if target == "config":
+        (folder / "torchscript_model.pt").write_bytes(b"PK")
+    if target == "list":
+        for one in ("a.svs", "b.tif", "a.geojson"):
+            (folder / one).touch()
+    if target == "groups":
+        for one in "ab":
+            (folder / one).mkdir()
+            for k in (0, 1):
+                shutil.copy(folder.parent / "seeds" / "a.png", folder / one / f"{k}.png")
+
+
+def _pack(array: Path, codec: str, chunk: bytes) -> None:
+    """Say that the chunk of an array is packed."""
+    facts = json.loads((array / ".zarray").read_text())
+    (array / ".zarray").write_text(json.dumps(facts | {"compressor": {"id": codec}}))
+    (array / "0.0.0").write_bytes(chunk)
 
 
 def make_zarr_files(seeds: Path) -> dict[str, bytes]:

@@ -213,6 +213,8 @@ def _decode(codec: str, config: Mapping[str, Any], packed: bytes, most: int) -> 
             size = int.from_bytes(packed[at : at + 4], "little")
             if size > most:
                 raise _too_much(codec, size, most)
+            if codec == "blosc" and int.from_bytes(packed[12:16], "little") > len(packed):
+                raise ValueError("a chunk of blosc ends early")  # the library reads on
             found = ensure_bytes(numcodecs.get_codec({"id": codec}).decode(packed))
     if len(found) > most:
         raise _too_much(codec, len(found), most)

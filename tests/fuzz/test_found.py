@@ -13,10 +13,12 @@ import zlib
 from pathlib import Path
 
 import h5py
+import numcodecs
 import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
 from PIL import Image
 
 import atlas_wsi
@@ -304,6 +306,25 @@ def test_tiles_whose_chunk_grows_are_refused(tmp_path):
     slide = open_slide(_slide(tmp_path), mpp=0.5)
     with slide, pytest.raises(DatasetError, match="grows beyond"):
         read_tissue(tmp_path / "a.h5", slide)
+
+
+def test_a_blosc_chunk_that_says_it_is_longer_than_it_is_is_refused(tmp_path):
+    """The library read on, beyond the end of its memory."""
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
+    scale = {"type": "scale", "scale": [1.0, 1.0]}
+    datasets = [{"path": "0", "coordinateTransformations": [scale]}]
+    axes = [{"name": name, "type": "space"} for name in "yx"]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    pixels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    group.create_array("0", data=pixels, chunks=(64, 64), compressors=numcodecs.Blosc())
+    chunk = tmp_path / "a.zarr" / "0" / "0.0"
+    data = bytearray(chunk.read_bytes())
+    struct.pack_into("<I", data, 12, 600_000_000)
+    chunk.write_bytes(data)
+
+    slide = open_slide(tmp_path / "a.zarr", mpp=0.5, strict=True)
+    with slide, pytest.raises(UnreadableSlideError, match="ends early"):
+        slide.read_region(0, 0, 8, 8)
 
 
 def test_a_packed_chunk_of_a_zip_file_that_grows_is_refused(tmp_path):
