@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -218,3 +221,27 @@ def test_slides_that_a_model_was_trained_on_are_not_held_out(table, tmp_path):
     assert evaluate(swapped, "--split", "all").exit_code == 0
     nothing = evaluate(write("nothing.csv", {0: "train"}))
     assert "no slide as held-out" in " ".join(nothing.stderr.split())
+
+
+def test_two_processes_share_the_slides_of_a_step_and_follow_the_curve_of_one(table, tmp_path):
+    command = ["train", "slides", str(table), "--mpp", "1", "--windows", "1", "--batch", "2"]
+    command += ["--dim", "32", "--epochs", "1", "--rate", "1e-4", "--jitter", "0", "-q", "-o"]
+    alone = CliRunner().invoke(app, [*command, str(tmp_path / "one.safetensors")])
+    assert alone.exit_code == 0, alone.output
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*two, "-m", "atlas_wsi", *command, tmp_path / "two.safetensors"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    losses = []
+    for name in ("one", "two"):
+        with (tmp_path / f"{name}.training.csv").open(newline="") as file:
+            losses.append([float(row["loss"]) for row in csv.DictReader(file)])
+    assert len(losses[0]) == len(losses[1]) > 1
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+    ours, theirs = (load_model(tmp_path / f"{name}.safetensors").card for name in ("one", "two"))
+    assert ours.training["trained_on"] == theirs.training["trained_on"]
