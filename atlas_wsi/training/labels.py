@@ -222,9 +222,11 @@ def _apart(
         )
     smaller = (area[j] < area[i]) | ((area[j] == area[i]) & (j < i))
     i, j = i[smaller], j[smaller]
+    order = np.argsort(i, kind="stable")
+    larger, first = np.unique(i[order], return_index=True)
     rest = shapes.copy()
-    for k in np.unique(i):
-        rest[k] = shapely.difference(shapes[k], shapely.union_all(shapes[j[i == k]]))
+    for k, within in zip(larger, np.split(j[order], first[1:]), strict=False):
+        rest[k] = shapely.difference(shapes[k], shapely.union_all(shapes[within]))
     parts, of = shapely.get_parts(rest, return_index=True)
     kept = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(parts)
     return [names[k] for k in of[kept]], parts[kept].tolist()
