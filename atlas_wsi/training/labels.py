@@ -190,7 +190,9 @@ def _no_column(path: Path, column: str | None, others: list[str]) -> DatasetErro
 
 def _name(value: Any) -> str | None:
     """Return the class that a table's value or QuPath's classification names, if any."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and isinstance(value.get("names"), list):  # QuPath's derived classes
+        value = ": ".join(str(part) for part in value["names"])
+    elif isinstance(value, dict):
         value = value.get("name")
     if isinstance(value, float):  # whole numbers, in a column where some are missing
         value = int(value) if value.is_integer() else None if math.isnan(value) else value

@@ -152,9 +152,10 @@ def test_a_name_is_no_class_where_others_are_classified(slide, tmp_path):
         features(
             (shapely.box(0, 0, 50, 50), {"classification": {"name": "Tumor"}, "name": "core"}),
             (shapely.box(100, 0, 150, 50), {"name": "look here"}),
+            (shapely.box(200, 0, 250, 50), {"classification": {"names": ["Tumor", "Positive"]}}),
         ),
     )
-    assert set(areas_by_class(path, slide)) == {"Tumor"}
+    assert set(areas_by_class(path, slide)) == {"Tumor", "Tumor: Positive"}
 
 
 def test_what_two_classes_share_is_of_the_smaller(slide, tmp_path):
