@@ -117,7 +117,7 @@ class _BoundedV3(BytesBytesCodec):
         return chunk_spec.prototype.buffer.from_bytes(found)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        raise NotImplementedError
+        raise NotImplementedError("the size of what is packed is not known before")
 
 
 class _BoundedV2(Codec):  # type: ignore[misc]
@@ -129,7 +129,7 @@ class _BoundedV2(Codec):  # type: ignore[misc]
         self.of, self.config, self.most = of, config, most
 
     def encode(self, buf: Any) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("this codec reads only")
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         found = _decode(self.of, self.config, ensure_bytes(buf), self.most)

@@ -44,5 +44,7 @@ def trained_on(facts: Mapping[str, Any]) -> set[str]:
     set of str
         See `marks_of`; empty if the card does not tell.
     """
-    before = facts.get("init", {}).get("training", {})
-    return set(facts.get("trained_on", ())) | (trained_on(before) if before else set())
+    own, start = facts.get("trained_on"), facts.get("init")
+    found = {mark for mark in own if isinstance(mark, str)} if isinstance(own, list) else set()
+    before = start.get("training") if isinstance(start, dict) else None  # cards come from outside
+    return found | (trained_on(before) if isinstance(before, dict) else set())

@@ -19,6 +19,7 @@ from atlas_wsi.errors import Cancelled, DatasetError
 from atlas_wsi.models import load_model
 from atlas_wsi.progress import CancelToken
 from atlas_wsi.training.history import History
+from atlas_wsi.training.marks import trained_on
 from atlas_wsi.training.recipe import Recipe
 from atlas_wsi.training.run import train_set
 from atlas_wsi.training.slides import Sampling, find_slides
@@ -245,3 +246,10 @@ def test_two_processes_share_the_slides_of_a_step_and_follow_the_curve_of_one(ta
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
     ours, theirs = (load_model(tmp_path / f"{name}.safetensors").card for name in ("one", "two"))
     assert ours.training["trained_on"] == theirs.training["trained_on"]
+
+
+def test_a_card_tells_what_its_start_was_trained_on_and_nonsense_tells_nothing():
+    start = {"trained_on": ["b", 3]}
+    assert trained_on({"trained_on": ["a"], "init": {"training": start}}) == {"a", "b"}
+    for facts in ({}, {"trained_on": 3, "init": "x"}, {"init": {"training": ["a"]}}):
+        assert trained_on(facts) == set()
