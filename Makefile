@@ -54,7 +54,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	git ls-files 'atlas_wsi/*.py' | grep -v '^atlas_wsi/cli/' | xargs $(BIN)/python -m numpydoc.hooks.validate_docstrings
+	$(BIN)/python scripts/check_docstrings.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

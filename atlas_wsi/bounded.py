@@ -15,11 +15,6 @@ class BoundedFile(io.BufferedReader):
 
     Python makes room for all that `read` is asked for before it looks how much there is, and decoders
     ask for what a damaged header says.
-
-    Parameters
-    ----------
-    path
-        The file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,18 +22,7 @@ class BoundedFile(io.BufferedReader):
         self._size = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read at most some bytes.
-
-        Parameters
-        ----------
-        size
-            How many; all that are left if negative or None.
-
-        Returns
-        -------
-        bytes
-            Fewer at the end of the file.
-        """
+        """Read at most some bytes."""
         if size is None or size < 0:
             return super().read()
         return super().read(min(size, max(0, self._size - self.tell())))

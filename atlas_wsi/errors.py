@@ -32,15 +32,7 @@ from __future__ import annotations
 
 
 class AtlasError(Exception):
-    """Base of all errors of atlas-wsi: a message and a hint.
-
-    Parameters
-    ----------
-    message
-        What happened, where, and what was expected against what was found.
-    hint
-        The next command or argument that helps; empty if there is none.
-    """
+    """Base of all errors of atlas-wsi: a message and a hint."""
 
     exit_code = 1
 

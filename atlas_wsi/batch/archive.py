@@ -49,19 +49,7 @@ _COLUMNS: dict[str, Any] = {
 
 
 def write_archive(journal: Journal) -> Path:
-    """Write how all slides of an archive ended as one table.
-
-    Parameters
-    ----------
-    journal
-        The archive's records.
-
-    Returns
-    -------
-    Path
-        ``archive.parquet`` in the output folder. Each class has the columns ``area:<class>`` and
-        ``score:<class>``.
-    """
+    """Write how all slides of an archive ended as one table."""
     rows = list(journal.read_rows().values())
     classes = list(dict.fromkeys(name for row in rows for name in row.areas))
     extra = {f"{kind}:{name}": pa.float64() for kind in ("area", "score") for name in classes}

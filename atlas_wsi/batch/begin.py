@@ -28,24 +28,7 @@ def begin(
     *,
     overwrite: bool = False,
 ) -> tuple[list[SlideAsked], list[int]]:
-    """Take down what is asked for, or see that it was.
-
-    Parameters
-    ----------
-    journal
-        The archive's records.
-    source
-        As for `predict_archive`.
-    options
-        How slides are predicted.
-    overwrite
-        Whether to remove what was done.
-
-    Returns
-    -------
-    tuple
-        All slides of the archive, and the places among them of those in `source`.
-    """
+    """Take down what is asked for, or see that it was."""
     found = list_slides(source, leave_out=journal.out)
     if options.model is not None:
         load_model(options.model)  # a wrong name is told here, not by each slide
@@ -88,13 +71,7 @@ def _start_anew(journal: Journal) -> None:
 
 
 def sweep(journal: Journal) -> None:
-    """Remove what workers that died left of slides that have ended.
-
-    Parameters
-    ----------
-    journal
-        The archive's records.
-    """
+    """Remove what workers that died left of slides that have ended."""
     ended = journal.ended()
     tries = read_tries(journal.leases_folder)
     busy = {name for name, past in tries.items() if past[-1].is_held}

@@ -41,29 +41,7 @@ def connect(
     workers: int | None = None,
     options: dict[str, Any] | None = None,
 ) -> Iterator[Client]:
-    """Open a cluster.
-
-    Parameters
-    ----------
-    cluster
-        ``"local"`` (also None): processes on this machine; ``"cuda"``: one for each of its GPUs;
-        ``"slurm"``, ``"kubernetes"``; or the address of a running scheduler, such as
-        ``"tcp://host:8786"``.
-    workers
-        How many; by default 1 locally, one a GPU, and what `options` say elsewhere.
-    options
-        Given to the cluster's class: `read_cluster_options`.
-
-    Yields
-    ------
-    Client
-        Connected; the cluster is closed with it, unless it was running before.
-
-    Raises
-    ------
-    ArchiveError
-        If the cluster is unknown, its package is missing, or it cannot be opened.
-    """
+    """Open a cluster."""
     chosen = cluster or "local"
     with dask.config.set(_SETTINGS), ExitStack() as opened:
         try:
@@ -90,24 +68,7 @@ def _open(opened: ExitStack, chosen: str, workers: int | None, options: dict[str
 
 
 def read_cluster_options(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the options of a cluster from a YAML file.
-
-    Parameters
-    ----------
-    path
-        The file: names and values of the arguments of ``SLURMCluster``, ``KubeCluster``,
-        ``LocalCUDACluster`` or ``LocalCluster``, and perhaps ``workers`` or ``adapt``.
-
-    Returns
-    -------
-    dict
-        Options by their name.
-
-    Raises
-    ------
-    ArchiveError
-        If it cannot be read or holds something else.
-    """
+    """Read the options of a cluster from a YAML file."""
     try:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -63,37 +63,7 @@ def estimate_archive(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Estimate:
-    """Predict a few slides of an archive on this machine and reckon up the rest.
-
-    Parameters
-    ----------
-    source
-        As for `predict_archive`.
-    out
-        Where the results would be written; nothing is.
-    options
-        How slides are predicted.
-    how
-        What does not change the results.
-    workers
-        Among how many workers the hours are divided.
-    sample
-        How many slides are predicted, from small to large.
-    progress
-        Told how many of the sample have ended.
-    cancel
-        Stops the work.
-
-    Returns
-    -------
-    Estimate
-        In proportion to the bytes of the files where they are known, else to the slides.
-
-    Raises
-    ------
-    ArchiveError
-        If no slide of the sample can be predicted.
-    """
+    """Predict a few slides of an archive on this machine and reckon up the rest."""
     found = list_slides(source, leave_out=out)
     sizes = [_size(path) for path, _ in found]
     order = sorted(range(len(found)), key=lambda place: sizes[place] or 0)

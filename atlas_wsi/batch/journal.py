@@ -119,13 +119,7 @@ class Row(Record):
 
 
 class Journal:
-    """The records in an archive's output folder.
-
-    Parameters
-    ----------
-    out
-        The output folder.
-    """
+    """The records in an archive's output folder."""
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
         self.out = Path(out)
@@ -137,18 +131,7 @@ class Journal:
         self.work_folder = self.folder / "work"
 
     def stop_file(self, run: str) -> Path:
-        """Name the file by which a launcher tells its workers to stop.
-
-        Parameters
-        ----------
-        run
-            Name of the launcher's run.
-
-        Returns
-        -------
-        Path
-            While it is there, they begin no slide of this run.
-        """
+        """Name the file by which a launcher tells its workers to stop."""
         return self.folder / f"stop-{run}"
 
     @property
@@ -162,18 +145,7 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
 
     def read_slides(self) -> list[SlideAsked]:
-        """Read which slides were asked for.
-
-        Returns
-        -------
-        list of SlideAsked
-            In the order in which they were asked for; empty if no archive was begun.
-
-        Raises
-        ------
-        CorruptResultError
-            If the list is not what we write.
-        """
+        """Read which slides were asked for."""
         if not self.exists:
             return []
         lines = self.slides_file.read_bytes().splitlines()
@@ -185,24 +157,12 @@ class Journal:
             ) from error
 
     def write_slides(self, slides: list[SlideAsked]) -> None:
-        """Write which slides were asked for.
-
-        Parameters
-        ----------
-        slides
-            All of them; places in the list must not change once they are written.
-        """
+        """Write which slides were asked for."""
         lines = [slide.model_dump_json(exclude_none=True) + "\n" for slide in slides]
         write_whole(self.slides_file, "".join(lines))
 
     def read_rows(self) -> dict[str, Row]:
-        """Read how slides ended.
-
-        Returns
-        -------
-        dict[str, Row]
-            By the slide's name, sorted; slides that have not ended are not in it.
-        """
+        """Read how slides ended."""
         return {row.name: row for row in self._rows()}
 
     def _rows(self) -> Iterator[Row]:
@@ -214,50 +174,21 @@ class Journal:
                 yield row
 
     def row(self, name: str) -> Row | None:
-        """Read how a slide ended.
-
-        Parameters
-        ----------
-        name
-            The slide's name.
-
-        Returns
-        -------
-        Row or None
-            None if it has not ended.
-        """
+        """Read how a slide ended."""
         return _read_row(self._row_file(name))
 
     def ended(self) -> set[str]:
-        """List which slides ended, well or not, without reading how.
-
-        Returns
-        -------
-        set[str]
-            Names.
-        """
+        """List which slides ended, well or not, without reading how."""
         if not self.rows_folder.is_dir():
             return set()
         return {path.name.removesuffix(".json") for path in self.rows_folder.glob("*.json")}
 
     def write_row(self, row: Row) -> None:
-        """Record how a slide ended.
-
-        Parameters
-        ----------
-        row
-            What is recorded.
-        """
+        """Record how a slide ended."""
         write_whole(self._row_file(row.name), row.model_dump_json(indent=1) + "\n")
 
     def remove_row(self, name: str) -> None:
-        """Forget how a slide ended, so that it is done again.
-
-        Parameters
-        ----------
-        name
-            The slide's name.
-        """
+        """Forget how a slide ended, so that it is done again."""
         self._row_file(name).unlink(missing_ok=True)
 
     def _row_file(self, name: str) -> Path:
@@ -273,15 +204,7 @@ def _read_row(path: Path) -> Row | None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that nobody ever reads half of it.
-
-    Parameters
-    ----------
-    path
-        The file; replaced if it is there.
-    text
-        What it holds.
-    """
+    """Write a small file so that nobody ever reads half of it."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with disk_errors(path):
         try:
@@ -295,11 +218,5 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def now() -> str:
-    """Tell the time.
-
-    Returns
-    -------
-    str
-        ISO 8601 with offset, to the millisecond.
-    """
+    """Tell the time."""
     return dt.datetime.now().astimezone().isoformat(timespec="milliseconds")

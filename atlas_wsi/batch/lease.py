@@ -91,18 +91,7 @@ class Try:
 
 
 def read_tries(folder: Path) -> dict[str, list[Try]]:
-    """Read the leases of all slides.
-
-    Parameters
-    ----------
-    folder
-        Where the leases lie.
-
-    Returns
-    -------
-    dict[str, list[Try]]
-        By the slide's name, first try first.
-    """
+    """Read the leases of all slides."""
     found: dict[str, list[Try]] = {}
     files = sorted(_files(folder)) if folder.is_dir() else []  # a copy may lack empty folders
     if not files:
@@ -154,19 +143,7 @@ def _server_time(folder: Path) -> float:
 
 
 class Lease:
-    """The right to work on a slide.
-
-    Parameters
-    ----------
-    folder
-        Where the leases lie.
-    name
-        The slide's name.
-    past
-        The tries before this one.
-    holder
-        Who holds it.
-    """
+    """The right to work on a slide."""
 
     def __init__(self, folder: Path, name: str, past: list[Try], holder: Holder) -> None:
         self.folder, self.name, self.past, self.holder = folder, name, past, holder
@@ -185,18 +162,7 @@ class Lease:
 
     @contextmanager
     def kept(self, lost: Callable[[], None]) -> Iterator[None]:
-        """Show signs of life from a thread.
-
-        Parameters
-        ----------
-        lost
-            Called once if somebody else has taken the lease for expired.
-
-        Yields
-        ------
-        None
-            While the signs are shown.
-        """
+        """Show signs of life from a thread."""
         over = threading.Event()
 
         def beat() -> None:
@@ -216,17 +182,7 @@ class Lease:
             thread.join()
 
     def give_back(self, *, error: str, reason: str, counts: bool) -> None:
-        """Let others try.
-
-        Parameters
-        ----------
-        error
-            Kind of the error that ended this try.
-        reason
-            Its message.
-        counts
-            Whether the fault may lie in the slide.
-        """
+        """Let others try."""
         if self.is_mine:
             ended = {"ended": True, "error": error, "reason": reason, "counts": counts}
             write_whole(self.path, self.holder.model_copy(update=ended).model_dump_json())
@@ -238,30 +194,7 @@ class Lease:
 
 
 def take(folder: Path, name: str, *, run: str = "", lease_s: float = LEASE_S) -> Lease | None:
-    """Take the lease of a slide, if nobody holds it.
-
-    Parameters
-    ----------
-    folder
-        Where the leases lie.
-    name
-        The slide's name.
-    run
-        The launcher that asks for it.
-    lease_s
-        Seconds without a sign of life after which the lease expires.
-
-    Returns
-    -------
-    Lease or None
-        None if somebody works on the slide. The outcome of the slide must be looked at again once
-        the lease is held: it may just have been recorded.
-
-    Raises
-    ------
-    OSError
-        If the lease cannot be written: `DiskFullError` or `OutputNotWritableError`.
-    """
+    """Take the lease of a slide, if nobody holds it."""
     past = read_tries_of(folder, name)
     if past and past[-1].is_held:
         return None
@@ -290,20 +223,7 @@ def take(folder: Path, name: str, *, run: str = "", lease_s: float = LEASE_S) ->
 
 
 def read_tries_of(folder: Path, name: str) -> list[Try]:
-    """Read the leases of one slide.
-
-    Parameters
-    ----------
-    folder
-        Where the leases lie.
-    name
-        The slide's name.
-
-    Returns
-    -------
-    list of Try
-        First try first.
-    """
+    """Read the leases of one slide."""
     numbers = sorted(number for other, number in _files(folder) if other == name)
     if not numbers:
         return []
@@ -313,22 +233,7 @@ def read_tries_of(folder: Path, name: str) -> list[Try]:
 
 
 def wait_for(folder: Path, name: str, *, poll_s: float = 0.05) -> Lease:
-    """Take a lease that is held for moments only, waiting for it.
-
-    Parameters
-    ----------
-    folder
-        Where the lease lies.
-    name
-        Its name.
-    poll_s
-        Seconds between two looks.
-
-    Returns
-    -------
-    Lease
-        To be settled when the work is done.
-    """
+    """Take a lease that is held for moments only, waiting for it."""
     while True:
         lease = take(folder, name)
         if lease is not None:
@@ -337,11 +242,5 @@ def wait_for(folder: Path, name: str, *, poll_s: float = 0.05) -> Lease:
 
 
 def worker_name() -> str:
-    """Name this process for people.
-
-    Returns
-    -------
-    str
-        Host and process id.
-    """
+    """Name this process for people."""
     return f"{os.uname().nodename if hasattr(os, 'uname') else 'host'}:{os.getpid()}"

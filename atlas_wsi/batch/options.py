@@ -53,22 +53,7 @@ class HowToRun(Record):
 
 
 def agree_on_options(path: Path, options: BatchOptions) -> None:
-    """Make sure that an archive was begun with the same options.
-
-    Parameters
-    ----------
-    path
-        Where the archive keeps them.
-    options
-        Those asked for now.
-
-    Raises
-    ------
-    CorruptResultError
-        If the file is not what we write.
-    ResultExistsError
-        If they differ.
-    """
+    """Make sure that an archive was begun with the same options."""
     try:
         begun = BatchOptions.model_validate_json(path.read_bytes())
     except ValidationError as error:

@@ -29,20 +29,8 @@ def write_pictures(
 ) -> dict[str, Any]:
     """Write the pictures of a slide.
 
-    Parameters
-    ----------
-    heatmap
-        Its result.
-    thumbnail
-        The slide in small, `(rows, cols, channels)` in its own dtype; None draws the tissue mask.
-    folder
-        Where to; it must be there.
-
-    Returns
-    -------
-    dict
-        What the viewer of the page must know: size and number of levels of the tiles, and where
-        the classes lie on them, in widths of the slide.
+    `thumbnail`: The slide in small, `(rows, cols, channels)` in its own dtype; None draws the
+    tissue mask.
     """
     picture = Image.fromarray(backdrop(heatmap, thumbnail))
     levels = _write_tiles(picture, folder / "tiles")
@@ -80,18 +68,7 @@ def _write_tiles(picture: Image.Image, folder: Path) -> int:
 
 
 def overlay(heatmap: Heatmap) -> Image.Image:
-    """Colour cells by class, more strongly the more probable.
-
-    Parameters
-    ----------
-    heatmap
-        The result.
-
-    Returns
-    -------
-    Image.Image
-        RGBA, several pixels a cell, clear where nothing was predicted.
-    """
+    """Colour cells by class, more strongly the more probable."""
     winner = heatmap.argmax()
     known = winner >= 0
     top = np.where(known, heatmap.probabilities.astype(np.float32), 0).max(axis=0)
@@ -107,18 +84,7 @@ def overlay(heatmap: Heatmap) -> Image.Image:
 
 
 def place(heatmap: Heatmap) -> dict[str, float]:
-    """Tell where the classes lie on a picture of the slide.
-
-    Parameters
-    ----------
-    heatmap
-        The result.
-
-    Returns
-    -------
-    dict
-        ``x``, ``y``, ``width`` and ``height`` in widths of the slide.
-    """
+    """Tell where the classes lie on a picture of the slide."""
     grid, cols = heatmap.grid, heatmap.slide.shape[1]
     return {
         "x": grid.origin_px[1] / cols,

@@ -136,27 +136,7 @@ class _SchedulerLostError(Exception):
 
 
 class Launcher:
-    """One run over an archive.
-
-    Parameters
-    ----------
-    journal
-        The archive's records.
-    slides
-        All slides of the archive.
-    places
-        Places among them of those that are asked for.
-    options
-        How slides are predicted.
-    how
-        What does not change the results.
-    report
-        Told how many slides have ended.
-    cancel
-        Stops the work when the slides that are begun are done.
-    task
-        What is sent to workers.
-    """
+    """One run over an archive."""
 
     def __init__(
         self,
@@ -184,29 +164,12 @@ class Launcher:
         self._quiet_since = time.monotonic()
 
     def open_places(self) -> list[int]:
-        """List the slides that have not ended.
-
-        Returns
-        -------
-        list of int
-            Places in the list.
-        """
+        """List the slides that have not ended."""
         ended = self.journal.ended()
         return [place for place in self.places if self.slides[place].name not in ended]
 
     def work(self, open_cluster: Callable[[], Any]) -> None:
-        """Send slides until all have ended, or the work is stopped.
-
-        Parameters
-        ----------
-        open_cluster
-            Gives a context manager with a `distributed.Client`.
-
-        Raises
-        ------
-        ArchiveError
-            If the scheduler is lost and does not come back.
-        """
+        """Send slides until all have ended, or the work is stopped."""
         lost = False
         try:
             while self.open_places() and not self._draining:
@@ -298,22 +261,7 @@ class Launcher:
     def submit(
         self, client: Client, places: list[int], *, spread: bool = False
     ) -> list[Future[Outcome]]:
-        """Send slides to the scheduler: a short key and a number each.
-
-        Parameters
-        ----------
-        client
-            Connected.
-        places
-            Places in the list of slides.
-        spread
-            Whether to spread each over all workers.
-
-        Returns
-        -------
-        list of Future
-            One a slide.
-        """
+        """Send slides to the scheduler: a short key and a number each."""
         self._wave += 1
         wave = f"{self.run}.{self._wave}"  # sent with each slide
         task = partial(self.task, spread=True) if spread else self.task

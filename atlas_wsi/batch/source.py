@@ -31,28 +31,7 @@ _COLUMNS = ("slide", "wsi")
 def list_slides(
     source: str | os.PathLike[str], *, leave_out: str | os.PathLike[str] | None = None
 ) -> list[tuple[str, float | None]]:
-    """List the slides of an archive.
-
-    Parameters
-    ----------
-    source
-        A folder (searched through all its depths), a pattern such as ``slides/**/*.svs``, a CSV
-        with a column ``slide`` or ``wsi`` and perhaps ``mpp``, a prefix or pattern of an object
-        store such as ``s3://bucket/slides/``, or one slide.
-    leave_out
-        A folder that is not searched: the results.
-
-    Returns
-    -------
-    list of tuple
-        Absolute path or URL of each slide, sorted unless a CSV gives the order, without repeats;
-        micrometres a pixel where the CSV tells.
-
-    Raises
-    ------
-    ArchiveError
-        If there is no slide, or the CSV is not as expected.
-    """
+    """List the slides of an archive."""
     text = os.fspath(source)
     if text.lower().endswith(".csv"):
         found = _read_csv(text)
@@ -165,26 +144,7 @@ def _mpp(text: str, where: str) -> float | None:
 def name_slides(
     found: Sequence[tuple[str, float | None]], known: Sequence[SlideAsked]
 ) -> list[SlideAsked]:
-    """Give each slide a folder of its own in the output folder.
-
-    Parameters
-    ----------
-    found
-        Absolute path or URL and resolution of each slide.
-    known
-        Slides that have names already; they keep them.
-
-    Returns
-    -------
-    list of SlideAsked
-        The known slides, then the new ones. Slides that share a file name are told apart by a
-        hash of their path.
-
-    Raises
-    ------
-    ArchiveError
-        If a resolution is not that of a known slide.
-    """
+    """Give each slide a folder of its own in the output folder."""
     slides = list(known)
     by_source = {slide.source: slide for slide in slides}
     taken = {slide.name.casefold() for slide in slides}

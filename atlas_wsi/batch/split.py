@@ -59,31 +59,12 @@ class ShareAsked:
 
 
 def divide(n_windows: int, shares: int) -> list[NDArray[np.int64]]:
-    """Divide windows, which lie in rows, into bands of about equal size.
-
-    Parameters
-    ----------
-    n_windows
-        Active windows of a slide.
-    shares
-        How many bands.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        Places of the windows of each band.
-    """
+    """Divide windows, which lie in rows, into bands of about equal size."""
     return np.array_split(np.arange(n_windows, dtype=np.int64), shares)
 
 
 class ShareActor:
-    """A share of a slide's windows in the process of a worker: a dask actor.
-
-    Parameters
-    ----------
-    asked
-        Which share.
-    """
+    """A share of a slide's windows in the process of a worker: a dask actor."""
 
     def __init__(self, asked: ShareAsked) -> None:
         desk: Any = get_worker().plugins[asked.plugin]
@@ -123,44 +104,17 @@ class ShareActor:
         )
 
     def encode(self) -> Pooled:
-        """Read and encode every window.
-
-        Returns
-        -------
-        Pooled
-            On the CPU.
-        """
+        """Read and encode every window."""
         return _to_cpu(self._share.encode())
 
     def attend(
         self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
     ) -> Attended:
-        """Run one block over every window.
-
-        Parameters
-        ----------
-        number
-            Number of the block.
-        coarse
-            Tokens of the next scale.
-        kv
-            Keys and values of every coarser scale.
-
-        Returns
-        -------
-        Attended
-            On the CPU.
-        """
+        """Run one block over every window."""
         return _to_cpu(self._share.attend(number, coarse, kv))
 
     def reading(self) -> FineReading:
-        """Return what was read after the last block.
-
-        Returns
-        -------
-        FineReading
-            On the CPU.
-        """
+        """Return what was read after the last block."""
         return self._share.reading()
 
     def close(self) -> None:
@@ -169,59 +123,26 @@ class ShareActor:
 
 
 class RemoteShare:
-    """A share in another process, as the streamed pass sees it.
-
-    Parameters
-    ----------
-    actor
-        Its `ShareActor`.
-    """
+    """A share in another process, as the streamed pass sees it."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
     def encode(self) -> Pooled:
-        """Read and encode every window, there.
-
-        Returns
-        -------
-        Pooled
-            On the CPU.
-        """
+        """Read and encode every window, there."""
         made: Pooled = self._actor.encode().result()
         return made
 
     def attend(
         self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
     ) -> Attended:
-        """Run one block over every window, there.
-
-        Parameters
-        ----------
-        number
-            Number of the block.
-        coarse
-            Tokens of the next scale.
-        kv
-            Keys and values of every coarser scale.
-
-        Returns
-        -------
-        Attended
-            On the CPU.
-        """
+        """Run one block over every window, there."""
         above = None if coarse is None else coarse.cpu()
         made: Attended = self._actor.attend(number, above, [t.cpu() for t in kv]).result()
         return made
 
     def reading(self) -> FineReading:
-        """Return what was read after the last block, there.
-
-        Returns
-        -------
-        FineReading
-            On the CPU.
-        """
+        """Return what was read after the last block, there."""
         read: FineReading = self._actor.reading().result()
         return read
 
@@ -229,24 +150,7 @@ class RemoteShare:
 def spread_over_workers(
     desk: BatchWorker, slide: SlideAsked, *, memory: int, batch_size: int | None
 ) -> OpenShares:
-    """Spread a slide over all workers of the cluster, this one among them.
-
-    Parameters
-    ----------
-    desk
-        What this worker keeps; the call must come from one of its tasks.
-    slide
-        The slide.
-    memory
-        Bytes for the encoder in each worker.
-    batch_size
-        Windows that attend at once.
-
-    Returns
-    -------
-    callable
-        For `atlas_wsi.predict`.
-    """
+    """Spread a slide over all workers of the cluster, this one among them."""
     client, here = get_client(), get_worker().address
     others = [address for address in client.scheduler_info()["workers"] if address != here]
 

@@ -59,28 +59,11 @@ class Status:
     """Seconds until the last slide has ended at that speed."""
 
     def count(self, state: State) -> int:
-        """Count slides.
-
-        Parameters
-        ----------
-        state
-            Which.
-
-        Returns
-        -------
-        int
-            How many slides are in this state.
-        """
+        """Count slides."""
         return Counter(slide.state for slide in self.slides)[state]
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it in JSON's types.
-
-        Returns
-        -------
-        dict
-            Counts, speed, and a list of slides.
-        """
+        """Return all of it in JSON's types."""
         states: tuple[State, ...] = ("done", "running", "waiting", "failed")
         return {
             "out": str(self.out),

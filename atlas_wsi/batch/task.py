@@ -75,17 +75,6 @@ class BatchWorker(WorkerPlugin):
     """What a worker keeps between slides: options, the list of slides, and the models.
 
     Tasks carry places in the list alone.
-
-    Parameters
-    ----------
-    out
-        The archive's output folder, on a disk that all workers share.
-    run
-        Name of the launcher's run.
-    options
-        How slides are predicted.
-    how
-        How the work is done here.
     """
 
     def __init__(self, out: str, run: str, options: BatchOptions, how: HowToRun) -> None:
@@ -93,13 +82,7 @@ class BatchWorker(WorkerPlugin):
         self.name = plugin_name(run)
 
     def setup(self, worker: object) -> None:  # noqa: ARG002 - dask's signature
-        """Begin on a worker.
-
-        Parameters
-        ----------
-        worker
-            The worker.
-        """
+        """Begin on a worker."""
         self.journal = Journal(self.out)
         self.slides = self.journal.read_slides()
         self.alone = threading.Lock()
@@ -110,29 +93,12 @@ class BatchWorker(WorkerPlugin):
         _leave_ctrl_c_to_the_launcher()
 
     async def teardown(self, worker: object) -> None:  # noqa: ARG002 - dask's signature
-        """Leave the slide that is being done to others: the worker closes.
-
-        Parameters
-        ----------
-        worker
-            The worker.
-        """
+        """Leave the slide that is being done to others: the worker closes."""
         self.cancel.cancel()
         await asyncio.to_thread(self.alone.acquire, timeout=CLOSE_S)
 
     def model_for(self, slide: Slide) -> tuple[Model, str]:
-        """Return the model of a slide, loaded by the first slide that needs it.
-
-        Parameters
-        ----------
-        slide
-            An open slide.
-
-        Returns
-        -------
-        tuple
-            The model, and why it was taken.
-        """
+        """Return the model of a slide, loaded by the first slide that needs it."""
         kind = self.options.model or ("scene" if slide.is_georeferenced else "slide")
         if kind not in self._models:
             self._models[kind] = choose_model(slide, self.options.model)
@@ -140,38 +106,12 @@ class BatchWorker(WorkerPlugin):
 
 
 def plugin_name(run: str) -> str:
-    """Name the plugin of a run.
-
-    Parameters
-    ----------
-    run
-        Name of the launcher's run.
-
-    Returns
-    -------
-    str
-        Two archives may share a cluster.
-    """
+    """Name the plugin of a run."""
     return f"atlas-wsi-batch-{run}"
 
 
 def run_slide(run: str, place: int, *, spread: bool = False) -> Outcome:
-    """Predict one slide: the task that is sent to workers.
-
-    Parameters
-    ----------
-    run
-        Name of the launcher's run.
-    place
-        Place of the slide in the archive's list.
-    spread
-        Whether to spread the slide's windows over all workers, which must be idle.
-
-    Returns
-    -------
-    Outcome
-        How it went.
-    """
+    """Predict one slide: the task that is sent to workers."""
     desk = get_worker().plugins[plugin_name(run)]
     assert isinstance(desk, BatchWorker)
     with desk.alone:
@@ -179,22 +119,7 @@ def run_slide(run: str, place: int, *, spread: bool = False) -> Outcome:
 
 
 def do_slide(desk: BatchWorker, asked: SlideAsked, *, spread: bool = False) -> Outcome:
-    """Predict one slide here, unless it has ended or somebody works on it.
-
-    Parameters
-    ----------
-    desk
-        What this worker keeps.
-    asked
-        The slide.
-    spread
-        Whether to spread the slide's windows over all workers.
-
-    Returns
-    -------
-    Outcome
-        How it went.
-    """
+    """Predict one slide here, unless it has ended or somebody works on it."""
     journal = desk.journal
     row = journal.row(asked.name)
     if row is not None:

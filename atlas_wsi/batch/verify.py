@@ -16,20 +16,7 @@ _THREADS = 4
 
 
 def find_damaged(journal: Journal, progress: Progress) -> dict[str, str]:
-    """Find finished results that are not as they were written.
-
-    Parameters
-    ----------
-    journal
-        The archive's records.
-    progress
-        Told how many results were read.
-
-    Returns
-    -------
-    dict[str, str]
-        What is wrong, by the slide's name.
-    """
+    """Find finished results that are not as they were written."""
     done = [row.name for row in journal.read_rows().values() if row.state == "done"]
     damaged = {}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="atlas-wsi-verify") as threads:

@@ -17,18 +17,6 @@ _UM_PER_CM = 10_000
 def write_geotiff(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
     """Write a band a class; georeferenced if the slide is.
 
-    Parameters
-    ----------
-    heatmap
-        The result.
-    path
-        The file to write.
-
-    Returns
-    -------
-    tuple[str, ...]
-        Nothing to warn of.
-
     Notes
     -----
     A slide has no CRS: its transform leads to level-0 pixels (y down) and the resolution tags

@@ -53,29 +53,7 @@ class Features:
     def write(
         self, path: str | os.PathLike[str], *, flavor: Flavor = "trident", overwrite: bool = False
     ) -> Path:
-        """Write the features to an HDF5 file; it is there whole or not at all.
-
-        Parameters
-        ----------
-        path
-            File to write.
-        flavor
-            Whose layout: ``"trident"``, ``"clam"`` or ``"stamp"``.
-        overwrite
-            Replace a file that is there.
-
-        Returns
-        -------
-        Path
-            The file.
-
-        Raises
-        ------
-        ResultExistsError
-            If the file is there and is not to be replaced.
-        OutputNotWritableError
-            If it cannot be written, or h5py is not installed.
-        """
+        """Write the features to an HDF5 file; it is there whole or not at all."""
         path = Path(path)
         if path.exists() and not overwrite:
             raise ResultExistsError(f"{path} is there.", hint="--overwrite replaces it.")

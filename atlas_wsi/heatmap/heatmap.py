@@ -58,18 +58,7 @@ class SlideInfo(Record):
 
     @classmethod
     def of(cls, slide: Slide) -> Self:
-        """Take down what a result must remember of a slide.
-
-        Parameters
-        ----------
-        slide
-            An open slide whose resolution is known.
-
-        Returns
-        -------
-        SlideInfo
-            The record.
-        """
+        """Take down what a result must remember of a slide."""
         return cls(
             name=slide.name,
             path=slide.path,

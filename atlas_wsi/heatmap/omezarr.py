@@ -30,18 +30,6 @@ MAX_BYTES = 1 << 33
 def write_omezarr(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
     """Write a heatmap as an OME-Zarr image with the most probable class and the tissue as labels.
 
-    Parameters
-    ----------
-    heatmap
-        The result.
-    path
-        The folder to make.
-
-    Returns
-    -------
-    tuple[str, ...]
-        Nothing to warn of.
-
     Notes
     -----
     Layout: OME-NGFF 0.5. A value belongs to the centre of its cell, and the centre of level-0
@@ -208,20 +196,7 @@ def _rgb(color: str) -> list[int]:
 def read_omezarr(path: Path) -> Heatmap:
     """Read back what `write_omezarr` wrote.
 
-    Parameters
-    ----------
-    path
-        The OME-Zarr folder; it may come from anybody.
-
-    Returns
-    -------
-    Heatmap
-        The result, probabilities in float16.
-
-    Raises
-    ------
-    CorruptResultError
-        If something is missing, damaged, or contradicts itself.
+    Returns: The result, probabilities in float16.
     """
     import zarr
     from zarr.storage import LocalStore

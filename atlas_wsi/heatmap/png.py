@@ -28,20 +28,8 @@ _LONGEST, _SHORTEST = 6.6, 0.9
 def write_png(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> tuple[str, ...]:
     """Draw the slide, the classes laid over it, a legend with areas, and a scale bar.
 
-    Parameters
-    ----------
-    heatmap
-        The result.
-    path
-        The file to write.
-    thumbnail
-        The whole slide in small, `(rows, cols, channels)` in its own dtype; None draws the tissue
-        mask in its place.
-
-    Returns
-    -------
-    tuple[str, ...]
-        Nothing to warn of.
+    `thumbnail`: The whole slide in small, `(rows, cols, channels)` in its own dtype; None draws the
+    tissue mask in its place.
 
     Notes
     -----
@@ -111,17 +99,8 @@ def _extent(heatmap: Heatmap) -> str:
 def backdrop(heatmap: Heatmap, thumbnail: NDArray[Any] | None) -> NDArray[np.uint8]:
     """Make a slide fit to be looked at.
 
-    Parameters
-    ----------
-    heatmap
-        Its result.
-    thumbnail
-        The slide in small, `(rows, cols, channels)` in its own dtype; None draws the tissue mask.
-
-    Returns
-    -------
-    NDArray[np.uint8]
-        `(rows, cols, 3)`.
+    `thumbnail`: The slide in small, `(rows, cols, channels)` in its own dtype; None draws the
+    tissue mask. Returns: `(rows, cols, 3)`.
     """
     if thumbnail is None:
         grey = np.where(heatmap.tissue.mask, 222, 250).astype(np.uint8)

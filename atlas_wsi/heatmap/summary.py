@@ -41,18 +41,7 @@ class GridRecord(Record):
 
     @classmethod
     def of(cls, grid: Grid) -> Self:
-        """Take down a grid.
-
-        Parameters
-        ----------
-        grid
-            The grid.
-
-        Returns
-        -------
-        GridRecord
-            The record.
-        """
+        """Take down a grid."""
         return cls(shape=grid.shape, step_px=grid.step_px, origin_px=grid.origin_px)
 
     @property
@@ -99,18 +88,7 @@ class HeatmapRecord(Record):
 
     @classmethod
     def of(cls, heatmap: Heatmap) -> Self:
-        """Take down a heatmap.
-
-        Parameters
-        ----------
-        heatmap
-            The result.
-
-        Returns
-        -------
-        HeatmapRecord
-            The record.
-        """
+        """Take down a heatmap."""
         return cls(
             classes=tuple(
                 ClassRecord(name=n, color=c)
@@ -175,22 +153,7 @@ class Summary(Record):
 
     @classmethod
     def of(cls, heatmap: Heatmap, *, warnings: Iterable[str], files: dict[str, FileRecord]) -> Self:
-        """Sum up a heatmap.
-
-        Parameters
-        ----------
-        heatmap
-            The result.
-        warnings
-            What writing its files had to say.
-        files
-            The files of the result.
-
-        Returns
-        -------
-        Summary
-            The summary.
-        """
+        """Sum up a heatmap."""
         areas = heatmap.areas()
         total = sum(areas.values())
         return cls(
@@ -217,35 +180,13 @@ class Summary(Record):
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Hash every file below a folder.
-
-    Parameters
-    ----------
-    folder
-        The folder of a result.
-
-    Returns
-    -------
-    dict[str, FileRecord]
-        Size and SHA-256 by the path in the folder, with ``/``, sorted.
-    """
+    """Hash every file below a folder."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     return {path.relative_to(folder).as_posix(): record_file(path) for path in paths}
 
 
 def record_file(path: Path) -> FileRecord:
-    """Hash a file.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    FileRecord
-        Its size and SHA-256.
-    """
+    """Hash a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileRecord(bytes=file.tell(), sha256=digest)

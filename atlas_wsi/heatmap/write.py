@@ -67,31 +67,8 @@ def write(
 ) -> dict[str, Path]:
     """Write a result to a folder named after its slide.
 
-    Parameters
-    ----------
-    heatmap
-        The result.
-    out_dir
-        Where the slide's folder is made.
-    formats
-        Names in `FORMATS`; None writes all for georeferenced scenes and all but the GeoTIFF for
-        slides. The summary is always written.
-    thumbnail
-        The whole slide in small, `(rows, cols, channels)` in its own dtype, for the overview.
-    overwrite
-        Whether a result that is there is replaced.
-    progress
-        Told how many files are written.
-
-    Returns
-    -------
-    dict[str, Path]
-        The file or folder of each format, and of ``"json"``.
-
-    Raises
-    ------
-    ValueError
-        If a format has no writer.
+    `thumbnail`: The whole slide in small, `(rows, cols, channels)` in its own dtype, for the
+    overview.
 
     Notes
     -----
@@ -128,29 +105,7 @@ def write(
 
 
 def check_writable(out_dir: str | os.PathLike[str], name: str, *, overwrite: bool = False) -> Path:
-    """Make sure, before long work, that its result can be written.
-
-    Parameters
-    ----------
-    out_dir
-        Where the slide's folder will be made; made if it is missing.
-    name
-        The slide's name.
-    overwrite
-        Whether a result that is there may be replaced.
-
-    Returns
-    -------
-    Path
-        The folder of the result, which does not exist, is empty, or may be replaced.
-
-    Raises
-    ------
-    OutputNotWritableError
-        If no folder can be made there.
-    ResultExistsError
-        If there is a result that may not be replaced, or something that is no result.
-    """
+    """Make sure, before long work, that its result can be written."""
     folder = Path(out_dir)
     final = folder / folder_name(name)
     if folder.exists() and not folder.is_dir():
@@ -181,18 +136,7 @@ def check_writable(out_dir: str | os.PathLike[str], name: str, *, overwrite: boo
 
 
 def folder_name(name: str) -> str:
-    """Make a slide's name safe as the name of a folder on any system.
-
-    Parameters
-    ----------
-    name
-        The slide's name; may come from anybody.
-
-    Returns
-    -------
-    str
-        Not empty, not hidden, at most 150 bytes, without separators and reserved characters.
-    """
+    """Make a slide's name safe as the name of a folder on any system."""
     safe = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", name).strip(" ").rstrip(".").lstrip(".")
     if len(safe.encode()) > 150:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -238,23 +182,7 @@ def open_result(path: str | os.PathLike[str]) -> Heatmap:
 
 
 def read_summary(folder: Path) -> Summary:
-    """Read the summary of a result.
-
-    Parameters
-    ----------
-    folder
-        The result's folder; it may come from anybody.
-
-    Returns
-    -------
-    Summary
-        What was written.
-
-    Raises
-    ------
-    CorruptResultError
-        If it is missing, too large, or not what we write.
-    """
+    """Read the summary of a result."""
     path = folder / SUMMARY
     try:
         size = path.stat().st_size
@@ -272,22 +200,7 @@ def read_summary(folder: Path) -> Summary:
 
 
 def find_damage(folder: Path, summary: Summary, *, below: str = "") -> tuple[str, ...]:
-    """Compare the files of a result with what its summary says of them.
-
-    Parameters
-    ----------
-    folder
-        The result's folder.
-    summary
-        Its summary.
-    below
-        Only files whose path in the folder begins so.
-
-    Returns
-    -------
-    tuple[str, ...]
-        A line for each file that is missing or changed.
-    """
+    """Compare the files of a result with what its summary says of them."""
     damage = []
     for name, expected in summary.files.items():
         path = folder / name
@@ -334,13 +247,7 @@ def _put_in_place(partial: Path, final: Path, *, overwrite: bool) -> None:
 
 
 def machine() -> str:
-    """Name the space in which a process id is unique.
-
-    Returns
-    -------
-    str
-        Made of the host's name and, in containers, the namespace of process ids.
-    """
+    """Name the space in which a process id is unique."""
     space = Path("/proc/self/ns/pid")
     inside = space.readlink() if space.is_symlink() else ""
     return hashlib.sha256(f"{platform.node()} {inside}".encode()).hexdigest()[:8]
@@ -373,29 +280,7 @@ def _remove_leftovers(out_dir: Path) -> None:
 
 @contextmanager
 def disk_errors(final: Path) -> Iterator[None]:
-    """Turn what the system says of a disk into errors that say what to do.
-
-    Parameters
-    ----------
-    final
-        What is being written.
-
-    Yields
-    ------
-    None
-        While it is written.
-
-    Raises
-    ------
-    AtlasError
-        As it was raised, if it is one of ours.
-    DiskFullError
-        If there is no space.
-    ResultExistsError
-        If somebody else has written it.
-    OutputNotWritableError
-        If it cannot be written.
-    """
+    """Turn what the system says of a disk into errors that say what to do."""
     try:
         yield
     except AtlasError:

@@ -73,35 +73,7 @@ def bench(
     memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Bench:
-    """Time decoding, encoding and the whole of a slide.
-
-    Parameters
-    ----------
-    path
-        The slide. Its file is in the system's cache after the first pass; a cold disk is slower.
-    model
-        The model.
-    mpp
-        Micrometres a pixel of the slide, if the file does not say.
-    device
-        As for `predict`.
-    precision
-        As for `predict`.
-    memory
-        As for `predict`.
-    progress
-        Told how far `predict` is.
-
-    Returns
-    -------
-    Bench
-        Speeds, memory and what bounds them.
-
-    Raises
-    ------
-    ValueError
-        If the slide has no tissue to time.
-    """
+    """Time decoding, encoding and the whole of a slide."""
     place = choose_device(device)
     with open_slide(path, mpp=mpp) as slide:
         mask = tissue_mask(slide)
@@ -176,25 +148,7 @@ def encode_array(
 ) -> SlideLogits:
     """Run the streamed pass over an image in memory.
 
-    Parameters
-    ----------
-    model
-        From `atlas_wsi.inference.engine.prepare`.
-    layout
-        Windows of every scale.
-    pixels
-        uint8 `(rows, cols, 3)`.
-    batch
-        Windows that attend at once.
-    side
-        Windows along a macro-tile's side.
-    cell_tokens
-        Fine tokens along a cell's side.
-
-    Returns
-    -------
-    SlideLogits
-        On the CPU.
+    `pixels`: uint8 `(rows, cols, 3)`.
     """
     at = layout.scales[0]
     shape = (pixels.shape[0], pixels.shape[1])

@@ -52,28 +52,6 @@ def predict_by_tile(
 
     Patches lie edge to edge from the slide's origin; those at its far borders are filled up with
     background.
-
-    Parameters
-    ----------
-    slide
-        An open slide.
-    model
-        The classifier.
-    tissue
-        Where to predict; by default `atlas_wsi.tissue_mask` of the slide.
-    device
-        Where to compute; ONNX runs on the CPU.
-    batch_size
-        Patches at once, 16 by default.
-    report
-        Told how many patches are done.
-    cancel
-        Stops the work between two batches.
-
-    Returns
-    -------
-    Heatmap
-        NaN where there is no tissue; the slide's scores are the means over the cells.
     """
     clock = Clock()
     slide.require_mpp()

@@ -29,19 +29,6 @@ class CoarseContext:
 
     The window asked about is read and encoded again; its attention is that of the prediction up to
     rounding.
-
-    Parameters
-    ----------
-    model
-        From `atlas_wsi.inference.engine.prepare`.
-    layout
-        Windows of every scale.
-    image
-        The slide at the working resolution; it must stay open.
-    coarse_kv
-        For each block that has the finest scale: keys and values of every coarser scale.
-    cell_tokens
-        Fine tokens along a cell's side.
     """
 
     def __init__(
@@ -57,23 +44,7 @@ class CoarseContext:
 
     @torch.inference_mode()
     def attention(self, y: float, x: float) -> list[AttentionMap]:
-        """Tell what the cell at a place attends to in the last block with the finest scale.
-
-        Parameters
-        ----------
-        y
-            Level-0 row.
-        x
-            Level-0 column.
-
-        Returns
-        -------
-        list of AttentionMap
-            One a coarse scale, nearest first: the share of attention, averaged over the cell's
-            tokens and the heads, that each token of the coarse window over it has. What is
-            missing to a sum of 1 is attention to the cell's own window. Empty where nothing was
-            predicted, and for a slide or model with one scale.
-        """
+        """Tell what the cell at a place attends to in the last block with the finest scale."""
         at = self._layout.scales[0]
         step = self._image.grid.step_px
         token = (int(y / step[0] // STRIDE_PX), int(x / step[1] // STRIDE_PX))

@@ -33,37 +33,7 @@ def embed(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Features:
-    """Describe the tiles of a slide by the features that a model reads its classes from.
-
-    Parameters
-    ----------
-    slide
-        The slide.
-    model
-        The model or a network of timm, in evaluation mode; tiles are read at its resolution.
-    tissue
-        Where tissue is.
-    tile_px
-        Side of a tile in working pixels.
-    min_tissue
-        Least share of a tile that is tissue.
-    batch
-        Tiles at once.
-    progress
-        Told how many tiles are done.
-    cancel
-        Stops the work.
-
-    Returns
-    -------
-    Features
-        Of the tiles row by row; tiles that reach over the slide's border are left out.
-
-    Raises
-    ------
-    SlideError
-        If no tile holds enough tissue.
-    """
+    """Describe the tiles of a slide by the features that a model reads its classes from."""
     report, cancel = progress or silent, cancel or CancelToken()
     about = model.card if isinstance(model, Model) else model
     image = open_working_image(slide, mpp=about.mpp)

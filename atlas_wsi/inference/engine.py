@@ -16,23 +16,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """Choose where to compute.
-
-    Parameters
-    ----------
-    device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
-
-    Returns
-    -------
-    torch.device
-        The first GPU if there is one and the choice is ours, else what was asked for.
-
-    Raises
-    ------
-    ModelError
-        If the device is not there.
-    """
+    """Choose where to compute."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -49,18 +33,8 @@ def choose_device(device: str = "auto") -> torch.device:
 def choose_dtype(device: torch.device, precision: Precision = "auto") -> torch.dtype:
     """Choose the type to compute in.
 
-    Parameters
-    ----------
-    device
-        Where it is computed.
-    precision
-        ``"auto"`` takes bfloat16 where the hardware multiplies it (AMX or AVX512-BF16, recent
-        GPUs), else float32.
-
-    Returns
-    -------
-    torch.dtype
-        bfloat16 or float32.
+    `precision`: ``"auto"`` takes bfloat16 where the hardware multiplies it (AMX or AVX512-BF16,
+    recent GPUs), else float32. Returns: bfloat16 or float32.
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -68,18 +42,7 @@ def choose_dtype(device: torch.device, precision: Precision = "auto") -> torch.d
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device multiplies bfloat16 in hardware.
-
-    Parameters
-    ----------
-    device
-        Where it would be computed.
-
-    Returns
-    -------
-    bool
-        False where torch cannot tell.
-    """
+    """Tell whether a device multiplies bfloat16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
@@ -96,20 +59,6 @@ def prepare(model: Model, *, device: torch.device, dtype: torch.dtype) -> Model:
 
     Batch norm is folded into the convolutions (the sum is done in float32), the stem runs
     channels-last, and no gradient is kept.
-
-    Parameters
-    ----------
-    model
-        A model; it is not changed.
-    device
-        Where it will run.
-    dtype
-        What it will compute in.
-
-    Returns
-    -------
-    Model
-        Gives the same output up to rounding.
     """
     ready = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
     ready.encoder.stem.fold_()

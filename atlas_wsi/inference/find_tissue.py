@@ -27,29 +27,7 @@ def find_tissue(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> TissueMask:
-    """Find tissue with a model that tells it from glass, ink and lack of focus.
-
-    Parameters
-    ----------
-    slide
-        The slide.
-    model
-        A model with a class ``tissue``, such as the shipped one of that name.
-    progress
-        Told how far the model is.
-    cancel
-        Stops it.
-
-    Returns
-    -------
-    TissueMask
-        Cells of the model's heatmap in which tissue is the most probable class.
-
-    Raises
-    ------
-    ModelError
-        If the model has no class ``tissue``.
-    """
+    """Find tissue with a model that tells it from glass, ink and lack of focus."""
     names = model.card.class_names
     if TISSUE not in names:
         raise ModelError(

@@ -80,32 +80,8 @@ class Fine(Protocol):
 class FineWindows:
     """A share of the fine windows in this process.
 
-    Parameters
-    ----------
-    model
-        From `atlas_wsi.inference.engine.prepare`.
-    layout
-        Windows of every scale; those of the finest are the share's (`Layout.share`).
-    tiles
-        Macro-tiles and their pixels; every window in exactly one, unless `kept` says that its
-        tokens are in the store.
-    store
-        Where tokens lie between passes.
-    image_shape
-        Rows and columns of the image in working pixels.
-    batch
-        Windows that attend at once.
-    cell_tokens
-        Fine tokens along a cell's side.
-    step
-        Called after each piece of work with the number of windows done in it; may raise to stop.
-    scratch
-        Where tokens are written by blocks that another block follows; `store` by default.
-    kept
-        Places of windows whose tokens are in the store already.
-    preview
-        Called with places of windows and logits `(n, K, rows, cols)` a cell, not yet final: first of
-        each window seen alone, then seen with its context.
+    `preview`: Called with places of windows and logits `(n, K, rows, cols)` a cell, not yet final:
+    first of each window seen alone, then seen with its context.
     """
 
     def __init__(
@@ -147,13 +123,7 @@ class FineWindows:
 
     @torch.inference_mode()
     def encode(self) -> Pooled:
-        """Read and encode every window (pass 0).
-
-        Returns
-        -------
-        Pooled
-            What the next scale is made of.
-        """
+        """Read and encode every window (pass 0)."""
         return self._encode()
 
     def _encode(self) -> Pooled:
@@ -175,22 +145,7 @@ class FineWindows:
     def attend(
         self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
     ) -> Attended:
-        """Run one block over every window (pass b).
-
-        Parameters
-        ----------
-        number
-            Number of the block among those that have the finest scale.
-        coarse
-            Tokens of the next scale after its way down; None if there is none.
-        kv
-            Keys and values of every coarser scale, nearest first.
-
-        Returns
-        -------
-        Attended
-            What the next scale takes.
-        """
+        """Run one block over every window (pass b)."""
         return self._attend(number, coarse, kv)
 
     def _attend(
@@ -222,29 +177,14 @@ class FineWindows:
         return Attended(parts=parts, pooled=pooled)
 
     def reading(self) -> FineReading:
-        """Return what was read after the last block.
-
-        Returns
-        -------
-        FineReading
-            On the CPU.
-        """
+        """Return what was read after the last block."""
         return FineReading(cells=self._cells, total=self._total, count=self._count)
 
     def tokens_of_tile(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
         """Encode the windows of one macro-tile.
 
-        Parameters
-        ----------
-        tile
-            Which windows.
-        pixels
-            uint8, what the tile says to read.
-
-        Returns
-        -------
-        torch.Tensor
-            Tokens `(n, T, C)`, zero where invalid.
+        `pixels`: uint8, what the tile says to read. Returns: Tokens `(n, T, C)`, zero where
+        invalid.
         """
         image = torch.from_numpy(pixels[None])
         if self.device.type == "cuda":
@@ -330,50 +270,20 @@ class LearningWindows(FineWindows):
     """
 
     def encode(self) -> Pooled:
-        """Read and encode every window with a gradient.
-
-        Returns
-        -------
-        Pooled
-            What the next scale is made of.
-        """
+        """Read and encode every window with a gradient."""
         return self._encode()
 
     def attend(
         self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
     ) -> Attended:
-        """Run one block over every window with a gradient.
-
-        Parameters
-        ----------
-        number
-            Number of the block among those that have the finest scale.
-        coarse
-            Tokens of the next scale after its way down; None if there is none.
-        kv
-            Keys and values of every coarser scale, nearest first.
-
-        Returns
-        -------
-        Attended
-            What the next scale takes.
-        """
+        """Run one block over every window with a gradient."""
         return self._attend(number, coarse, kv)
 
     def tokens_of_tile(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
         """Encode the windows of one macro-tile; its maps are not kept.
 
-        Parameters
-        ----------
-        tile
-            Which windows.
-        pixels
-            uint8, what the tile says to read.
-
-        Returns
-        -------
-        torch.Tensor
-            Tokens `(n, T, C)`, zero where invalid.
+        `pixels`: uint8, what the tile says to read. Returns: Tokens `(n, T, C)`, zero where
+        invalid.
         """
         return checkpoint(super().tokens_of_tile, tile, pixels, use_reentrant=False)
 
@@ -381,34 +291,14 @@ class LearningWindows(FineWindows):
 def mean_cells(summed: torch.Tensor) -> torch.Tensor:
     """Turn sums a cell into means.
 
-    Parameters
-    ----------
-    summed
-        `(n, K + 1, rows, cols)`, counts last.
-
-    Returns
-    -------
-    torch.Tensor
-        `(n, K, rows, cols)`; NaN where no token is valid.
+    `summed`: `(n, K + 1, rows, cols)`, counts last. Returns: `(n, K, rows, cols)`; NaN where no
+    token is valid.
     """
     return summed[:, :-1] / summed[:, -1:]
 
 
 def fine_blocks(model: Model, layout: Layout) -> list[MsaBlock]:
-    """Return the blocks that have the finest scale.
-
-    Parameters
-    ----------
-    model
-        The model.
-    layout
-        Windows of every scale.
-
-    Returns
-    -------
-    list of MsaBlock
-        In order. The finest scale is dropped after the first stage unless it is the only one.
-    """
+    """Return the blocks that have the finest scale."""
     stages = stage_blocks(model)
     return [
         block
@@ -418,18 +308,7 @@ def fine_blocks(model: Model, layout: Layout) -> list[MsaBlock]:
 
 
 def stage_blocks(model: Model) -> list[list[MsaBlock]]:
-    """Return the blocks of every stage.
-
-    Parameters
-    ----------
-    model
-        The model.
-
-    Returns
-    -------
-    list of list of MsaBlock
-        In order; empty for a MambaVision alone.
-    """
+    """Return the blocks of every stage."""
     stages = []
     for stage in model.encoder.stages:
         assert isinstance(stage, nn.ModuleList)

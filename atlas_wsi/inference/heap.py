@@ -27,13 +27,7 @@ _users = 0
 
 @contextmanager
 def kept_heap() -> Iterator[None]:
-    """Keep freed memory while the block runs; without glibc, do nothing.
-
-    Yields
-    ------
-    None
-        Passes may run at the same time; the last to end gives the memory back.
-    """
+    """Keep freed memory while the block runs; without glibc, do nothing."""
     global _users
     libc = _glibc()
     with _lock:

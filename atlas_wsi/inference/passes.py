@@ -45,22 +45,7 @@ class SlideLogits:
 
 
 class StreamedPass:
-    """One streamed forward pass: the coarse scales here, the fine windows in shares.
-
-    Parameters
-    ----------
-    model
-        From `atlas_wsi.inference.engine.prepare`.
-    layout
-        Windows of every scale of one image.
-    shares
-        For each share of the fine windows, their places in the layout's list, and who computes
-        them. Every window is in exactly one. Shares run at the same time.
-    batch
-        Windows that attend at once.
-    keep_context
-        Whether to keep the keys and values of the coarse scales.
-    """
+    """One streamed forward pass: the coarse scales here, the fine windows in shares."""
 
     def __init__(
         self,
@@ -88,34 +73,12 @@ class StreamedPass:
 
     @torch.inference_mode()
     def run(self, *, cell_tokens: int = 4) -> SlideLogits:
-        """Encode and read a whole image.
-
-        Parameters
-        ----------
-        cell_tokens
-            Fine tokens along a cell's side.
-
-        Returns
-        -------
-        SlideLogits
-            On the CPU.
-        """
+        """Encode and read a whole image."""
         with kept_heap():
             return self.logits(cell_tokens=cell_tokens)
 
     def logits(self, *, cell_tokens: int = 4) -> SlideLogits:
-        """Encode and read a whole image with the gradient that its shares keep, for training.
-
-        Parameters
-        ----------
-        cell_tokens
-            Fine tokens along a cell's side.
-
-        Returns
-        -------
-        SlideLogits
-            On the CPU.
-        """
+        """Encode and read a whole image with the gradient that its shares keep, for training."""
         made = self._each(lambda share: share.encode())
         pooled = self._gather([one.placed for one in made])
         coarse = self._coarse_start(self._gather([one.raw for one in made]))

@@ -45,15 +45,7 @@ class WorkingImage:
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Read a part.
 
-        Parameters
-        ----------
-        box
-            Working pixels.
-
-        Returns
-        -------
-        NDArray
-            uint8 `(rows, cols, 3)`.
+        Returns: uint8 `(rows, cols, 3)`.
         """
         pixels = self.slide.read_region(
             box.row * self.grid.step_px[0],
@@ -74,19 +66,7 @@ def stretch(
 ) -> NDArray[np.uint8]:
     """Scale samples linearly to 8 bits.
 
-    Parameters
-    ----------
-    pixels
-        `(rows, cols, 3)` of any type; NaN becomes 0.
-    low
-        Value of each channel that becomes 0.
-    high
-        Value of each channel that becomes 255.
-
-    Returns
-    -------
-    NDArray
-        uint8, clipped.
+    `pixels`: `(rows, cols, 3)` of any type; NaN becomes 0. Returns: uint8, clipped.
     """
     scaled = (pixels.astype(np.float32) - low) * (255 / np.maximum(high - low, 1e-12))
     return np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255).round().astype(np.uint8)
@@ -98,19 +78,6 @@ def open_working_image(slide: Slide, *, mpp: float) -> WorkingImage:
     The scaling of samples that are not 8-bit is one for the whole slide (2nd to 98th percentile
     of its thumbnail's valid pixels), never one a tile, so that the result does not depend on how
     the slide is cut.
-
-    Parameters
-    ----------
-    slide
-        What is to be read.
-    mpp
-        Micrometres a pixel that the model was made for. A slide more than twice as coarse is
-        read at its own resolution, with a warning: enlarging it would invent detail.
-
-    Returns
-    -------
-    WorkingImage
-        Reads parts at the working resolution.
     """
     own = slide.require_mpp()
     warnings = []

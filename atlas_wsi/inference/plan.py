@@ -44,24 +44,7 @@ def plan_macro_tiles(
 ) -> list[MacroTile]:
     """Group the active windows into macro-tiles.
 
-    Parameters
-    ----------
-    where
-        `(N, 2)`: row and column of every active window.
-    image_shape
-        Rows and columns of the image in working pixels.
-    window_px
-        Working pixels along a window's side.
-    reach
-        Gives the pixels that the tokens of a box of pixels depend on: `reach` of the stem.
-    side
-        Windows along a macro-tile's side, at most.
-
-    Returns
-    -------
-    list of MacroTile
-        In row-major order of blocks of `side`; every active window is in exactly one. A block whose
-        active windows leave much of it empty is cut where that saves pixels.
+    `where`: `(N, 2)`: row and column of every active window.
     """
 
     def tile_of(members: NDArray[np.int64]) -> MacroTile:
@@ -105,23 +88,7 @@ def _cost(tile: MacroTile) -> int:
 
 
 def parse_bytes(text: str | int) -> int:
-    """Read an amount of memory.
-
-    Parameters
-    ----------
-    text
-        Such as ``"4GB"``, ``"800 MB"`` or a number of bytes.
-
-    Returns
-    -------
-    int
-        Bytes; K, M, G and T are powers of 1024.
-
-    Raises
-    ------
-    ValueError
-        If the text is no amount of memory.
-    """
+    """Read an amount of memory."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(?:i?B)?\s*", str(text).upper())
     if not match:
         raise ValueError(f"'{text}' is not an amount of memory; expected such as 4GB or 800MB")
@@ -152,39 +119,7 @@ def plan_memory(
     itemsize: int,
     batch: int | None = None,
 ) -> MemoryPlan:
-    """Divide a memory budget among tokens, macro-tiles and batches.
-
-    Parameters
-    ----------
-    budget_bytes
-        Memory that the pass may take.
-    n_windows
-        Active windows.
-    tokens
-        Tokens a window.
-    dim
-        Channels of a token.
-    n_scales
-        Scales of the image.
-    window_px
-        Working pixels along a window's side.
-    pixel_floats
-        Numbers a working pixel that the stem holds at once.
-    itemsize
-        Bytes a number while computing.
-    batch
-        Windows at once, if the caller chose it.
-
-    Returns
-    -------
-    MemoryPlan
-        What fits.
-
-    Raises
-    ------
-    MemoryBudgetError
-        If the coarse scales alone do not fit.
-    """
+    """Divide a memory budget among tokens, macro-tiles and batches."""
     window_bytes = tokens * dim * itemsize
     # tokens, keys and values, and parts of every scale but the finest; each is 1/16 of the last
     coarse_bytes = n_windows * window_bytes // 16 * 8

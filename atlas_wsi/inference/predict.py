@@ -275,22 +275,7 @@ def _predict(
 
 
 def plan_layout(model: Model, image: WorkingImage, windows: WindowGrid) -> Layout:
-    """List the windows of every scale of a slide.
-
-    Parameters
-    ----------
-    model
-        The model.
-    image
-        The slide at the working resolution.
-    windows
-        Which windows are active.
-
-    Returns
-    -------
-    Layout
-        A slide no larger than a window is one window.
-    """
+    """List the windows of every scale of a slide."""
     active = windows.active
     if max(image.shape) <= model.config.window_px:
         active = np.ones((1, 1), dtype=bool)

@@ -16,24 +16,7 @@ Read = TypeVar("Read")
 def prefetch(
     read: Callable[[Item], Read], items: Sequence[Item], *, threads: int, ahead: int
 ) -> Iterator[tuple[Item, Read]]:
-    """Read items in threads while the caller works on earlier ones.
-
-    Parameters
-    ----------
-    read
-        Called in threads, once an item.
-    items
-        What to read.
-    threads
-        Threads that read.
-    ahead
-        Items at most that are read or being read before the caller takes them.
-
-    Yields
-    ------
-    tuple
-        Each item and what was read of it, in order. An error of `read` is raised here.
-    """
+    """Read items in threads while the caller works on earlier ones."""
     with ThreadPoolExecutor(threads, thread_name_prefix="atlas-wsi-read") as pool:
         waiting: deque[tuple[Item, Future[Read]]] = deque()
         try:

@@ -29,23 +29,8 @@ def into_heatmap(
 ) -> Callable[[torch.Tensor, torch.Tensor], None]:
     """Make a function that lays logits of windows into a heatmap and tells of it.
 
-    Parameters
-    ----------
-    heatmap
-        Its probabilities are changed in place.
-    preview
-        Told after each window.
-    layout
-        Windows of every scale.
-    wanted
-        bool `(rows, cols)`: cells that are shown.
-    temperature
-        Divides the logits.
-
-    Returns
-    -------
-    callable
-        Takes the places of windows in the layout's list, and float32 `(n, class, rows, cols)`.
+    `wanted`: bool `(rows, cols)`: cells that are shown. Returns: Takes the places of windows in the
+    layout's list, and float32 `(n, class, rows, cols)`.
     """
     where = layout.scales[0].where
 

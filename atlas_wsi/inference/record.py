@@ -40,13 +40,7 @@ class Clock:
         self._first = self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """End a stage.
-
-        Parameters
-        ----------
-        stage
-            Its name.
-        """
+        """End a stage."""
         now = time.perf_counter()
         self.stages[stage] = round(now - self._last, 3)
         self._last = now
@@ -57,20 +51,7 @@ class Clock:
 
 
 def find_mask(slide: Slide, report: Progress) -> TissueMask:
-    """Find tissue and tell of it.
-
-    Parameters
-    ----------
-    slide
-        An open slide.
-    report
-        Told when it begins and ends.
-
-    Returns
-    -------
-    TissueMask
-        `atlas_wsi.tissue_mask` of the slide.
-    """
+    """Find tissue and tell of it."""
     report("find tissue", 0, 1)
     mask = tissue_mask(slide)
     report("find tissue", 1, 1)
@@ -87,30 +68,7 @@ def empty_heatmap(
     tissue: TissueMask,
     started: str,
 ) -> Heatmap:
-    """Lay cells over a slide.
-
-    Parameters
-    ----------
-    image
-        The slide at the working resolution.
-    card
-        Of the model.
-    sha256
-        Of the model's file.
-    reason
-        Why this model was taken.
-    cell_px
-        Side of a cell in working pixels.
-    tissue
-        Where tissue is.
-    started
-        Date and time of the start.
-
-    Returns
-    -------
-    Heatmap
-        All cells NaN.
-    """
+    """Lay cells over a slide."""
     cells = Grid(
         shape=(-(-image.shape[0] // cell_px), -(-image.shape[1] // cell_px)),
         step_px=(image.grid.step_px[0] * cell_px, image.grid.step_px[1] * cell_px),
@@ -133,20 +91,7 @@ def empty_heatmap(
 
 
 def starting_warnings(image: WorkingImage, card: ModelCard) -> list[str]:
-    """Collect what the user should know of a slide and a model before any result.
-
-    Parameters
-    ----------
-    image
-        The slide at the working resolution.
-    card
-        Of the model.
-
-    Returns
-    -------
-    list of str
-        Of the file, of its resolution, and of the kind of picture.
-    """
+    """Collect what the user should know of a slide and a model before any result."""
     found = [*image.slide.meta.warnings, *image.warnings]
     domain = "scene" if image.slide.is_georeferenced else "slide"
     if card.domain != domain:
@@ -162,26 +107,7 @@ def finished(
     parameters: Mapping[str, object],
     warnings: Sequence[str],
 ) -> Run:
-    """Add what is known at the end of a run.
-
-    Parameters
-    ----------
-    run
-        As it was at the start.
-    slide
-        What was predicted.
-    clock
-        Made at the start.
-    parameters
-        What decided the run.
-    warnings
-        What the user should know.
-
-    Returns
-    -------
-    Run
-        With times, memory, versions and the tiles that could not be read.
-    """
+    """Add what is known at the end of a run."""
     lost = slide.unreadable
     more = [f"{len(lost)} tiles could not be read and were taken as background."] if lost else []
     return run.model_copy(
@@ -201,22 +127,7 @@ def finished(
 def reporter(
     report: Progress, cancel: CancelToken, totals: Mapping[str, int]
 ) -> Callable[[str, int], None]:
-    """Make a function that counts what is done and stops when the user wants it.
-
-    Parameters
-    ----------
-    report
-        Told how far the work is.
-    cancel
-        Stops the work.
-    totals
-        How much there is of each kind of work.
-
-    Returns
-    -------
-    callable
-        Takes the kind of work and how much of it was done now.
-    """
+    """Make a function that counts what is done and stops when the user wants it."""
     done = dict.fromkeys(totals, 0)
 
     def step(what: str, n: int) -> None:
@@ -252,13 +163,7 @@ def _versions() -> dict[str, str]:
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest resident memory of this process so far.
-
-    Returns
-    -------
-    int
-        Bytes. On Linux not `ru_maxrss`, which starts at what the process that started this one held.
-    """
+    """Return the largest resident memory of this process so far."""
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text(encoding="ascii").splitlines()

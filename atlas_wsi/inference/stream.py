@@ -45,33 +45,13 @@ READ_THREADS = 4
 def read_threads() -> int:
     """Return how many threads decode.
 
-    Returns
-    -------
-    int
-        At most `READ_THREADS`.
+    Returns: At most `READ_THREADS`.
     """
     return min(READ_THREADS, os.cpu_count() or 1)
 
 
 def macro_tiles(model: Model, layout: Layout, shape: tuple[int, int], side: int) -> list[MacroTile]:
-    """Group the fine windows of a layout into macro-tiles.
-
-    Parameters
-    ----------
-    model
-        The model.
-    layout
-        Windows of every scale, or a share of them.
-    shape
-        Rows and columns of the image in working pixels.
-    side
-        Windows along a macro-tile's side, at most.
-
-    Returns
-    -------
-    list of MacroTile
-        Every window in exactly one.
-    """
+    """Group the fine windows of a layout into macro-tiles."""
     at = layout.scales[0]
     return plan_macro_tiles(
         at.where[:, 1:],
@@ -85,26 +65,7 @@ def macro_tiles(model: Model, layout: Layout, shape: tuple[int, int], side: int)
 def plan_for(
     model: Model, layout: Layout, budget: int, *, itemsize: int, batch: int | None = None
 ) -> MemoryPlan:
-    """Divide a memory budget for a model and the windows of a slide.
-
-    Parameters
-    ----------
-    model
-        The model.
-    layout
-        Windows of every scale.
-    budget
-        Bytes that the pass may take.
-    itemsize
-        Bytes a number while computing.
-    batch
-        Windows at once, if the caller chose it.
-
-    Returns
-    -------
-    MemoryPlan
-        What fits.
-    """
+    """Divide a memory budget for a model and the windows of a slide."""
     at = layout.scales[0]
     return plan_memory(
         budget,
@@ -131,33 +92,7 @@ def open_share(
     work: Path | None = None,
     preview: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Iterator[FineWindows]:
-    """Make ready a share of a slide's windows; pixels are decoded ahead of the encoder.
-
-    Parameters
-    ----------
-    model
-        From `atlas_wsi.inference.engine.prepare`.
-    layout
-        Windows of every scale; those of the finest are the share's.
-    image
-        The slide at the working resolution.
-    plan
-        How the memory is spent.
-    cell_tokens
-        Fine tokens along a cell's side.
-    step
-        Called after each piece of work with its kind and the number of windows; may raise to stop.
-    work
-        Folder that keeps encoded windows, for the case that this run dies; removed when the share
-        is closed without an error.
-    preview
-        See `FineWindows`.
-
-    Yields
-    ------
-    FineWindows
-        To be encoded and attended.
-    """
+    """Make ready a share of a slide's windows; pixels are decoded ahead of the encoder."""
     at, blocks = layout.scales[0], fine_blocks(model, layout)
     shape = (at.n_windows if blocks else 0, at.side**2, model.config.dim)
     dtype = model.encoder.fc.weight.dtype
@@ -214,24 +149,7 @@ def _divide(
 
 
 def kept_key(model: Model, layout: Layout, image: WorkingImage, plan: MemoryPlan) -> dict[str, Any]:
-    """Tell what the tokens of pass 0 depend on.
-
-    Parameters
-    ----------
-    model
-        The model.
-    layout
-        Windows of every scale.
-    image
-        The slide at the working resolution.
-    plan
-        How the memory is spent: the cut into macro-tiles changes the last bits.
-
-    Returns
-    -------
-    dict
-        JSON types.
-    """
+    """Tell what the tokens of pass 0 depend on."""
     path = image.slide.path
     facts = os.stat(path) if os.path.exists(path) else None  # noqa: PTH110, PTH116 - may be a URL
     return {

@@ -35,15 +35,7 @@ class TokenStore(Protocol):
 
 
 class RamTokens:
-    """Tokens in memory.
-
-    Parameters
-    ----------
-    shape
-        Windows, tokens a window, channels.
-    dtype
-        Type of the stored numbers.
-    """
+    """Tokens in memory."""
 
     def __init__(self, shape: tuple[int, int, int], *, dtype: torch.dtype) -> None:
         self._tokens = torch.empty(shape, dtype=dtype)
@@ -51,28 +43,12 @@ class RamTokens:
     def read(self, windows: slice | torch.Tensor) -> torch.Tensor:
         """Return the tokens of some windows.
 
-        Parameters
-        ----------
-        windows
-            Which windows.
-
-        Returns
-        -------
-        torch.Tensor
-            `(n, T, C)`, not to be written to.
+        Returns: `(n, T, C)`, not to be written to.
         """
         return self._tokens[windows]
 
     def write(self, windows: slice | torch.Tensor, x_NTC: torch.Tensor) -> None:
-        """Keep the tokens of some windows.
-
-        Parameters
-        ----------
-        windows
-            Which windows.
-        x_NTC
-            Their tokens, on any device.
-        """
+        """Keep the tokens of some windows."""
         self._tokens[windows] = x_NTC.to("cpu", self._tokens.dtype)
 
     def close(self) -> None:
@@ -84,15 +60,6 @@ class FileTokens:
     """Tokens in a file, read and written by position, so that they take no memory.
 
     The default file has no name: the system frees it when the process ends, however it ends.
-
-    Parameters
-    ----------
-    shape
-        Windows, tokens a window, channels.
-    dtype
-        Type of the stored numbers.
-    file
-        Open for reading and writing; a nameless temporary file by default.
     """
 
     def __init__(
@@ -118,15 +85,7 @@ class FileTokens:
     def read(self, windows: slice | torch.Tensor) -> torch.Tensor:
         """Return the tokens of some windows.
 
-        Parameters
-        ----------
-        windows
-            Which windows.
-
-        Returns
-        -------
-        torch.Tensor
-            `(n, T, C)`.
+        Returns: `(n, T, C)`.
         """
         places = self._places(windows)
         raw = torch.empty(len(places) * self._stride, dtype=torch.uint8)
@@ -137,15 +96,7 @@ class FileTokens:
         return raw.view(self._dtype).view(len(places), *self._shape[1:])
 
     def write(self, windows: slice | torch.Tensor, x_NTC: torch.Tensor) -> None:
-        """Keep the tokens of some windows.
-
-        Parameters
-        ----------
-        windows
-            Which windows.
-        x_NTC
-            Their tokens, on any device.
-        """
+        """Keep the tokens of some windows."""
         places = self._places(windows)
         raw = _bytes_of(x_NTC.to("cpu", self._dtype))
         for at, first, n in _runs(places):
@@ -166,22 +117,6 @@ class KeptTokens(FileTokens):
     """Tokens that outlive the process, so that a run that died goes on where it was.
 
     A window counts as kept if the checksum of its tokens, which is written after them, is right.
-
-    Parameters
-    ----------
-    folder
-        Where the tokens lie; made if it is not there.
-    key
-        What the tokens depend on; what another key left in the folder is thrown away.
-    shape
-        Windows, tokens a window, channels.
-    dtype
-        Type of the stored numbers.
-
-    Raises
-    ------
-    OutputNotWritableError
-        If the folder cannot be written, or another process works in it.
     """
 
     def __init__(
@@ -217,15 +152,7 @@ class KeptTokens(FileTokens):
         self.kept = self._find_kept()
 
     def write(self, windows: slice | torch.Tensor, x_NTC: torch.Tensor) -> None:
-        """Keep the tokens of some windows, for the next run as well.
-
-        Parameters
-        ----------
-        windows
-            Which windows.
-        x_NTC
-            Their tokens, on any device.
-        """
+        """Keep the tokens of some windows, for the next run as well."""
         x_NTC = x_NTC.to("cpu", self._dtype)
         super().write(windows, x_NTC)
         for place, tokens in zip(self._places(windows), x_NTC, strict=True):

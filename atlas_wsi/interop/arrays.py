@@ -24,18 +24,7 @@ _TISSUE = "atlas-wsi predict SLIDE -o OUT --tissue FILE"
 
 
 def inspect_hdf5(path: Path) -> Inspection:
-    """Tell what an HDF5 file is: tiles and features of CLAM, TRIDENT, WSInfer, STAMP and ours.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    Inspection
-        What was found.
-    """
+    """Tell what an HDF5 file is: tiles and features of CLAM, TRIDENT, WSInfer, STAMP and ours."""
     parts: list[Part] = []
 
     def visit(name: str, found: Any) -> bool | None:
@@ -110,23 +99,7 @@ def _attributes(found: Any) -> dict[str, Any]:
 
 
 def inspect_zarr(path: Path) -> Inspection:
-    """Tell what a Zarr store is: OME-Zarr, ours, SpatialData, TIAToolbox.
-
-    Parameters
-    ----------
-    path
-        The folder.
-
-    Returns
-    -------
-    Inspection
-        What was found.
-
-    Raises
-    ------
-    CorruptResultError
-        If it is damaged.
-    """
+    """Tell what a Zarr store is: OME-Zarr, ours, SpatialData, TIAToolbox."""
     import zarr
 
     for name in ("zarr.json", ".zattrs", ".zmetadata"):
@@ -242,23 +215,7 @@ def _heatmap(stored: Any, parts: tuple[Part, ...], facts: dict[str, Any]) -> Ins
 
 
 def inspect_safetensors(path: Path) -> Inspection:
-    """Tell what a safetensors file is, without reading a tensor.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    Inspection
-        What was found.
-
-    Raises
-    ------
-    CorruptResultError
-        If it is damaged.
-    """
+    """Tell what a safetensors file is, without reading a tensor."""
     from safetensors import SafetensorError, safe_open
 
     try:

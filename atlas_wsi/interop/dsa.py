@@ -21,20 +21,7 @@ _FILL, _STRONGEST = 0.25, 0.7
 
 
 def write_dsa(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
-    """Write a list of annotations: the regions, and a heatmap a class.
-
-    Parameters
-    ----------
-    heatmap
-        The result.
-    path
-        The file to write, to be uploaded as annotation of the slide's item.
-
-    Returns
-    -------
-    tuple[str, ...]
-        A warning if there were more regions than are written.
-    """
+    """Write a list of annotations: the regions, and a heatmap a class."""
     found = find_regions(heatmap)
     elements = [
         _outline(heatmap, region.class_index, piece)

@@ -153,23 +153,7 @@ def export_result(
 
 
 def find_results(path: str | os.PathLike[str]) -> list[Path]:
-    """List the results in a folder.
-
-    Parameters
-    ----------
-    path
-        The folder of a result, or one that holds results.
-
-    Returns
-    -------
-    list of Path
-        The folder itself, or those in it by name; never empty.
-
-    Raises
-    ------
-    CorruptResultError
-        If there is none.
-    """
+    """List the results in a folder."""
     folder = Path(path)
     if (folder / SUMMARY).is_file():
         return [folder]
@@ -183,22 +167,7 @@ def find_results(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def export_path(path: str | os.PathLike[str], name: str, *, to: str) -> Path:
-    """Tell where an export goes.
-
-    Parameters
-    ----------
-    path
-        File or folder that was asked for.
-    name
-        The slide's name.
-    to
-        A name in `EXPORTS`.
-
-    Returns
-    -------
-    Path
-        The path itself if it ends as files of the format do, else a file in it.
-    """
+    """Tell where an export goes."""
     path, suffixes = Path(path), EXPORTS[to].suffixes
     if path.suffix.lower() in suffixes:
         return path

@@ -46,18 +46,7 @@ class Inspection:
 
 
 def plain(value: Any) -> Any:
-    """Bring a value from a file to JSON types that are safe to print.
-
-    Parameters
-    ----------
-    value
-        Anything that a file holds.
-
-    Returns
-    -------
-    object
-        Text, numbers, lists and mappings; long ones are cut, control characters replaced.
-    """
+    """Bring a value from a file to JSON types that are safe to print."""
     if isinstance(value, np.ndarray):
         value = value.ravel()[:MAX_ITEMS].tolist()
     if isinstance(value, np.generic):

@@ -26,19 +26,7 @@ _UNITS = {"mm2": "mm²", "m2": "m²"}
 def write_html(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> tuple[str, ...]:
     """Write a page with the slide, the classes over it, and the areas; pictures are inside it.
 
-    Parameters
-    ----------
-    heatmap
-        The result.
-    path
-        The file to write.
-    thumbnail
-        The whole slide in small, `(rows, cols, channels)`; None draws the tissue mask.
-
-    Returns
-    -------
-    tuple[str, ...]
-        Nothing to warn of.
+    `thumbnail`: The whole slide in small, `(rows, cols, channels)`; None draws the tissue mask.
     """
     pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = resources.files("atlas_wsi.interop") / "result.html.j2"

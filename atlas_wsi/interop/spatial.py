@@ -30,24 +30,7 @@ def write_spatialdata(
 ) -> tuple[str, ...]:
     """Write a SpatialData store; all elements lie in level-0 pixels (system ``global``).
 
-    Parameters
-    ----------
-    heatmap
-        The result.
-    path
-        The folder to make.
-    thumbnail
-        The whole slide in small, `(rows, cols, channels)`; None leaves the image out.
-
-    Returns
-    -------
-    tuple[str, ...]
-        Nothing to warn of.
-
-    Raises
-    ------
-    OutputNotWritableError
-        If spatialdata is not installed.
+    `thumbnail`: The whole slide in small, `(rows, cols, channels)`; None leaves the image out.
     """
     try:
         import spatialdata

@@ -25,23 +25,7 @@ _AREAS = (
 
 
 def inspect_json(path: Path) -> Inspection:
-    """Tell what a JSON file is.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    Inspection
-        What was found.
-
-    Raises
-    ------
-    CorruptResultError
-        If it is no JSON, or larger than is read.
-    """
+    """Tell what a JSON file is."""
     data = read_json(path)
     for look in (_geojson, _dsa, _known_keys):
         found = look(data)
@@ -53,23 +37,7 @@ def inspect_json(path: Path) -> Inspection:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON from anybody.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    object
-        A list or a mapping.
-
-    Raises
-    ------
-    CorruptResultError
-        If it is no JSON, or larger than is read.
-    """
+    """Read JSON from anybody."""
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
@@ -211,25 +179,7 @@ _COLUMNS: tuple[tuple[set[str], str, str, tuple[str, ...]], ...] = (
 
 
 def inspect_csv(path: Path) -> Inspection:
-    """Tell what a CSV file is, by its columns.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    Inspection
-        What was found.
-
-    Raises
-    ------
-    CorruptResultError
-        If it cannot be read.
-    UnsupportedFormatError
-        If it is no table.
-    """
+    """Tell what a CSV file is, by its columns."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -258,23 +208,7 @@ def inspect_csv(path: Path) -> Inspection:
 
 
 def inspect_parquet(path: Path) -> Inspection:
-    """Tell what a Parquet file is.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    Inspection
-        What was found.
-
-    Raises
-    ------
-    CorruptResultError
-        If it is damaged.
-    """
+    """Tell what a Parquet file is."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

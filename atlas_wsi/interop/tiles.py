@@ -31,18 +31,7 @@ class Tiles:
 
 
 def predicted_tiles(heatmap: Heatmap) -> Tiles:
-    """List the cells for which there is a prediction.
-
-    Parameters
-    ----------
-    heatmap
-        The result.
-
-    Returns
-    -------
-    Tiles
-        Their places and probabilities.
-    """
+    """List the cells for which there is a prediction."""
     rows, cols = np.nonzero(heatmap.argmax() >= 0)
     y, x = (
         np.clip(np.rint(origin + step * np.arange(n + 1)), 0, size).astype(np.int64)
@@ -61,20 +50,7 @@ def predicted_tiles(heatmap: Heatmap) -> Tiles:
 
 
 def write_csv(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
-    """Write a row a tile, with the columns of WSInfer.
-
-    Parameters
-    ----------
-    heatmap
-        The result.
-    path
-        The file to write.
-
-    Returns
-    -------
-    tuple[str, ...]
-        Nothing to warn of.
-    """
+    """Write a row a tile, with the columns of WSInfer."""
     tiles = predicted_tiles(heatmap)
     x0, y0, x1, y1 = tiles.boxes.T
     places = np.column_stack([x0, y0, x1 - x0, y1 - y0]).tolist()
@@ -88,27 +64,7 @@ def write_csv(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
 
 
 def write_hdf5(heatmap: Heatmap, path: Path, flavor: Flavor) -> tuple[str, ...]:
-    """Write where the tiles lie, with their class probabilities in the place of features.
-
-    Parameters
-    ----------
-    heatmap
-        The result.
-    path
-        The file to write.
-    flavor
-        Whose layout.
-
-    Returns
-    -------
-    tuple[str, ...]
-        That these are no features of an encoder.
-
-    Raises
-    ------
-    ResultError
-        If the cells are not square, or there is none.
-    """
+    """Write where the tiles lie, with their class probabilities in the place of features."""
     step_y, step_x = heatmap.grid.step_px
     if abs(step_y - step_x) > 0.01 * step_x:
         raise ResultError(

@@ -115,29 +115,7 @@ def make_config(
     n_classes: int,
     timm: str | None = None,
 ) -> AtlasConfig:
-    """Choose the sizes of a small model of a backbone.
-
-    Parameters
-    ----------
-    backbone
-        What makes the tokens, and whether coarse scales lie over them.
-    dim
-        Channels at stride 16, a multiple of 32; those of a MambaVision alone are twice as many, for
-        it reads stride 32. A network of timm has its own.
-    depths
-        Blocks a stage of Multi-Scale Attention.
-    n_scales
-        Scales with parameters of their own.
-    n_classes
-        Classes.
-    timm
-        Name in timm of the network of ``"timm+msa"``.
-
-    Returns
-    -------
-    AtlasConfig
-        MambaVision's windows are 256 px wide, as those of Multi-Scale Attention.
-    """
+    """Choose the sizes of a small model of a backbone."""
     if timm is not None:
         dim = timm_channels(timm)
     heads = next(n for n in range(max(1, dim // 32), 0, -1) if dim % n == 0)
@@ -187,13 +165,7 @@ class Encoding:
 
 
 class Atlas(nn.Module):
-    """Image encoder whose coarse scales see the whole image.
-
-    Parameters
-    ----------
-    config
-        Sizes of the model.
-    """
+    """Image encoder whose coarse scales see the whole image."""
 
     def __init__(self, config: AtlasConfig) -> None:
         super().__init__()
@@ -220,22 +192,7 @@ class Atlas(nn.Module):
         stages: Sequence[Mapping[str, Any]],
         alignment: Alignment = "raster",
     ) -> Atlas:
-        """Build the model of a published checkpoint.
-
-        Parameters
-        ----------
-        state_dict
-            Weights under the published names; prefixes ``module.`` and ``_orig_mod.`` are taken off.
-        stages
-            The published configuration's ``kwargs_list``, one mapping a stage.
-        alignment
-            Which coarse window a window looks up to; published numbers need ``"raster"``.
-
-        Returns
-        -------
-        Atlas
-            In evaluation mode.
-        """
+        """Build the model of a published checkpoint."""
         state = rename_published(state_dict)
         first = stages[0]
         n_scales = 1 + max(
@@ -266,21 +223,8 @@ class Atlas(nn.Module):
     ) -> Layout:
         """List the windows of images of a size.
 
-        Parameters
-        ----------
-        shape_px
-            Rows and columns in working pixels.
-        n_images
-            Images in the batch.
-        active_windows
-            bool `(rows, cols)` of fine windows or `(B, rows, cols)`; None computes all.
-        n_scales
-            Number of scales; by default what the size asks for.
-
-        Returns
-        -------
-        Layout
-            Windows of every scale.
+        `active_windows`: bool `(rows, cols)` of fine windows or `(B, rows, cols)`; None computes
+        all.
         """
         tokens = (-(-shape_px[0] // STRIDE_PX), -(-shape_px[1] // STRIDE_PX))
         side = min(self.config.window, max(tokens))
@@ -304,17 +248,7 @@ class Atlas(nn.Module):
     def encode(self, x_BCYX: torch.Tensor, layout: Layout | None = None) -> Encoding:
         """Compute the tokens of all scales after every stage.
 
-        Parameters
-        ----------
-        x_BCYX
-            Normalised images of one size, `(B, channels, H, W)`, any H and W.
-        layout
-            Windows to compute, from `plan`; all by default.
-
-        Returns
-        -------
-        Encoding
-            Tokens in window order.
+        `x_BCYX`: Normalised images of one size, `(B, channels, H, W)`, any H and W.
         """
         if layout is None:
             layout = self.plan(
@@ -336,15 +270,7 @@ class Atlas(nn.Module):
     def pooled(self, encoding: Encoding) -> torch.Tensor:
         """Average the normalised valid tokens of the scales that are left at the end.
 
-        Parameters
-        ----------
-        encoding
-            From `encode`.
-
-        Returns
-        -------
-        torch.Tensor
-            `(B, C)`.
+        Returns: `(B, C)`.
         """
         tokens = encoding.stages[-1] if encoding.stages else encoding.initial
         layout = encoding.layout
@@ -365,35 +291,15 @@ class Atlas(nn.Module):
     ) -> torch.Tensor:
         """Classify whole images.
 
-        Parameters
-        ----------
-        x_BCYX
-            Normalised images, `(B, channels, H, W)`.
-        active_windows
-            bool `(rows, cols)` of fine windows, or `(B, rows, cols)`; None computes all.
-
-        Returns
-        -------
-        torch.Tensor
-            Logits `(B, n_classes)`.
+        `x_BCYX`: Normalised images, `(B, channels, H, W)`. `active_windows`: bool `(rows, cols)` of
+        fine windows, or `(B, rows, cols)`; None computes all. Returns: Logits `(B, n_classes)`.
         """
         shape = (x_BCYX.shape[-2], x_BCYX.shape[-1])
         layout = self.plan(shape, n_images=len(x_BCYX), active_windows=active_windows)
         return self.fc(self.fc_norm(self.pooled(self.encode(x_BCYX, layout))))
 
     def scales_of(self, shape_px: tuple[int, int]) -> int:
-        """Return how many scales an image of a size has.
-
-        Parameters
-        ----------
-        shape_px
-            Rows and columns in working pixels.
-
-        Returns
-        -------
-        int
-            At least 1.
-        """
+        """Return how many scales an image of a size has."""
         longer = -(-max(shape_px) // STRIDE_PX)
         if not self.stages:
             return 1
@@ -414,17 +320,7 @@ def _make_stem(config: AtlasConfig) -> Stem | MambaVisionStem | TimmStem:
 def initial_tokens(x_NTC: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
     """Pool the stem's tokens to every scale.
 
-    Parameters
-    ----------
-    x_NTC
-        Tokens of the finest scale.
-    layout
-        Windows of every scale.
-
-    Returns
-    -------
-    list of torch.Tensor
-        One `(N, T, C)` a scale, finest first.
+    Returns: One `(N, T, C)` a scale, finest first.
     """
     tokens = [x_NTC]
     for s, at in enumerate(layout.scales[:-1]):

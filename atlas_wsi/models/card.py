@@ -69,18 +69,7 @@ class ModelCard(BaseModel):
 
 
 def class_colors(n: int) -> tuple[str, ...]:
-    """Return colours that are told apart, also by the colour-blind.
-
-    Parameters
-    ----------
-    n
-        How many.
-
-    Returns
-    -------
-    tuple of str
-        ``#rrggbb``; the palette of Okabe and Ito, then evenly spread hues.
-    """
+    """Return colours that are told apart, also by the colour-blind."""
     first = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
     rest = [colorsys.hsv_to_rgb(i / max(1, n - 8), 0.6, 0.8) for i in range(max(0, n - 8))]
     more = ("#" + "".join(f"{round(255 * c):02x}" for c in rgb) for rgb in rest)

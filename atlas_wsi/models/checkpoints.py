@@ -41,25 +41,6 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Read tensors by name from safetensors or a torch checkpoint.
 
     A torch file may be a state dict or a mapping with one under ``model`` or ``state_dict``.
-
-    Parameters
-    ----------
-    path
-        File to read.
-
-    Returns
-    -------
-    dict
-        Tensors on the CPU.
-
-    Raises
-    ------
-    UnknownModelError
-        If there is no such file.
-    UntrustedWeightsError
-        If a torch file holds anything but tensors and plain containers.
-    CheckpointMismatchError
-        If the file is damaged or holds no tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,25 +51,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 def tensors_of(found: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Take the state dict out of what a torch file holds.
-
-    Parameters
-    ----------
-    found
-        From `read_plain`: a state dict, or a mapping with one under ``model`` or ``state_dict``.
-    path
-        The file, for the error.
-
-    Returns
-    -------
-    dict
-        Tensors by name.
-
-    Raises
-    ------
-    CheckpointMismatchError
-        If there are none.
-    """
+    """Take the state dict out of what a torch file holds."""
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -103,25 +66,7 @@ def tensors_of(found: Any, path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_plain(path: Path) -> Any:
-    """Read a torch file that holds tensors and plain containers only.
-
-    Parameters
-    ----------
-    path
-        File to read.
-
-    Returns
-    -------
-    object
-        What was stored, tensors on the CPU.
-
-    Raises
-    ------
-    UntrustedWeightsError
-        If the file holds anything else.
-    CheckpointMismatchError
-        If the file is damaged.
-    """
+    """Read a torch file that holds tensors and plain containers only."""
     from safetensors import SafetensorError
 
     try:
@@ -152,18 +97,7 @@ def _refuse_packed(file: BoundedFile, path: Path) -> None:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Tell whether a file starts like safetensors.
-
-    Parameters
-    ----------
-    path
-        File to look at.
-
-    Returns
-    -------
-    bool
-        By content, not by name.
-    """
+    """Tell whether a file starts like safetensors."""
     with path.open("rb") as file:
         head = file.read(9)
     size = path.stat().st_size
@@ -171,23 +105,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read tensors and metadata from a safetensors file.
-
-    Parameters
-    ----------
-    path
-        File to read.
-
-    Returns
-    -------
-    tuple
-        Tensors by name, and the file's metadata.
-
-    Raises
-    ------
-    CheckpointMismatchError
-        If the file is damaged.
-    """
+    """Read tensors and metadata from a safetensors file."""
     metadata = read_metadata(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -197,23 +115,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read what a safetensors file says beside its tensors.
-
-    Parameters
-    ----------
-    path
-        File to read.
-
-    Returns
-    -------
-    dict
-        Texts by name.
-
-    Raises
-    ------
-    CheckpointMismatchError
-        If the file is damaged.
-    """
+    """Read what a safetensors file says beside its tensors."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
@@ -225,18 +127,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def strip_prefixes(name: str) -> str:
-    """Take off what training wrappers put before a parameter's name.
-
-    Parameters
-    ----------
-    name
-        Name in the file.
-
-    Returns
-    -------
-    str
-        Name in the model.
-    """
+    """Take off what training wrappers put before a parameter's name."""
     while name.startswith(_PREFIXES):
         name = name.split(".", 1)[1]
     return name
@@ -267,21 +158,6 @@ def rename_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     ``atlas_models.I.levels.0.blocks.J.blocks.S.*`` becomes ``stages.I.J.scales.S.*`` and
     ``...blocks.J.posemb.S.projector.{0,2}`` its ``position.{fc1,fc2}``. The unused
     ``atlas_models.I.norm`` and ``.head`` are left out.
-
-    Parameters
-    ----------
-    state
-        Weights under published names; ``module.`` and ``_orig_mod.`` are taken off.
-
-    Returns
-    -------
-    dict
-        The same tensors under the names of `atlas_wsi.models.Atlas`.
-
-    Raises
-    ------
-    CheckpointMismatchError
-        If a name is not one of the published model's.
     """
     out, unknown = rename_known(state)
     if unknown:
@@ -295,18 +171,7 @@ def rename_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 def rename_known(
     state: Mapping[str, torch.Tensor],
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Give those weights our names that a published Atlas has.
-
-    Parameters
-    ----------
-    state
-        As for `rename_published`.
-
-    Returns
-    -------
-    tuple
-        What `rename_published` gives, and the names that the published model does not have.
-    """
+    """Give those weights our names that a published Atlas has."""
     out: dict[str, torch.Tensor] = {}
     unknown = []
     for published, value in state.items():
@@ -345,22 +210,7 @@ def _rename(name: str) -> str | None:
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Copy weights into a model; every name and shape must fit.
-
-    Parameters
-    ----------
-    model
-        Model to fill.
-    state
-        Weights by the model's names, any floating type.
-    source
-        What the weights are, for the error.
-
-    Raises
-    ------
-    CheckpointMismatchError
-        Names the first key that is missing, unexpected or of another shape.
-    """
+    """Copy weights into a model; every name and shape must fit."""
     own = model.state_dict()
     for name, value in own.items():
         if name not in state:

@@ -23,15 +23,6 @@ class DenseHead(nn.Module):
 
     The logits of a cell are the mean reading of its valid fine tokens plus, for every coarser
     scale, the reading there, interpolated between the valid tokens around the cell's centre.
-
-    Parameters
-    ----------
-    dim
-        Channels of a token.
-    n_classes
-        Classes.
-    n_scales
-        Scales with parameters of their own; coarser ones share those of the last.
     """
 
     def __init__(self, dim: int, n_classes: int, *, n_scales: int) -> None:
@@ -43,17 +34,7 @@ class DenseHead(nn.Module):
     def read(self, scale: int, x_NTC: torch.Tensor) -> torch.Tensor:
         """Read the tokens of a scale.
 
-        Parameters
-        ----------
-        scale
-            Index of the scale, 0 is the finest.
-        x_NTC
-            Its tokens.
-
-        Returns
-        -------
-        torch.Tensor
-            Logits `(N, T, K)`.
+        Returns: Logits `(N, T, K)`.
         """
         s = min(scale, len(self.reads) - 1)
         return self.reads[s](self.norms[s](x_NTC))
@@ -63,19 +44,8 @@ class DenseHead(nn.Module):
     ) -> torch.Tensor:
         """Read all scales of whole images.
 
-        Parameters
-        ----------
-        tokens
-            One `(N, T, C)` a scale, finest first.
-        layout
-            Windows of every scale.
-        cell_tokens
-            Fine tokens along a cell's side; 4 makes cells of 64 working pixels.
-
-        Returns
-        -------
-        torch.Tensor
-            Logits `(B, K, rows, cols)` of the cells; zero where no token is valid.
+        `tokens`: One `(N, T, C)` a scale, finest first. Returns: Logits `(B, K, rows, cols)` of the
+        cells; zero where no token is valid.
         """
         fine = self.fine(tokens[0], layout, cell_tokens=cell_tokens)
         return fine + self.coarse(tokens[1:], layout, cell_tokens=cell_tokens)
@@ -83,19 +53,7 @@ class DenseHead(nn.Module):
     def fine(self, x_NTC: torch.Tensor, layout: Layout, *, cell_tokens: int = 4) -> torch.Tensor:
         """Read the finest scale and average it over cells.
 
-        Parameters
-        ----------
-        x_NTC
-            Tokens of the finest scale.
-        layout
-            Windows of every scale.
-        cell_tokens
-            Fine tokens along a cell's side.
-
-        Returns
-        -------
-        torch.Tensor
-            Logits `(B, K, rows, cols)`.
+        Returns: Logits `(B, K, rows, cols)`.
         """
         logits = layout.to_map(0, self.read(0, x_NTC))
         valid = valid_map(layout, 0, like=logits)
@@ -106,19 +64,8 @@ class DenseHead(nn.Module):
     ) -> torch.Tensor:
         """Read all but the finest scale at the centres of the cells.
 
-        Parameters
-        ----------
-        tokens
-            One `(N, T, C)` a scale, from scale 1 on.
-        layout
-            Windows of every scale.
-        cell_tokens
-            Fine tokens along a cell's side.
-
-        Returns
-        -------
-        torch.Tensor
-            Logits `(B, K, rows, cols)`; zero if there is one scale.
+        `tokens`: One `(N, T, C)` a scale, from scale 1 on. Returns: Logits `(B, K, rows, cols)`;
+        zero if there is one scale.
         """
         rows, cols = (-(-n // cell_tokens) for n in layout.scales[0].grid)
         total = next(self.parameters()).new_zeros(layout.n_images, self.n_classes, rows, cols)
@@ -133,19 +80,7 @@ class DenseHead(nn.Module):
 def valid_map(layout: Layout, scale: int, *, like: torch.Tensor) -> torch.Tensor:
     """Return which tokens of a scale are valid as a map.
 
-    Parameters
-    ----------
-    layout
-        Windows of every scale.
-    scale
-        Index of the scale.
-    like
-        A tensor of the wanted type and device.
-
-    Returns
-    -------
-    torch.Tensor
-        `(B, 1, rows, cols)` of ones and zeros.
+    Returns: `(B, 1, rows, cols)` of ones and zeros.
     """
     valid = layout.scales[scale].valid[..., None].to(like)
     return layout.to_map(scale, valid)
@@ -156,21 +91,8 @@ def interpolate(
 ) -> torch.Tensor:
     """Interpolate a map linearly between its valid tokens.
 
-    Parameters
-    ----------
-    x_BKYX
-        The map, zero where invalid.
-    valid_B1YX
-        Ones where it is valid.
-    step
-        Tokens of the map a cell.
-    shape
-        Rows and columns of cells; cell centres lie at ``(i + 0.5) * step - 0.5`` of the map.
-
-    Returns
-    -------
-    torch.Tensor
-        `(B, K, *shape)`; zero where no valid token is near.
+    `shape`: Rows and columns of cells; cell centres lie at ``(i + 0.5) * step - 0.5`` of the map.
+    Returns: `(B, K, *shape)`; zero where no valid token is near.
     """
     if step == 1 and tuple(x_BKYX.shape[-2:]) == shape:
         return x_BKYX
@@ -205,16 +127,5 @@ def _mean_cells(x_BKYX: torch.Tensor, valid_B1YX: torch.Tensor, cell_tokens: int
 
 
 def cell_px(cell_tokens: int) -> int:
-    """Return the side of a cell in working pixels.
-
-    Parameters
-    ----------
-    cell_tokens
-        Fine tokens along a cell's side.
-
-    Returns
-    -------
-    int
-        Pixels.
-    """
+    """Return the side of a cell in working pixels."""
     return cell_tokens * STRIDE_PX

@@ -11,25 +11,7 @@ HUB = "hf://"
 
 
 def from_hub(name: str, files: tuple[str, ...]) -> Path:
-    """Take a file that the user named by its repository.
-
-    Parameters
-    ----------
-    name
-        Such as ``hf://owner/name@revision``.
-    files
-        Names that the file may have, best first.
-
-    Returns
-    -------
-    Path
-        In the cache of huggingface_hub.
-
-    Raises
-    ------
-    UnknownModelError
-        If this is no hub id, or none of the files is to be had.
-    """
+    """Take a file that the user named by its repository."""
     match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
     if not match:
         raise UnknownModelError(f"'{name}' is no hub id.", hint="Give hf://owner/name@revision.")
@@ -38,29 +20,7 @@ def from_hub(name: str, files: tuple[str, ...]) -> Path:
 
 
 def download(repo: str, files: tuple[str, ...], *, revision: str | None, what: str) -> Path:
-    """Take a file of a hub's repository from the cache, or else download it.
-
-    Parameters
-    ----------
-    repo
-        Owner and name.
-    files
-        Names that the file may have, best first.
-    revision
-        Branch, tag or commit; None for the newest.
-    what
-        What the user asked for, for the error.
-
-    Returns
-    -------
-    Path
-        In the cache of huggingface_hub.
-
-    Raises
-    ------
-    UnknownModelError
-        If none of the files is to be had.
-    """
+    """Take a file of a hub's repository from the cache, or else download it."""
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

@@ -11,18 +11,5 @@ if TYPE_CHECKING:
 
 
 def name_kernels(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """Name who computes each operator on a device, and why.
-
-    Parameters
-    ----------
-    device
-        Where a model would run.
-    dtype
-        What it would compute in.
-
-    Returns
-    -------
-    dict
-        A sentence by operator, such as ``numba: compiled for this CPU by numba``.
-    """
+    """Name who computes each operator on a device, and why."""
     return explain(device, dtype=dtype)

@@ -24,22 +24,7 @@ Alignment = Literal["spatial", "raster"]
 
 
 def count_scales(longer_side: int, *, window: int, ratio: int) -> int:
-    """Return how many scales an image has.
-
-    Parameters
-    ----------
-    longer_side
-        Tokens along the longer side of the image.
-    window
-        Tokens along a window's side.
-    ratio
-        Tokens of a scale a token of the next one, along one side.
-
-    Returns
-    -------
-    int
-        ``ceil(log(longer_side / window) / log(ratio)) + 1``, at least 1.
-    """
+    """Return how many scales an image has."""
     scales, reach = 1, window
     while reach < longer_side:
         reach *= ratio
@@ -92,17 +77,7 @@ class Layout:
     def to_map(self, scale: int, x_NTC: torch.Tensor) -> torch.Tensor:
         """Lay the tokens of a scale out as images, zero where invalid.
 
-        Parameters
-        ----------
-        scale
-            Index of the scale, 0 is the finest.
-        x_NTC
-            Tokens in window order, `(N, T, C)`.
-
-        Returns
-        -------
-        torch.Tensor
-            `(B, C, rows, cols)`.
+        `x_NTC`: Tokens in window order, `(N, T, C)`. Returns: `(B, C, rows, cols)`.
         """
         at = self.scales[scale]
         m, (wr, wc) = at.side, at.windows
@@ -117,15 +92,8 @@ class Layout:
     def from_map(self, x_BCYX: torch.Tensor) -> torch.Tensor:
         """Cut a map of the finest scale into the windows of the list.
 
-        Parameters
-        ----------
-        x_BCYX
-            Tokens of the whole image, `(B, C, rows, cols)`.
-
-        Returns
-        -------
-        torch.Tensor
-            `(N, T, C)`, zero where invalid.
+        `x_BCYX`: Tokens of the whole image, `(B, C, rows, cols)`. Returns: `(N, T, C)`, zero where
+        invalid.
         """
         at = self.scales[0]
         m, (wr, wc) = at.side, at.windows
@@ -139,19 +107,7 @@ class Layout:
         return torch.where(at.valid.to(x.device)[..., None], x_NTC, 0)
 
     def share(self, members: NDArray[np.int64]) -> Layout:
-        """Restrict the finest scale to some of its windows.
-
-        Parameters
-        ----------
-        members
-            Places in the list of the finest scale's windows.
-
-        Returns
-        -------
-        Layout
-            With those windows alone; the coarser scales are whole. What lies over a window of the
-            share is found (`up`), what lies under a coarse token is not (`down` is empty).
-        """
+        """Restrict the finest scale to some of its windows."""
         at = self.scales[0]
         index = torch.from_numpy(members).to(at.valid.device)
         valid = at.valid[index]
@@ -167,18 +123,7 @@ class Layout:
         return replace(self, scales=(mine, *self.scales[1:]))
 
     def to(self, device: torch.device) -> Layout:
-        """Move the index tensors to a device.
-
-        Parameters
-        ----------
-        device
-            Where the features are.
-
-        Returns
-        -------
-        Layout
-            The same layout, or this one if it is there already.
-        """
+        """Move the index tensors to a device."""
         if self.scales[0].valid.device == device:
             return self
         moved = tuple(
@@ -195,22 +140,7 @@ class Layout:
 
 
 def pad_map(x_BCYX: torch.Tensor, *, rows: int, cols: int) -> torch.Tensor:
-    """Pad a map with zeros below and to the right.
-
-    Parameters
-    ----------
-    x_BCYX
-        A map.
-    rows
-        Rows to add below.
-    cols
-        Columns to add on the right.
-
-    Returns
-    -------
-    torch.Tensor
-        The padded map, or the map itself if nothing is to be added.
-    """
+    """Pad a map with zeros below and to the right."""
     return torch.nn.functional.pad(x_BCYX, (0, cols, 0, rows)) if rows or cols else x_BCYX
 
 
@@ -225,31 +155,7 @@ def plan_layout(
 ) -> Layout:
     """List the windows of every scale of a batch of images.
 
-    Parameters
-    ----------
-    tokens
-        Rows and columns of tokens of the finest scale.
-    active
-        bool `(B, rows, cols)`: which fine windows are computed.
-    window
-        Tokens along a window's side (`merge_ratio` of the published configs).
-    ratio
-        Tokens of a scale a token of the next one (`local2global`); divides `window`.
-    alignment
-        Which coarse window a window looks up to: the one that covers it (``"spatial"``), or the
-        one with the same share of the row-major count (``"raster"``, as the published code does).
-    n_scales
-        Number of scales; by default what `count_scales` says.
-
-    Returns
-    -------
-    Layout
-        Windows without a valid token are left out.
-
-    Raises
-    ------
-    ValueError
-        If `active` has not the shape of the grid of windows, or no window is active.
+    `active`: bool `(B, rows, cols)`: which fine windows are computed.
     """
     n_scales = n_scales or count_scales(max(tokens), window=window, ratio=ratio)
     longer = max(tokens)

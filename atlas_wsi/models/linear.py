@@ -25,18 +25,7 @@ class Linear(nn.Linear):
         return super().forward(x)
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the layer, then an erf GELU.
-
-        Parameters
-        ----------
-        x
-            Input, channels last.
-
-        Returns
-        -------
-        torch.Tensor
-            ``gelu(x W' + b)``.
-        """
+        """Apply the layer, then an erf GELU."""
         if self._is_fast(x):
             return torch.ops.mkldnn._linear_pointwise(
                 x.contiguous(), self.weight, self.bias, "gelu", [], "none"

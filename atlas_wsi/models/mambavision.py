@@ -79,18 +79,7 @@ class MambaVisionConfig:
                 raise ValueError(f"{dim} channels of level {level} do not fit {heads} heads")
 
     def level_dim(self, level: int) -> int:
-        """Return the channels of a level.
-
-        Parameters
-        ----------
-        level
-            0 to 3.
-
-        Returns
-        -------
-        int
-            ``dim * 2**level``.
-        """
+        """Return the channels of a level."""
         return self.dim * 2**level
 
     def as_dict(self) -> dict[str, Any]:
@@ -116,13 +105,7 @@ VARIANTS: dict[str, MambaVisionConfig] = {
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2 that doubles the channels.
-
-    Parameters
-    ----------
-    dim
-        Channels in.
-    """
+    """A 3x3 convolution of stride 2 that doubles the channels."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -134,17 +117,7 @@ class Downsample(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Pixels to tokens at stride 4.
-
-    Parameters
-    ----------
-    in_chans
-        Channels of the image.
-    in_dim
-        Channels after the first convolution.
-    dim
-        Channels out.
-    """
+    """Pixels to tokens at stride 4."""
 
     def __init__(self, in_chans: int, in_dim: int, dim: int) -> None:
         super().__init__()
@@ -163,15 +136,7 @@ class PatchEmbed(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, and the way to the next.
-
-    Parameters
-    ----------
-    config
-        Sizes of the model.
-    level
-        0 to 3.
-    """
+    """The blocks of one resolution, and the way to the next."""
 
     def __init__(self, config: MambaVisionConfig, level: int) -> None:
         super().__init__()
@@ -203,13 +168,7 @@ class Level(nn.Module):
 
 
 class MambaVision(nn.Module):
-    """Image encoder whose cost grows linearly with the pixels.
-
-    Parameters
-    ----------
-    kwargs
-        Fields of `MambaVisionConfig`.
-    """
+    """Image encoder whose cost grows linearly with the pixels."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
@@ -226,18 +185,7 @@ class MambaVision(nn.Module):
     ) -> MambaVision:
         """Build the model of a published checkpoint; says its licence once.
 
-        Parameters
-        ----------
-        source
-            Weights by name, or a file (`*.pth.tar` or safetensors). Prefixes ``module.``,
-            ``encoder.`` and ``model.`` are taken off.
-        kwargs
-            Fields of `MambaVisionConfig`; by default those of the variant that the weights are of.
-
-        Returns
-        -------
-        MambaVision
-            In evaluation mode, float32.
+        Returns: In evaluation mode, float32.
         """
         state = source if isinstance(source, Mapping) else read_weights(source)
         name = "MambaVision weights" if isinstance(source, Mapping) else os.fspath(source)
@@ -249,18 +197,7 @@ class MambaVision(nn.Module):
         return model.eval()
 
     def features(self, x_BCYX: torch.Tensor) -> list[torch.Tensor]:
-        """Encode images.
-
-        Parameters
-        ----------
-        x_BCYX
-            Images of any size.
-
-        Returns
-        -------
-        list of torch.Tensor
-            Four maps at strides 4, 8, 16 and 32, sizes rounded up.
-        """
+        """Encode images."""
         return list(self._levels(x_BCYX))
 
     def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
@@ -269,14 +206,7 @@ class MambaVision(nn.Module):
         return self.head(self.norm(last).mean(dim=(2, 3)))
 
     def fold_(self) -> MambaVision:
-        """Fold batch norms into the convolutions before them, in place; for inference only.
-
-        Returns
-        -------
-        MambaVision
-            This model, in evaluation mode, channels last in memory; its weights no longer have
-            the published names.
-        """
+        """Fold batch norms into the convolutions before them, in place; for inference only."""
         self.eval()
         for module in self.modules():
             if isinstance(module, ConvBlock):
@@ -298,25 +228,7 @@ class MambaVision(nn.Module):
 
 
 def make_variant(name: str, **kwargs: Any) -> MambaVision:
-    """Make a MambaVision of a published size with random weights.
-
-    Parameters
-    ----------
-    name
-        A key of `VARIANTS`.
-    kwargs
-        Fields of `MambaVisionConfig` that differ.
-
-    Returns
-    -------
-    MambaVision
-        In training mode.
-
-    Raises
-    ------
-    ValueError
-        If there is no such variant.
-    """
+    """Make a MambaVision of a published size with random weights."""
     if name not in VARIANTS:
         raise ValueError(f"there is no MambaVision-{name}; there are {', '.join(VARIANTS)}")
     return MambaVision(**{**asdict(VARIANTS[name]), **kwargs})

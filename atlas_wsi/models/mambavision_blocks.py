@@ -21,15 +21,7 @@ _STATES = 8
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with a residual.
-
-    Parameters
-    ----------
-    dim
-        Channels.
-    layer_scale
-        Start of the residual's learned weight; None for none.
-    """
+    """Two 3x3 convolutions with a residual."""
 
     def __init__(self, dim: int, layer_scale: float | None) -> None:
         super().__init__()
@@ -47,15 +39,7 @@ class ConvBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention among the tokens of a window.
-
-    Parameters
-    ----------
-    dim
-        Channels.
-    heads
-        Attention heads.
-    """
+    """Self-attention among the tokens of a window."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -76,13 +60,7 @@ class Attention(nn.Module):
 
 
 class MambaMixer(nn.Module):
-    """A selective scan over half of the channels beside a convolution of the others.
-
-    Parameters
-    ----------
-    dim
-        Channels.
-    """
+    """A selective scan over half of the channels beside a convolution of the others."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -118,15 +96,7 @@ class MambaMixer(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an erf GELU between them.
-
-    Parameters
-    ----------
-    dim
-        Channels.
-    hidden
-        Channels between the layers.
-    """
+    """Two linear layers with an erf GELU between them."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -139,19 +109,7 @@ class Mlp(nn.Module):
 
 
 class WindowBlock(nn.Module):
-    """A mixer (scan or attention) and an MLP, each with norm and residual.
-
-    Parameters
-    ----------
-    dim
-        Channels.
-    mixer
-        What mixes the tokens of a window.
-    mlp_ratio
-        Hidden channels of the MLP a channel.
-    layer_scale
-        Start of the residuals' learned weights; None for none.
-    """
+    """A mixer (scan or attention) and an MLP, each with norm and residual."""
 
     def __init__(
         self, dim: int, mixer: nn.Module, *, mlp_ratio: float, layer_scale: float | None
@@ -173,13 +131,7 @@ class WindowBlock(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw the weights of a linear layer or of a mixer's step sizes.
-
-    Parameters
-    ----------
-    module
-        Changed if it is one of them; give it to `torch.nn.Module.apply`.
-    """
+    """Draw the weights of a linear layer or of a mixer's step sizes."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

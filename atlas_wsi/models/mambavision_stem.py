@@ -23,16 +23,7 @@ if TYPE_CHECKING:
 
 
 class MambaVisionStem(nn.Module):
-    """Tokens at stride 16 from a MambaVision.
-
-    Parameters
-    ----------
-    config
-        Sizes of the MambaVision; its classes are not used.
-    last_level
-        2 gives the map of level 2; 3 that of level 3, of which every value stands for the four
-        tokens it covers.
-    """
+    """Tokens at stride 16 from a MambaVision."""
 
     def __init__(self, config: MambaVisionConfig, *, last_level: int) -> None:
         super().__init__()
@@ -64,20 +55,7 @@ class MambaVisionStem(nn.Module):
         return self.part(x_BCYX, whole, (rows, cols))
 
     def reach(self, want: Box, image: tuple[int, int]) -> Box:
-        """Return the pixels that the tokens of a region depend on.
-
-        Parameters
-        ----------
-        want
-            Pixels whose tokens are wanted; starts at a whole token.
-        image
-            Rows and columns of the image.
-
-        Returns
-        -------
-        Box
-            Whole windows of every level and the halo of the convolutions, inside the image.
-        """
+        """Return the pixels that the tokens of a region depend on."""
         level2, _ = self._maps(want, image)
         pixels = Box(
             row=level2.row * STRIDE_PX,
@@ -90,19 +68,7 @@ class MambaVisionStem(nn.Module):
     def part(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:
         """Encode a region exactly as it would be encoded in the whole image.
 
-        Parameters
-        ----------
-        x_BCYX
-            The pixels that `reach` says.
-        want
-            Pixels whose tokens are wanted.
-        image
-            Rows and columns of the image.
-
-        Returns
-        -------
-        torch.Tensor
-            Tokens ``(B, dim, rows, cols)`` of what `want` has inside the image.
+        Returns: Tokens ``(B, dim, rows, cols)`` of what `want` has inside the image.
         """
         read = tokens_of(self.reach(want, image))
         level2, level3 = self._maps(want, image)
@@ -119,13 +85,7 @@ class MambaVisionStem(nn.Module):
         return crop(x, inside, _double(level3))
 
     def fold_(self) -> MambaVisionStem:
-        """Fold batch norms into the convolutions before them, in place; for inference only.
-
-        Returns
-        -------
-        MambaVisionStem
-            This stem, channels last in memory.
-        """
+        """Fold batch norms into the convolutions before them, in place; for inference only."""
         self.trunk.fold_()
         return self
 

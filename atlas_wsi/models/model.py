@@ -239,23 +239,7 @@ class Model(nn.Module):
 
 
 def read_card(path: str | os.PathLike[str]) -> tuple[ModelCard, str]:
-    """Read the card of a model file and leave its weights.
-
-    Parameters
-    ----------
-    path
-        A file that `Model.save` wrote.
-
-    Returns
-    -------
-    tuple
-        The card, and the backbone.
-
-    Raises
-    ------
-    CheckpointMismatchError
-        If the file is not a model of ours, or its card is damaged.
-    """
+    """Read the card of a model file and leave its weights."""
     path = Path(path)
     facts = _facts(read_metadata(path), path)
     try:
@@ -267,15 +251,7 @@ def read_card(path: str | os.PathLike[str]) -> tuple[ModelCard, str]:
 def stored_dtype(path: str | os.PathLike[str]) -> torch.dtype:
     """Return the type that the weights of a model file are stored in.
 
-    Parameters
-    ----------
-    path
-        A file that `Model.save` wrote.
-
-    Returns
-    -------
-    torch.dtype
-        float16 or float32.
+    Returns: float16 or float32.
     """
     state, _ = read_safetensors(Path(path))
     return next(value.dtype for value in state.values() if value.is_floating_point())

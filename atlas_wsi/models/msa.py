@@ -33,13 +33,7 @@ _ALL = slice(None)
 
 
 class Position(nn.Module):
-    """An MLP of a token's place in its window.
-
-    Parameters
-    ----------
-    dim
-        Channels.
-    """
+    """An MLP of a token's place in its window."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -58,15 +52,7 @@ class Position(nn.Module):
 
 
 class ScaleUnit(nn.Module):
-    """What one scale owns in one block: position, attention and MLP.
-
-    Parameters
-    ----------
-    dim
-        Channels.
-    heads
-        Attention heads; divides `dim`.
-    """
+    """What one scale owns in one block: position, attention and MLP."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -84,15 +70,7 @@ class ScaleUnit(nn.Module):
     def keys_values(self, x_NTC: torch.Tensor) -> torch.Tensor:
         """Project tokens to keys and values.
 
-        Parameters
-        ----------
-        x_NTC
-            Tokens.
-
-        Returns
-        -------
-        torch.Tensor
-            `(N, T, 2C)`, keys first.
+        Returns: `(N, T, 2C)`, keys first.
         """
         return self.kv(self.norm_kv(x_NTC))
 
@@ -108,25 +86,10 @@ class ScaleUnit(nn.Module):
     ) -> torch.Tensor:
         """Attend to the keys, then run the MLP, each with its residual.
 
-        Parameters
-        ----------
-        x_NTC
-            Tokens that ask.
-        kv_NKC
-            Own keys and values `(N, K, 2C)`.
-        valid_NK
-            Which of them exist; None if all do.
-        coarse_kv
-            Keys and values of coarser scales, `(N', K', 2C)` each.
-        index
-            The coarse window that a window sees, `(N,)` a coarser scale.
-        coarse_valid
-            Which coarse keys exist, `(N', K')` or None a coarser scale.
-
-        Returns
-        -------
-        torch.Tensor
-            The updated tokens `(N, T, C)`.
+        `kv_NKC`: Own keys and values `(N, K, 2C)`. `coarse_kv`: Keys and values of coarser scales,
+        `(N', K', 2C)` each. `index`: The coarse window that a window sees, `(N,)` a coarser scale.
+        `coarse_valid`: Which coarse keys exist, `(N', K')` or None a coarser scale. Returns: The
+        updated tokens `(N, T, C)`.
         """
         a_NTC = multiscale_window_attention(
             self.q(self.norm_q(x_NTC)),
@@ -142,35 +105,14 @@ class ScaleUnit(nn.Module):
 
 
 class MsaBlock(nn.Module):
-    """One block of Multi-Scale Attention.
-
-    Parameters
-    ----------
-    dim
-        Channels.
-    heads
-        Attention heads.
-    n_scales
-        Scales with parameters of their own; coarser ones share those of the last.
-    """
+    """One block of Multi-Scale Attention."""
 
     def __init__(self, dim: int, heads: int, *, n_scales: int) -> None:
         super().__init__()
         self.scales = nn.ModuleList(ScaleUnit(dim, heads) for _ in range(n_scales))
 
     def unit(self, scale: int) -> ScaleUnit:
-        """Return the parameters of a scale.
-
-        Parameters
-        ----------
-        scale
-            Place among the scales that are left, finest first.
-
-        Returns
-        -------
-        ScaleUnit
-            That of the coarsest trained scale for every coarser one.
-        """
+        """Return the parameters of a scale."""
         unit = self.scales[min(scale, len(self.scales) - 1)]
         assert isinstance(unit, ScaleUnit)
         return unit
@@ -178,17 +120,7 @@ class MsaBlock(nn.Module):
     def forward(self, tokens: Sequence[torch.Tensor], layout: Layout) -> list[torch.Tensor]:
         """Update the tokens of all scales.
 
-        Parameters
-        ----------
-        tokens
-            One `(N, T, C)` a scale that is left, finest first.
-        layout
-            The same scales.
-
-        Returns
-        -------
-        list of torch.Tensor
-            The updated tokens, same shapes.
+        `tokens`: One `(N, T, C)` a scale that is left, finest first.
         """
         scales = layout.scales[len(layout.scales) - len(tokens) :]
         x = [t + self.unit(s).position(scales[s].side) for s, t in enumerate(tokens)]
@@ -201,22 +133,7 @@ class MsaBlock(nn.Module):
     def down_coarse(
         self, x: Sequence[torch.Tensor], scales: Sequence[ScaleLayout], *, first: int
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Do the way down (step 3) of several scales, coarsest first.
-
-        Parameters
-        ----------
-        x
-            Their tokens, finest first.
-        scales
-            Their layouts.
-        first
-            Place of the first of them among the scales that are left.
-
-        Returns
-        -------
-        tuple
-            Updated tokens, and keys and values of each from those tokens.
-        """
+        """Do the way down (step 3) of several scales, coarsest first."""
         x = list(x)
         kv: list[torch.Tensor] = []
         for s in range(len(x) - 1, -1, -1):
@@ -236,25 +153,7 @@ class MsaBlock(nn.Module):
     ) -> torch.Tensor:
         """Let windows attend to themselves and to one window of every coarser scale (step 3).
 
-        Parameters
-        ----------
-        scale
-            Place among the scales that are left.
-        x_NTC
-            Tokens of the windows of `part`.
-        at
-            Layout of the scale.
-        coarse_kv
-            Keys and values of every coarser scale `(N', T', 2C)`, nearest first.
-        coarse
-            Layouts of those scales.
-        part
-            Which windows of the list; all by default.
-
-        Returns
-        -------
-        torch.Tensor
-            Updated tokens.
+        `coarse_kv`: Keys and values of every coarser scale `(N', T', 2C)`, nearest first.
         """
         unit = self.unit(scale)
         return unit.update(
@@ -267,20 +166,7 @@ class MsaBlock(nn.Module):
         )
 
     def up(self, x: Sequence[torch.Tensor], scales: Sequence[ScaleLayout]) -> list[torch.Tensor]:
-        """Let every coarser scale attend to the windows under it (step 4).
-
-        Parameters
-        ----------
-        x
-            Tokens of all scales that are left after the way down.
-        scales
-            Their layouts.
-
-        Returns
-        -------
-        list of torch.Tensor
-            Updated tokens; those of the finest scale are unchanged.
-        """
+        """Let every coarser scale attend to the windows under it (step 4)."""
         x = list(x)
         for s in range(1, len(x)):
             below = scales[s - 1]
@@ -300,23 +186,7 @@ class MsaBlock(nn.Module):
     ) -> torch.Tensor:
         """Update the tokens of a scale that lie over windows of the scale below (step 4).
 
-        Parameters
-        ----------
-        scale
-            Place of the asking scale among those that are left.
-        x_NTC
-            All its tokens.
-        below
-            Layout of the scale below.
-        kv_NKC
-            Keys and values of the windows of `part` of the scale below.
-        part
-            Which windows below; all by default.
-
-        Returns
-        -------
-        torch.Tensor
-            `(N, P, C)`: the updated tokens over each window.
+        Returns: `(N, P, C)`: the updated tokens over each window.
         """
         q_NPC = _rows(x_NTC.flatten(0, 1), below.up[part])
         valid = None if below.is_full else below.valid[part]
@@ -326,21 +196,7 @@ class MsaBlock(nn.Module):
 def pool(x_NTC: torch.Tensor, at: ScaleLayout, ratio: int, *, part: Part = _ALL) -> torch.Tensor:
     """Max-pool the valid tokens of windows to the tokens of the next scale over them.
 
-    Parameters
-    ----------
-    x_NTC
-        Tokens of the windows of `part`.
-    at
-        Layout of their scale.
-    ratio
-        Side of the pooled square.
-    part
-        Which windows of the list; all by default.
-
-    Returns
-    -------
-    torch.Tensor
-        `(N, P, C)`; zero where no token is valid.
+    Returns: `(N, P, C)`; zero where no token is valid.
     """
     n, _, c = x_NTC.shape
     m, p = at.side, at.part_side
@@ -357,19 +213,7 @@ def pool(x_NTC: torch.Tensor, at: ScaleLayout, ratio: int, *, part: Part = _ALL)
 def spread(parts_NPC: torch.Tensor, below: ScaleLayout, like_NTC: torch.Tensor) -> torch.Tensor:
     """Put what lies over each window below into the window order of its own scale.
 
-    Parameters
-    ----------
-    parts_NPC
-        Tokens over each window below.
-    below
-        Layout of the scale below.
-    like_NTC
-        Tokens of the scale, for the shape.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape of `like_NTC`; zero where nothing lies below.
+    Returns: Shape of `like_NTC`; zero where nothing lies below.
     """
     return _rows(parts_NPC.flatten(0, 1), below.down).view(like_NTC.shape)
 
@@ -377,19 +221,7 @@ def spread(parts_NPC: torch.Tensor, below: ScaleLayout, like_NTC: torch.Tensor) 
 def replace(x_NTC: torch.Tensor, parts_NPC: torch.Tensor, below: ScaleLayout) -> torch.Tensor:
     """Replace the tokens that lie over windows below by their updated selves.
 
-    Parameters
-    ----------
-    x_NTC
-        Tokens of a scale.
-    parts_NPC
-        Updated tokens over each window below.
-    below
-        Layout of the scale below.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape of `x_NTC`; tokens over no window are kept (they are invalid).
+    Returns: Shape of `x_NTC`; tokens over no window are kept (they are invalid).
     """
     has_part = (below.down < below.up.numel()).view(*x_NTC.shape[:2], 1)
     return torch.where(has_part, spread(parts_NPC, below, x_NTC), x_NTC)

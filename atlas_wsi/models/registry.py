@@ -104,19 +104,7 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Model:
 
 
 def is_tile_classifier(name_or_path: str | os.PathLike[str]) -> bool:
-    """Tell whether a model asked for can only be a classifier of tiles.
-
-    Parameters
-    ----------
-    name_or_path
-        What the user gave.
-
-    Returns
-    -------
-    bool
-        Whether it is a folder, a TorchScript or ONNX file, or starts with ``wsinfer:``, and no
-        model of ours has this name.
-    """
+    """Tell whether a model asked for can only be a classifier of tiles."""
     name = str(name_or_path)
     if name in TEST_CONFIGS or name in shipped_models():
         return False
@@ -127,22 +115,7 @@ def is_tile_classifier(name_or_path: str | os.PathLike[str]) -> bool:
 def find_file(name: str, *, files: tuple[str, ...]) -> Path | None:
     """Find the file of a model.
 
-    Parameters
-    ----------
-    name
-        A shipped name, a path or ``hf://owner/name@revision``.
-    files
-        Names that the file may have on a hub, best first.
-
-    Returns
-    -------
-    Path or None
-        The file, which may not be there; None for the models of `TEST_CONFIGS`.
-
-    Raises
-    ------
-    UnknownModelError
-        If this is no name, or the hub is out of reach.
+    Returns: The file, which may not be there; None for the models of `TEST_CONFIGS`.
     """
     shipped = shipped_models()
     if name in shipped:
@@ -160,13 +133,7 @@ def find_file(name: str, *, files: tuple[str, ...]) -> Path | None:
 
 
 def cached_models() -> dict[str, Path]:
-    """Return the hub models that are in the cache of huggingface_hub.
-
-    Returns
-    -------
-    dict
-        File by ``hf://owner/name@revision``; models of this program only.
-    """
+    """Return the hub models that are in the cache of huggingface_hub."""
     try:
         from huggingface_hub import constants, scan_cache_dir
         from huggingface_hub.errors import CacheNotFound
@@ -186,18 +153,7 @@ def cached_models() -> dict[str, Path]:
 
 
 def is_model(path: Path) -> bool:
-    """Tell whether a file is a model that this program wrote.
-
-    Parameters
-    ----------
-    path
-        A file.
-
-    Returns
-    -------
-    bool
-        By its metadata; weights are not read.
-    """
+    """Tell whether a file is a model that this program wrote."""
     from safetensors import SafetensorError, safe_open
 
     try:

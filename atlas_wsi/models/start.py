@@ -54,18 +54,7 @@ class Start:
 
     @classmethod
     def of(cls, model: Model) -> Start:
-        """Start from a model.
-
-        Parameters
-        ----------
-        model
-            A model; it is not changed.
-
-        Returns
-        -------
-        Start
-            Its weights and sizes.
-        """
+        """Start from a model."""
         return cls(
             name=model.card.name,
             config=model.config,
@@ -101,21 +90,7 @@ class Taken:
 
 
 def load_start(name_or_path: str | os.PathLike[str]) -> Start:
-    """Load what a training starts from.
-
-    Parameters
-    ----------
-    name_or_path
-        A model as `load_model` takes it, or a published Atlas checkpoint: safetensors or a torch
-        file, the state dict itself or under ``model`` or ``state_dict``, with the prefixes that
-        training wrappers leave. On a hub: `model.safetensors`, `pytorch_model.bin` or
-        `latest.ckpt` of ``hf://owner/name@revision``.
-
-    Returns
-    -------
-    Start
-        Weights by the names of `Model`.
-    """
+    """Load what a training starts from."""
     name = str(name_or_path)
     path = find_file(name, files=("model.safetensors", "pytorch_model.bin", "latest.ckpt"))
     if path is None or (path.is_file() and is_model(path)):
@@ -124,20 +99,7 @@ def load_start(name_or_path: str | os.PathLike[str]) -> Start:
 
 
 def timm_start(encoder: str, weights: str | os.PathLike[str] | None = None) -> Start | None:
-    """Load a network of timm that a training starts from.
-
-    Parameters
-    ----------
-    encoder
-        Such as ``"timm:resnet18"``.
-    weights
-        A file, ``"none"`` for random weights, or None for timm's pretrained ones.
-
-    Returns
-    -------
-    Start or None
-        Weights of the stem alone; None for random ones.
-    """
+    """Load a network of timm that a training starts from."""
     name = encoder.removeprefix(PREFIX)
     if str(weights) == NO_WEIGHTS:
         return None
@@ -154,23 +116,6 @@ def take_weights(model: Model, start: Start) -> Taken:
     """Copy into a model what fits of a start.
 
     The head is taken if it tells the same classes apart, in the same order.
-
-    Parameters
-    ----------
-    model
-        Is changed.
-    start
-        Where the weights are from.
-
-    Returns
-    -------
-    Taken
-        What was taken and what was not.
-
-    Raises
-    ------
-    CheckpointMismatchError
-        If nothing of the encoder fits.
     """
     own = model.state_dict()
     same_classes = start.classes == model.card.class_names

@@ -21,13 +21,7 @@ HALO_PX = 96
 
 
 class ResidualBlock(nn.Module):
-    """``x + BN(conv(GELU(BN(conv(x)))))`` with 3x3 convolutions.
-
-    Parameters
-    ----------
-    channels
-        Channels in and out.
-    """
+    """``x + BN(conv(GELU(BN(conv(x)))))`` with 3x3 convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -43,13 +37,7 @@ class ResidualBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """LayerNorm over channels, then a 3x3 convolution of stride 2 that doubles the channels.
-
-    Parameters
-    ----------
-    channels
-        Channels in; twice as many come out.
-    """
+    """LayerNorm over channels, then a 3x3 convolution of stride 2 that doubles the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,15 +51,7 @@ class Downsample(nn.Module):
 
 
 class Stem(nn.Module):
-    """Pixels to tokens at stride 16.
-
-    Parameters
-    ----------
-    features
-        Channels after the second convolution; ``4 * features`` come out.
-    in_channels
-        Channels of the image.
-    """
+    """Pixels to tokens at stride 16."""
 
     def __init__(self, features: int, *, in_channels: int = 3) -> None:
         super().__init__()
@@ -93,51 +73,19 @@ class Stem(nn.Module):
         return self.down2(self.stage2(self.down1(self.stage1(x_BCYX))))
 
     def reach(self, want: Box, image: tuple[int, int]) -> Box:
-        """Return the pixels that the tokens of a region depend on.
-
-        Parameters
-        ----------
-        want
-            Pixels whose tokens are wanted; starts at a whole token.
-        image
-            Rows and columns of the image.
-
-        Returns
-        -------
-        Box
-            The region and its halo; none beyond the image, so that zero padding acts where it does
-            when the whole image is encoded.
-        """
+        """Return the pixels that the tokens of a region depend on."""
         return grow(want, HALO_PX).clip(image)
 
     def part(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:
         """Encode a region exactly as it would be encoded in the whole image.
 
-        Parameters
-        ----------
-        x_BCYX
-            The pixels that `reach` says.
-        want
-            Pixels whose tokens are wanted.
-        image
-            Rows and columns of the image.
-
-        Returns
-        -------
-        torch.Tensor
-            Tokens ``(B, C, rows, cols)`` of what `want` has inside the image.
+        Returns: Tokens ``(B, C, rows, cols)`` of what `want` has inside the image.
         """
         read = self.reach(want, image)
         return crop(self(x_BCYX), tokens_of(want.clip(image)), tokens_of(read))
 
     def fold_(self) -> Stem:
-        """Fold batch norms into the convolutions before them, in place; for inference only.
-
-        Returns
-        -------
-        Stem
-            This stem, channels last in memory.
-        """
+        """Fold batch norms into the convolutions before them, in place; for inference only."""
         for module in self.modules():
             for i in (1, 2):
                 conv, bn = getattr(module, f"conv{i}", None), getattr(module, f"bn{i}", None)
@@ -148,38 +96,12 @@ class Stem(nn.Module):
 
 
 def grow(box: Box, by: int) -> Box:
-    """Return a box with a margin.
-
-    Parameters
-    ----------
-    box
-        A box.
-    by
-        Margin on each side.
-
-    Returns
-    -------
-    Box
-        May reach over the image.
-    """
+    """Return a box with a margin."""
     return Box(row=box.row - by, col=box.col - by, rows=box.rows + 2 * by, cols=box.cols + 2 * by)
 
 
 def tokens_of(pixels: Box, *, stride: int = STRIDE_PX) -> Box:
-    """Return the tokens that pixels lie in.
-
-    Parameters
-    ----------
-    pixels
-        A box of pixels.
-    stride
-        Pixels a token along one side.
-
-    Returns
-    -------
-    Box
-        The smallest box of tokens that covers it.
-    """
+    """Return the tokens that pixels lie in."""
     row, col = pixels.row // stride, pixels.col // stride
     return Box(
         row=row,
@@ -190,21 +112,6 @@ def tokens_of(pixels: Box, *, stride: int = STRIDE_PX) -> Box:
 
 
 def crop(x_BCYX: torch.Tensor, want: Box, have: Box) -> torch.Tensor:
-    """Cut a box out of a map.
-
-    Parameters
-    ----------
-    x_BCYX
-        The map of `have`.
-    want
-        What is wanted of it, in the same units.
-    have
-        Where the map lies.
-
-    Returns
-    -------
-    torch.Tensor
-        A view.
-    """
+    """Cut a box out of a map."""
     top, left = want.row - have.row, want.col - have.col
     return x_BCYX[..., top : top + want.rows, left : left + want.cols]

@@ -129,10 +129,7 @@ def load_tile_classifier(
 class OnnxNet(nn.Module):
     """An ONNX network behind the call of a torch module; runs on the CPU.
 
-    Parameters
-    ----------
-    path
-        The file; its first input takes `(N, 3, Y, X)` and its first output is read.
+    `path`: The file; its first input takes `(N, 3, Y, X)` and its first output is read.
     """
 
     def __init__(self, path: Path) -> None:

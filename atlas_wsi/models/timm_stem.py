@@ -35,15 +35,7 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class TimmStem(nn.Module):
-    """Tokens at stride 16 from a network of timm.
-
-    Parameters
-    ----------
-    name
-        Its name in timm.
-    window_px
-        Working pixels along the side of a window, which is encoded by itself.
-    """
+    """Tokens at stride 16 from a network of timm."""
 
     def __init__(self, name: str, *, window_px: int) -> None:
         super().__init__()
@@ -59,20 +51,7 @@ class TimmStem(nn.Module):
         return self.part(x_BCYX, Box(row=0, col=0, rows=rows, cols=cols), (rows, cols))
 
     def reach(self, want: Box, image: tuple[int, int]) -> Box:
-        """Return the pixels that the tokens of a region depend on.
-
-        Parameters
-        ----------
-        want
-            Pixels whose tokens are wanted.
-        image
-            Rows and columns of the image.
-
-        Returns
-        -------
-        Box
-            Whole windows, inside the image.
-        """
+        """Return the pixels that the tokens of a region depend on."""
         side = self.window_px
         row, col = want.row // side * side, want.col // side * side
         return Box(
@@ -85,19 +64,7 @@ class TimmStem(nn.Module):
     def part(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:
         """Encode a region exactly as it would be encoded in the whole image.
 
-        Parameters
-        ----------
-        x_BCYX
-            The pixels that `reach` says.
-        want
-            Pixels whose tokens are wanted.
-        image
-            Rows and columns of the image; one smaller than a window is a smaller window.
-
-        Returns
-        -------
-        torch.Tensor
-            Tokens ``(B, dim, rows, cols)`` of what `want` has inside the image.
+        Returns: Tokens ``(B, dim, rows, cols)`` of what `want` has inside the image.
         """
         rows, cols = (
             min(self.window_px, -(-side // _SMALLEST_PX) * _SMALLEST_PX) for side in image
@@ -116,29 +83,12 @@ class TimmStem(nn.Module):
         return crop(y_BCYX, tokens_of(want.clip(image)), read)
 
     def fold_(self) -> TimmStem:
-        """Lay the weights out for speed, in place.
-
-        Returns
-        -------
-        TimmStem
-            This stem, channels last in memory; its norms stay as they are.
-        """
+        """Lay the weights out for speed, in place."""
         return self.to(memory_format=torch.channels_last)
 
 
 class TimmEncoder(nn.Module):
-    """Features of single tiles from a network of timm.
-
-    Parameters
-    ----------
-    name
-        Its name in timm; ``timm:`` may stand before it.
-    weights
-        A file, ``"none"`` for random weights, or None for timm's pretrained ones, which are taken
-        from the cache of huggingface_hub or else downloaded.
-    mpp
-        Micrometres a pixel of the tiles; timm's networks know none.
-    """
+    """Features of single tiles from a network of timm."""
 
     def __init__(
         self, name: str, *, weights: str | os.PathLike[str] | None = None, mpp: float = 0.5
@@ -157,20 +107,7 @@ class TimmEncoder(nn.Module):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Describe tiles by what the network gives before its classifier.
 
-        Parameters
-        ----------
-        images
-            uint8 `(B, Y, X, 3)`.
-
-        Returns
-        -------
-        torch.Tensor
-            float32 `(B, C)`.
-
-        Raises
-        ------
-        CheckpointMismatchError
-            If the network does not take tiles of this size.
+        `images`: uint8 `(B, Y, X, 3)`. Returns: float32 `(B, C)`.
         """
         mean, std = (torch.tensor(values) * 255 for values in (self.mean, self.std))
         x_BCYX = ((images.to(torch.float32) - mean) / std).permute(0, 3, 1, 2)
@@ -185,54 +122,19 @@ class TimmEncoder(nn.Module):
 
 
 def timm_channels(name: str) -> int:
-    """Return the channels of a network's map at stride 16.
-
-    Parameters
-    ----------
-    name
-        Its name in timm.
-
-    Returns
-    -------
-    int
-        Channels of a token.
-    """
+    """Return the channels of a network's map at stride 16."""
     return _map_at_stride(name)[1]
 
 
 def timm_weights(name: str, weights: str | os.PathLike[str] | None) -> dict[str, torch.Tensor]:
-    """Read the weights of a network for `TimmStem`.
-
-    Parameters
-    ----------
-    name
-        Its name in timm.
-    weights
-        A file, or None for timm's pretrained ones.
-
-    Returns
-    -------
-    dict
-        By the names of the stem's `trunk`.
-    """
+    """Read the weights of a network for `TimmStem`."""
     index, _, _ = _map_at_stride(name)
     path = _weights_file(name, weights)
     return _make(name, path, features_only=True, out_indices=(index,)).state_dict()
 
 
 def timm_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and the deviation that a network's pretraining took off.
-
-    Parameters
-    ----------
-    name
-        Its name in timm.
-
-    Returns
-    -------
-    tuple
-        Of each channel, in 0-1.
-    """
+    """Return the mean and the deviation that a network's pretraining took off."""
     config = _timm(name).get_pretrained_cfg(name)
     return tuple(config.mean), tuple(config.std)
 

@@ -107,15 +107,7 @@ class WsinferConfig(BaseModel):
     def prepare(self, patches: NDArray[np.uint8]) -> torch.Tensor:
         """Do what the transform says.
 
-        Parameters
-        ----------
-        patches
-            uint8 `(N, rows, cols, 3)`.
-
-        Returns
-        -------
-        torch.Tensor
-            float32 `(N, 3, Y, X)`.
+        `patches`: uint8 `(N, rows, cols, 3)`. Returns: float32 `(N, 3, Y, X)`.
         """
         for step in self.transform:
             if isinstance(step, _Resize):
@@ -132,26 +124,7 @@ class WsinferConfig(BaseModel):
 
 
 def read_config(name_or_path: str | os.PathLike[str]) -> tuple[WsinferConfig, Path]:
-    """Read and check the `config.json` of a tile classifier; no network is loaded.
-
-    Parameters
-    ----------
-    name_or_path
-        The folder, or the TorchScript or ONNX file in it; ``wsinfer:`` may stand before it, and
-        must before ``hf://owner/name@revision``.
-
-    Returns
-    -------
-    tuple
-        The configuration, and the weights file.
-
-    Raises
-    ------
-    UnknownModelError
-        If there is no `config.json` or no weights file.
-    CheckpointMismatchError
-        If the configuration is not valid.
-    """
+    """Read and check the `config.json` of a tile classifier; no network is loaded."""
     name = str(name_or_path).removeprefix(PREFIX)
     if name.startswith(HUB):
         # both lie in the folder of the commit
@@ -180,20 +153,7 @@ def read_config(name_or_path: str | os.PathLike[str]) -> tuple[WsinferConfig, Pa
 
 
 def card_of(config: WsinferConfig, weights: Path) -> ModelCard:
-    """Say of a tile classifier what our own models say of themselves.
-
-    Parameters
-    ----------
-    config
-        Its configuration.
-    weights
-        Its weights file; the folder's name becomes the model's.
-
-    Returns
-    -------
-    ModelCard
-        Licence and data are unknown: `config.json` does not tell them.
-    """
+    """Say of a tile classifier what our own models say of themselves."""
     names = list(config.class_names)
     if len(names) == 1:
         names.append(_OTHER if names[0] != _OTHER else f"not {_OTHER}")
@@ -221,18 +181,7 @@ def card_of(config: WsinferConfig, weights: Path) -> ModelCard:
 
 
 def local_tile_classifiers(folder: Path) -> dict[str, Path]:
-    """Return the tile classifiers in a folder.
-
-    Parameters
-    ----------
-    folder
-        Where to look, one level deep.
-
-    Returns
-    -------
-    dict
-        Folder by its name; what has no valid `config.json` and network is left out.
-    """
+    """Return the tile classifiers in a folder."""
     found = {}
     for file in sorted(folder.glob(f"*/{CONFIG_FILE}")):
         try:

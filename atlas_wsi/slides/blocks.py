@@ -8,21 +8,7 @@ _CUT_PX = 1024
 
 
 def whole_blocks(block: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
-    """Return a good size of a tile, given the blocks that a file stores.
-
-    Parameters
-    ----------
-    block
-        Rows and columns of a stored block (tile, strip, chunk).
-    shape
-        Rows and columns of the level.
-
-    Returns
-    -------
-    tuple
-        Rows and columns: small blocks and strips are joined to at least 256 pixels, blocks of
-        more than 4096 pixels are cut.
-    """
+    """Return a good size of a tile, given the blocks that a file stores."""
     rows, cols = (
         min(full, _good_side(max(1, side))) for side, full in zip(block, shape, strict=True)
     )

@@ -16,13 +16,7 @@ DEFAULT_CACHE_BYTES = 256 * 2**20
 
 
 class TileCache:
-    """Least recently used tiles; a tile is decoded once, however many threads want it.
-
-    Parameters
-    ----------
-    max_bytes
-        Bytes of decoded pixels to keep; 0 keeps nothing, but still joins simultaneous requests.
-    """
+    """Least recently used tiles; a tile is decoded once, however many threads want it."""
 
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self.max_bytes = max_bytes
@@ -37,20 +31,7 @@ class TileCache:
         return self._n_bytes
 
     def fetch(self, key: Hashable, decode: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """Return the tile of a key, decoding it if nobody has.
-
-        Parameters
-        ----------
-        key
-            Which tile.
-        decode
-            Makes the tile; what it raises reaches every thread that waits for the tile.
-
-        Returns
-        -------
-        NDArray
-            The tile, read-only.
-        """
+        """Return the tile of a key, decoding it if nobody has."""
         with self._lock:
             tile = self._tiles.get(key)
             if tile is not None:

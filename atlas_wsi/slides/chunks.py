@@ -45,37 +45,12 @@ class BoundedStore(WrapperStore[Store]):
     zarr decodes a chunk whole before it looks at its size, so that a few megabytes may become
     gigabytes. The metadata that this store gives out names codecs that stop there, in the place of
     gzip, zstd, blosc, zlib, bz2, lzma and lz4; other codecs stay.
-
-    Parameters
-    ----------
-    store
-        To read from.
     """
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Read a value.
-
-        Parameters
-        ----------
-        key
-            Its name.
-        prototype
-            What to put it into.
-        byte_range
-            Which part of it.
-
-        Returns
-        -------
-        Buffer or None
-            None if there is none.
-
-        Raises
-        ------
-        ValueError
-            If metadata are larger than 32 MiB.
-        """
+        """Read a value."""
         found: Buffer | None = await self._store.get(key, prototype, byte_range)
         name = key.rpartition("/")[2]
         if found is None or byte_range is not None or name not in ("zarr.json", ".zarray"):

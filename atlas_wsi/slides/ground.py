@@ -39,18 +39,7 @@ class Place:
 
 
 def read_place(dataset: DatasetReader) -> Place:
-    """Read the georeference of a raster: a geotransform, else ground control points.
-
-    Parameters
-    ----------
-    dataset
-        The open raster.
-
-    Returns
-    -------
-    Place
-        Empty if there is no CRS, or nothing that ties the pixels to it.
-    """
+    """Read the georeference of a raster: a geotransform, else ground control points."""
     crs, transform, source, notes = dataset.crs, dataset.transform, "geotransform", []
     points, points_crs = dataset.gcps
     if crs is None and points_crs is not None and len(points) >= 3:
@@ -80,19 +69,8 @@ def ground_mpp(
 ) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
     """Return how many micrometres of ground a pixel spans, along rows and along columns.
 
-    Parameters
-    ----------
-    crs
-        Coordinate reference system of the raster.
-    transform
-        From (col, row) to the CRS; may be rotated or sheared.
-    shape
-        Rows and columns of the raster.
-
-    Returns
-    -------
-    tuple
-        Micrometres a pixel `(y, x)`, or None if it cannot be told; and what the user should know.
+    Returns: Micrometres a pixel `(y, x)`, or None if it cannot be told; and what the user should
+    know.
 
     Notes
     -----

@@ -37,13 +37,7 @@ _open_lock = threading.Lock()
 
 
 class ImageBackend:
-    """One plain image; it is decoded when the first pixel is asked for, and kept.
-
-    Parameters
-    ----------
-    path
-        The file.
-    """
+    """One plain image; it is decoded when the first pixel is asked for, and kept."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -63,57 +57,21 @@ class ImageBackend:
     def read_block(self, level: int, box: Box) -> NDArray[Any]:  # noqa: ARG002
         """Read pixels.
 
-        Parameters
-        ----------
-        level
-            Always 0.
-        box
-            Rows and columns in the image.
-
-        Returns
-        -------
-        NDArray
-            `(rows, cols, channels)`; an alpha channel is not among them.
+        Returns: `(rows, cols, channels)`; an alpha channel is not among them.
         """
         return self._decoded()[box.slices][..., : self._meta.n_channels].copy()
 
     def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:  # noqa: ARG002
         """Tell which pixels are not fully transparent.
 
-        Parameters
-        ----------
-        level
-            Always 0.
-        box
-            Rows and columns in the image.
-
-        Returns
-        -------
-        NDArray
-            bool `(rows, cols)`.
+        Returns: bool `(rows, cols)`.
         """
         if not self._meta.has_mask:
             return np.ones((box.rows, box.cols), dtype=bool)
         return np.asarray(self._decoded()[box.slices][..., -1] > 0)
 
     def read_associated(self, name: str) -> NDArray[Any]:
-        """Read an associated image; a plain image has none.
-
-        Parameters
-        ----------
-        name
-            Any.
-
-        Returns
-        -------
-        NDArray
-            Never.
-
-        Raises
-        ------
-        ValueError
-            Always.
-        """
+        """Read an associated image; a plain image has none."""
         raise ValueError(f"{self._path} has no associated image {name!r}.")
 
     def close(self) -> None:
@@ -181,25 +139,7 @@ class ImageBackend:
 
 
 def open_image(path: Path) -> ImageBackend:
-    """Open a plain image.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    ImageBackend
-        Lazy: no pixel is decoded.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        If it is no PNG, JPEG, BMP or WebP, or one that is too large to be decoded whole.
-    UnreadableSlideError
-        If it is one, but its header is damaged.
-    """
+    """Open a plain image."""
     try:
         return ImageBackend(path)
     except UnidentifiedImageError as error:

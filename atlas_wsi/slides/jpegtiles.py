@@ -28,17 +28,7 @@ _RGB, _YCBCR = 2, 6
 
 
 class JpegTileBackend:
-    """An Aperio slide whose tiles are decoded without OpenSlide.
-
-    Parameters
-    ----------
-    slow
-        The same slide behind OpenSlide.
-    pages
-        For each level the page that stores it, or None where only OpenSlide will do.
-    file
-        The slide's bytes.
-    """
+    """An Aperio slide whose tiles are decoded without OpenSlide."""
 
     def __init__(
         self, slow: OpenSlideBackend, pages: list[PageReader | None], file: FileBytes
@@ -55,17 +45,7 @@ class JpegTileBackend:
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
         """Read pixels of a stored level.
 
-        Parameters
-        ----------
-        level
-            Index into ``meta.levels``.
-        box
-            Rows and columns in the level's pixels.
-
-        Returns
-        -------
-        NDArray
-            uint8 `(rows, cols, 3)`.
+        Returns: uint8 `(rows, cols, 3)`.
         """
         page = self._pages[level]
         if page is not None:
@@ -78,32 +58,14 @@ class JpegTileBackend:
     def read_valid(self, level: int, box: Box) -> NDArray[Any]:
         """Tell which pixels were scanned.
 
-        Parameters
-        ----------
-        level
-            Index into ``meta.levels``.
-        box
-            Rows and columns in the level's pixels.
-
-        Returns
-        -------
-        NDArray
-            bool `(rows, cols)`.
+        Returns: bool `(rows, cols)`.
         """
         return self._slow.read_valid(level, box)
 
     def read_associated(self, name: str) -> NDArray[Any]:
         """Read an associated image.
 
-        Parameters
-        ----------
-        name
-            One of ``meta.associated``.
-
-        Returns
-        -------
-        NDArray
-            uint8 `(rows, cols, 3)`.
+        Returns: uint8 `(rows, cols, 3)`.
         """
         return self._slow.read_associated(name)
 
@@ -114,18 +76,7 @@ class JpegTileBackend:
 
 
 def open_aperio(path: Path) -> Backend:
-    """Open an Aperio slide, by its tiles where they are plain.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    Backend
-        Lazy: no pixel is read.
-    """
+    """Open an Aperio slide, by its tiles where they are plain."""
     slow = open_openslide(path)
     levels = slow.meta.levels
     file = FileBytes(path)

@@ -125,21 +125,7 @@ class NgffImage:
     """What the user may want to act on."""
 
     def is_rgb(self, n_channels: int, dtype: str) -> bool:
-        """Tell whether the channels are the colours of one photograph.
-
-        Parameters
-        ----------
-        n_channels
-            Number of channels of the arrays.
-        dtype
-            Their sample type.
-
-        Returns
-        -------
-        bool
-            True for three channels in red, green and blue, and for three of 8 bits of which
-            nothing is said.
-        """
+        """Tell whether the channels are the colours of one photograph."""
         if n_channels != 3:
             return False
         labels = tuple(label.lower() for label in self.labels)
@@ -150,20 +136,7 @@ class NgffImage:
         return not self.labels and dtype == "uint8"
 
     def channel_names(self, n_channels: int, dtype: str) -> tuple[str, ...]:
-        """Return a name a channel.
-
-        Parameters
-        ----------
-        n_channels
-            Number of channels of the arrays.
-        dtype
-            Their sample type.
-
-        Returns
-        -------
-        tuple
-            Labels of the file where it has one a channel, else colours or numbers.
-        """
+        """Return a name a channel."""
         if self.is_rgb(n_channels, dtype):
             return _RGB_NAMES
         if len(self.labels) == n_channels:
@@ -172,43 +145,13 @@ class NgffImage:
 
 
 def ome_attributes(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a group's attributes that OME-Zarr defines.
-
-    Parameters
-    ----------
-    attributes
-        All attributes of the group.
-
-    Returns
-    -------
-    Mapping
-        What stands under ``ome`` (0.5), else the attributes themselves (0.4).
-    """
+    """Return the part of a group's attributes that OME-Zarr defines."""
     inner = attributes.get("ome")
     return inner if isinstance(inner, dict) else attributes
 
 
 def parse_image(attributes: Mapping[str, Any], where: str) -> NgffImage:
     """Read the metadata of a multiscale image.
-
-    Parameters
-    ----------
-    attributes
-        Attributes of the image's group.
-    where
-        Path or URL for messages.
-
-    Returns
-    -------
-    NgffImage
-        Checked.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        If there is no image, or one of another version.
-    UnreadableSlideError
-        If the metadata contradicts the specification.
 
     Notes
     -----

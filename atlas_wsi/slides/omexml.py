@@ -37,18 +37,6 @@ class OmeImage:
 def read_image(xml: str | None, index: int) -> OmeImage:
     """Read what OME-XML says of an image.
 
-    Parameters
-    ----------
-    xml
-        The document.
-    index
-        Which image of the document.
-
-    Returns
-    -------
-    OmeImage
-        Empty where nothing is said.
-
     Notes
     -----
     Source: OME model 2016-06; lengths are in micrometres unless a unit is given.

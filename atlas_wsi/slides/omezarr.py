@@ -34,15 +34,7 @@ _MAX_SIDE_PX = 2**31 - 1
 
 
 class OmeZarrBackend:
-    """One multiscale image of a zarr store.
-
-    Parameters
-    ----------
-    where
-        Path or URL for messages.
-    group
-        The image's group.
-    """
+    """One multiscale image of a zarr store."""
 
     def __init__(self, where: str, group: zarr.Group) -> None:
         self._where = where
@@ -61,22 +53,7 @@ class OmeZarrBackend:
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
         """Read pixels of a stored level.
 
-        Parameters
-        ----------
-        level
-            Index into ``meta.levels``.
-        box
-            Rows and columns in the level's pixels.
-
-        Returns
-        -------
-        NDArray
-            `(rows, cols, channels)`.
-
-        Raises
-        ------
-        UnreadableSlideError
-            If a chunk cannot be fetched or decoded.
+        Returns: `(rows, cols, channels)`.
         """
         rows, cols = box.slices
         wanted = {"y": rows, "x": cols, "c": slice(None)}
@@ -100,40 +77,14 @@ class OmeZarrBackend:
     def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
         """Tell which pixels hold a number in every channel.
 
-        Parameters
-        ----------
-        level
-            Index into ``meta.levels``.
-        box
-            Rows and columns in the level's pixels.
-
-        Returns
-        -------
-        NDArray
-            bool `(rows, cols)`.
+        Returns: bool `(rows, cols)`.
         """
         if not self._meta.has_mask:
             return np.ones((box.rows, box.cols), dtype=bool)
         return np.asarray(np.isfinite(self.read_block(level, box)).all(axis=-1))
 
     def read_associated(self, name: str) -> NDArray[Any]:
-        """Read an associated image; OME-Zarr has none.
-
-        Parameters
-        ----------
-        name
-            Any.
-
-        Returns
-        -------
-        NDArray
-            Never.
-
-        Raises
-        ------
-        ValueError
-            Always.
-        """
+        """Read an associated image; OME-Zarr has none."""
         raise ValueError(f"{self._where} has no associated image {name!r}.")
 
     def close(self) -> None:
@@ -142,26 +93,7 @@ class OmeZarrBackend:
 
 
 def open_omezarr(path: str | Path) -> OmeZarrBackend:
-    """Open an image of an OME-Zarr.
-
-    Parameters
-    ----------
-    path
-        A folder, a zip file of one, or a URL that fsspec knows (http, https, s3, gs, ...). Of a
-        ``bioformats2raw`` collection the first image is taken.
-
-    Returns
-    -------
-    OmeZarrBackend
-        Lazy: no pixel is read.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        If there is no OME-Zarr image of version 0.4 or 0.5.
-    UnreadableSlideError
-        If there is one, but its metadata or arrays are damaged.
-    """
+    """Open an image of an OME-Zarr."""
     where = str(path)
     store: Store | None = None
     try:

@@ -24,15 +24,7 @@ _TILE_PX = 512
 
 
 class OpenSlideBackend:
-    """One slide behind OpenSlide.
-
-    Parameters
-    ----------
-    path
-        A file that OpenSlide knows.
-    handle
-        The open slide.
-    """
+    """One slide behind OpenSlide."""
 
     def __init__(self, path: Path, handle: openslide.OpenSlide) -> None:
         self._path = path
@@ -49,17 +41,7 @@ class OpenSlideBackend:
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
         """Read pixels of a stored level.
 
-        Parameters
-        ----------
-        level
-            Index into ``meta.levels``.
-        box
-            Rows and columns in the level's pixels.
-
-        Returns
-        -------
-        NDArray
-            uint8 `(rows, cols, 3)`; transparent parts show the background colour.
+        Returns: uint8 `(rows, cols, 3)`; transparent parts show the background colour.
         """
         rgba = self._read_rgba(level, box)
         alpha = rgba[..., 3]
@@ -72,37 +54,14 @@ class OpenSlideBackend:
     def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
         """Tell which pixels were scanned.
 
-        Parameters
-        ----------
-        level
-            Index into ``meta.levels``.
-        box
-            Rows and columns in the level's pixels.
-
-        Returns
-        -------
-        NDArray
-            bool `(rows, cols)`.
+        Returns: bool `(rows, cols)`.
         """
         return np.asarray(self._read_rgba(level, box)[..., 3] > 0)
 
     def read_associated(self, name: str) -> NDArray[Any]:
         """Read an associated image.
 
-        Parameters
-        ----------
-        name
-            One of ``meta.associated``.
-
-        Returns
-        -------
-        NDArray
-            uint8 `(rows, cols, 3)`.
-
-        Raises
-        ------
-        UnreadableSlideError
-            If its bytes cannot be decoded.
+        Returns: uint8 `(rows, cols, 3)`.
         """
         handle = self._handle
         try:
@@ -141,25 +100,7 @@ class OpenSlideBackend:
 
 
 def open_openslide(path: Path) -> OpenSlideBackend:
-    """Open a slide through OpenSlide.
-
-    Parameters
-    ----------
-    path
-        A file; of a DICOM series any one instance.
-
-    Returns
-    -------
-    OpenSlideBackend
-        Lazy: no pixel is read.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        If OpenSlide does not know the format.
-    UnreadableSlideError
-        If it does, but cannot open this file.
-    """
+    """Open a slide through OpenSlide."""
     try:
         return OpenSlideBackend(path, openslide.OpenSlide(path))
     except openslide.OpenSlideUnsupportedFormatError as error:

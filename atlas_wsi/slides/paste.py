@@ -13,16 +13,7 @@ if TYPE_CHECKING:
 def paste(source: NDArray[Any], source_box: Box, target: NDArray[Any], target_box: Box) -> None:
     """Copy the pixels that two arrays have in common.
 
-    Parameters
-    ----------
-    source
-        `(rows, cols, ...)`.
-    source_box
-        Where `source` lies.
-    target
-        `(rows, cols, ...)`, written to.
-    target_box
-        Where `target` lies, in the same pixels.
+    `source`: `(rows, cols, ...)`. `target`: `(rows, cols, ...)`, written to.
     """
     row, col = max(source_box.row, target_box.row), max(source_box.col, target_box.col)
     rows = min(source_box.row_end, target_box.row_end) - row
@@ -33,18 +24,5 @@ def paste(source: NDArray[Any], source_box: Box, target: NDArray[Any], target_bo
 
 
 def relative(box: Box, origin: Box) -> Box:
-    """Return a box in the pixels of another one.
-
-    Parameters
-    ----------
-    box
-        Any box.
-    origin
-        Its corner becomes (0, 0).
-
-    Returns
-    -------
-    Box
-        Same size.
-    """
+    """Return a box in the pixels of another one."""
     return Box(row=box.row - origin.row, col=box.col - origin.col, rows=box.rows, cols=box.cols)

@@ -13,16 +13,6 @@ _JPEG_2000 = b"\xff\x4f\xff\x51"  # start of the codestream, and of its sizes
 def picture_size(encoded: bytes) -> tuple[int, int] | None:
     """Read the size of a JPEG, JPEG 2000 or PNG.
 
-    Parameters
-    ----------
-    encoded
-        The picture.
-
-    Returns
-    -------
-    tuple
-        Rows and columns; None where it does not say.
-
     Notes
     -----
     Source: ITU-T T.81, annex B; T.800, A.5.1; PNG 1.2, 11.2.2.

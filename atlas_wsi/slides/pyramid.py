@@ -16,22 +16,7 @@ _FINER_SLACK = 1.01
 
 
 def true_downsample(full_px: int, level_px: int) -> float:
-    """Return how many level-0 pixels a pixel of a stored level spans.
-
-    Parameters
-    ----------
-    full_px
-        Level 0 along one axis.
-    level_px
-        The level along the same axis.
-
-    Returns
-    -------
-    float
-        The whole number that the scanner divided by if the sizes fit one after rounding either
-        way (the quotient of the sizes would drift by up to a level pixel over the slide), a
-        power of two before others; else the quotient.
-    """
+    """Return how many level-0 pixels a pixel of a stored level spans."""
     quotient = full_px / level_px
     for whole in (2 ** round(math.log2(quotient)), round(quotient)):
         if math.floor(full_px / whole) <= level_px <= math.ceil(full_px / whole):
@@ -40,19 +25,7 @@ def true_downsample(full_px: int, level_px: int) -> float:
 
 
 def with_overviews(stored: Sequence[Level]) -> tuple[Level, ...]:
-    """Return the stored levels followed by the coarser ones to be made.
-
-    Parameters
-    ----------
-    stored
-        Levels of the file, finest first.
-
-    Returns
-    -------
-    tuple
-        Each level after the stored ones halves the one before, until the longer side is at
-        most 1024 pixels.
-    """
+    """Return the stored levels followed by the coarser ones to be made."""
     levels = list(stored)
     while max(levels[-1].shape) > OVERVIEW_PX:
         finer = levels[-1]
@@ -70,17 +43,7 @@ def with_overviews(stored: Sequence[Level]) -> tuple[Level, ...]:
 def level_for(levels: Sequence[Level], ratio: tuple[float, float]) -> int:
     """Return the coarsest level that is still fine enough.
 
-    Parameters
-    ----------
-    levels
-        Finest first.
-    ratio
-        Level-0 pixels an output pixel `(y, x)`.
-
-    Returns
-    -------
-    int
-        Index of the level. One that is coarser by at most 1% counts as fine enough.
+    `ratio`: Level-0 pixels an output pixel `(y, x)`.
     """
     y, x = ratio[0] * _FINER_SLACK, ratio[1] * _FINER_SLACK
     best = 0

@@ -56,15 +56,7 @@ _open_lock = threading.Lock()
 
 
 class RasterBackend:
-    """One raster behind GDAL.
-
-    Parameters
-    ----------
-    source
-        What GDAL opens: a path, also a ``/vsi...`` one.
-    options
-        GDAL's configuration while it is used; None leaves it alone.
-    """
+    """One raster behind GDAL."""
 
     def __init__(self, source: str, options: Mapping[str, str] | None = None) -> None:
         self._options = options
@@ -94,17 +86,7 @@ class RasterBackend:
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
         """Read pixels of a stored level.
 
-        Parameters
-        ----------
-        level
-            Index into ``meta.levels``.
-        box
-            Rows and columns in the level's pixels.
-
-        Returns
-        -------
-        NDArray
-            `(rows, cols, bands)` as stored; an alpha band is not among them.
+        Returns: `(rows, cols, bands)` as stored; an alpha band is not among them.
         """
         with self._reading(level, box) as (dataset, window):
             bands = dataset.read(self._indexes, window=window, out_dtype=self._meta.dtype)
@@ -113,17 +95,7 @@ class RasterBackend:
     def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
         """Tell which pixels hold an observation.
 
-        Parameters
-        ----------
-        level
-            Index into ``meta.levels``.
-        box
-            Rows and columns in the level's pixels.
-
-        Returns
-        -------
-        NDArray
-            bool `(rows, cols)`.
+        Returns: bool `(rows, cols)`.
 
         Notes
         -----
@@ -139,23 +111,7 @@ class RasterBackend:
         return valid
 
     def read_associated(self, name: str) -> NDArray[Any]:
-        """Read an associated image; a raster has none.
-
-        Parameters
-        ----------
-        name
-            Any.
-
-        Returns
-        -------
-        NDArray
-            Never.
-
-        Raises
-        ------
-        ValueError
-            Always.
-        """
+        """Read an associated image; a raster has none."""
         raise ValueError(f"A raster has no associated image {name!r}.")
 
     def close(self) -> None:
@@ -216,28 +172,7 @@ class _Handles:
 
 
 def open_raster(path: str | Path) -> RasterBackend:
-    """Open a raster through GDAL.
-
-    Parameters
-    ----------
-    path
-        A file, or a URL (http, https, s3, gs, az); GDAL's own ``/vsi...`` paths are taken as
-        they are.
-
-    Returns
-    -------
-    RasterBackend
-        Lazy: no pixel is read.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        If GDAL does not know the format, or it is a plain image without a place on earth.
-    UnreadableSlideError
-        If GDAL knows the format but cannot open the file.
-    UnreachableSlideError
-        If the server that holds it cannot be reached or refuses.
-    """
+    """Open a raster through GDAL."""
     source = _source(str(path))
     options = gdal_options(str(path)) if is_url(str(path)) else None
     try:

@@ -50,34 +50,12 @@ _HINTS = {
 
 
 def is_url(path: str) -> bool:
-    """Tell a URL from a local path.
-
-    Parameters
-    ----------
-    path
-        Any.
-
-    Returns
-    -------
-    bool
-        Whether it names a server.
-    """
+    """Tell a URL from a local path."""
     return "://" in path
 
 
 def storage_options(url: str) -> dict[str, Any]:
-    """Return what fsspec is told beside the user's own configuration.
-
-    Parameters
-    ----------
-    url
-        Where.
-
-    Returns
-    -------
-    dict
-        Time limits for web servers, which wait for ever by themselves.
-    """
+    """Return what fsspec is told beside the user's own configuration."""
     if not url.lower().startswith("http"):
         return {}
     from aiohttp import ClientTimeout
@@ -87,20 +65,7 @@ def storage_options(url: str) -> dict[str, Any]:
 
 
 def explain(error: Exception, url: str) -> AtlasError | None:
-    """Turn what a client of a server raised into an error the user can act on.
-
-    Parameters
-    ----------
-    error
-        As raised by fsspec or what lies below it.
-    url
-        What was asked for.
-
-    Returns
-    -------
-    AtlasError
-        None if the error is not the server's, such as that of a decoder.
-    """
+    """Turn what a client of a server raised into an error the user can act on."""
     place = without_query(url)
     scheme = urlsplit(url).scheme.lower()
     if isinstance(error, ImportError):
@@ -135,36 +100,12 @@ def explain(error: Exception, url: str) -> AtlasError | None:
 
 
 def without_query(url: str) -> str:
-    """Return a URL as it may be shown: what follows ``?`` may be a signature.
-
-    Parameters
-    ----------
-    url
-        Any.
-
-    Returns
-    -------
-    str
-        Its scheme, host and path.
-    """
+    """Return a URL as it may be shown: what follows ``?`` may be a signature."""
     return url.partition("?")[0]
 
 
 class RemoteBytes:
-    """Random reads of a file on a server; blocks are fetched once and shared by threads.
-
-    Parameters
-    ----------
-    url
-        Any address that fsspec knows.
-    cache_bytes
-        How many bytes are kept.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        If the server does not serve parts of a file, or fsspec lacks a package for it.
-    """
+    """Random reads of a file on a server; blocks are fetched once and shared by threads."""
 
     def __init__(self, url: str, *, cache_bytes: int = _CACHE_BYTES) -> None:
         self.path = without_query(url)
@@ -205,27 +146,7 @@ class RemoteBytes:
             )
 
     def read(self, offset: int, n_bytes: int) -> bytes:
-        """Read bytes.
-
-        Parameters
-        ----------
-        offset
-            First byte.
-        n_bytes
-            How many.
-
-        Returns
-        -------
-        bytes
-            All of them.
-
-        Raises
-        ------
-        UnreadableSlideError
-            If the file ends before.
-        ValueError
-            If the file was closed.
-        """
+        """Read bytes."""
         if self._is_closed:
             raise ValueError(f"{self.path} is closed.")
         missing = offset + n_bytes - self.size
@@ -273,13 +194,7 @@ class RemoteBytes:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file object over `RemoteBytes`, for libraries that read directories of a file.
-
-    Parameters
-    ----------
-    source
-        The bytes; closing the file object leaves them open.
-    """
+    """A file object over `RemoteBytes`, for libraries that read directories of a file."""
 
     def __init__(self, source: RemoteBytes) -> None:
         self.name = source.path
@@ -287,57 +202,21 @@ class RemoteFile(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Say that it can be read.
-
-        Returns
-        -------
-        bool
-            True.
-        """
+        """Say that it can be read."""
         return True
 
     def seekable(self) -> bool:
-        """Say that it has positions.
-
-        Returns
-        -------
-        bool
-            True.
-        """
+        """Say that it has positions."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place.
-
-        Parameters
-        ----------
-        offset
-            Bytes.
-        whence
-            From where on.
-
-        Returns
-        -------
-        int
-            The new position.
-        """
+        """Go to a place."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._source.size}
         self._position = max(0, start[whence] + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Read into memory.
-
-        Parameters
-        ----------
-        buffer
-            Where to.
-
-        Returns
-        -------
-        int
-            Bytes read; fewer than asked for at the end of the file.
-        """
+        """Read into memory."""
         view = memoryview(buffer).cast("B")
         n_bytes = max(0, min(len(view), self._source.size - self._position))
         if n_bytes:
@@ -347,19 +226,7 @@ class RemoteFile(io.RawIOBase):
 
 
 def gdal_options(url: str) -> dict[str, str]:
-    """Return GDAL's settings for a server, where they differ from the environment's.
-
-    Parameters
-    ----------
-    url
-        Where.
-
-    Returns
-    -------
-    dict
-        GDAL configuration options: patience, no listing of folders, and for S3 the endpoint,
-        which GDAL knows by other names than everybody else.
-    """
+    """Return GDAL's settings for a server, where they differ from the environment's."""
     options = {
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
         "GDAL_HTTP_MAX_RETRY": str(len(_WAITS_S)),

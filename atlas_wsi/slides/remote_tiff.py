@@ -16,25 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_remote_tiff(file: RemoteBytes) -> TiffBackend:
-    """Open a TIFF file on a server, Aperio's among them.
-
-    Parameters
-    ----------
-    file
-        Its bytes.
-
-    Returns
-    -------
-    TiffBackend
-        Its largest image; it closes the bytes.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If the file's directories are damaged or cut off.
-    UnsupportedFormatError
-        If only OpenSlide reads it, and that only from a disk, or it holds no image.
-    """
+    """Open a TIFF file on a server, Aperio's among them."""
     try:
         # a set of OME-TIFF files would be looked for on this machine
         with tifffile.TiffFile(cast("IO[bytes]", RemoteFile(file)), _multifile=False) as tif:

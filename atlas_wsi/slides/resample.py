@@ -17,22 +17,7 @@ if TYPE_CHECKING:
 
 
 def support_of(start: float, scale: float, n_out: int) -> tuple[int, int]:
-    """Return which source pixels a run of output pixels needs.
-
-    Parameters
-    ----------
-    start
-        Source position of the first output pixel's edge.
-    scale
-        Source pixels an output pixel.
-    n_out
-        Number of output pixels, at least 1.
-
-    Returns
-    -------
-    tuple
-        First source pixel and the one after the last.
-    """
+    """Return which source pixels a run of output pixels needs."""
     radius = max(scale, 1.0)
     first = np.floor(start + 0.5 * scale - radius)
     last = np.ceil(start + (n_out - 0.5) * scale + radius)
@@ -65,23 +50,10 @@ def resample(
 ) -> NDArray[np.float32]:
     """Return output pixels as weighted means of the source pixels around them.
 
-    Parameters
-    ----------
-    source
-        `(rows, cols, channels)`; must cover what `support_of` asks for.
-    offset
-        Position of ``source[0, 0]`` on the source level `(y, x)`.
-    start
-        Position of the output's top-left corner on the source level `(y, x)`.
-    scale
-        Source pixels an output pixel `(y, x)`.
-    shape
-        Rows and columns of the output.
-
-    Returns
-    -------
-    NDArray
-        float32 `(rows, cols, channels)`, not rounded.
+    `source`: `(rows, cols, channels)`; must cover what `support_of` asks for. `offset`: Position of
+    ``source[0, 0]`` on the source level `(y, x)`. `start`: Position of the output's top-left corner
+    on the source level `(y, x)`. `scale`: Source pixels an output pixel `(y, x)`. Returns: float32
+    `(rows, cols, channels)`, not rounded.
     """
     rows, cols, channels = source.shape
     down = _weights(start[0], scale[0], shape[0], offset[0], rows)
@@ -96,15 +68,8 @@ def resample(
 def halve(source: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return means of 2 x 2 pixels; an odd last row or column stands for itself.
 
-    Parameters
-    ----------
-    source
-        `(rows, cols, channels)`.
-
-    Returns
-    -------
-    NDArray
-        float32 `(ceil(rows / 2), ceil(cols / 2), channels)`.
+    `source`: `(rows, cols, channels)`. Returns: float32 `(ceil(rows / 2), ceil(cols / 2),
+    channels)`.
     """
     rows, cols, channels = source.shape
     padded = np.pad(source, ((0, rows % 2), (0, cols % 2), (0, 0)), mode="edge")
@@ -113,20 +78,7 @@ def halve(source: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def as_dtype(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Round to a sample type.
-
-    Parameters
-    ----------
-    values
-        Any shape.
-    dtype
-        Integer types are rounded to nearest even and clipped to their range.
-
-    Returns
-    -------
-    NDArray
-        Contiguous, same shape.
-    """
+    """Round to a sample type."""
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
         values = np.clip(np.rint(values), info.min, info.max)

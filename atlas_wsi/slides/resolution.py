@@ -16,20 +16,7 @@ _UM_A_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 def check_mpp(mpp: float | tuple[float, float]) -> tuple[float, float]:
     """Return a resolution given by a caller as `(y, x)`.
 
-    Parameters
-    ----------
-    mpp
-        Micrometres a pixel, one number or `(y, x)`.
-
-    Returns
-    -------
-    tuple
-        `(y, x)`.
-
-    Raises
-    ------
-    ValueError
-        If a number is not finite and positive.
+    `mpp`: Micrometres a pixel, one number or `(y, x)`. Returns: `(y, x)`.
     """
     y, x = (mpp, mpp) if isinstance(mpp, (int, float)) else mpp
     if not all(math.isfinite(value) and value > 0 for value in (y, x)):
@@ -40,15 +27,7 @@ def check_mpp(mpp: float | tuple[float, float]) -> tuple[float, float]:
 def from_openslide(properties: Mapping[str, str]) -> tuple[tuple[float, float] | None, str]:
     """Return the resolution among OpenSlide's properties.
 
-    Parameters
-    ----------
-    properties
-        As OpenSlide gives them.
-
-    Returns
-    -------
-    tuple
-        Micrometres a pixel `(y, x)` or None, and the property it was read from.
+    Returns: Micrometres a pixel `(y, x)` or None, and the property it was read from.
     """
     y = _positive(properties.get("openslide.mpp-y"))
     x = _positive(properties.get("openslide.mpp-x"))
@@ -64,15 +43,7 @@ def from_aperio(
 ) -> tuple[tuple[tuple[float, float] | None, str], float | None]:
     """Return the resolution and the objective's power in an Aperio slide's description.
 
-    Parameters
-    ----------
-    description
-        ``ImageDescription`` of the first page: lines, then ``|KEY = VALUE`` parts.
-
-    Returns
-    -------
-    tuple
-        Micrometres a pixel `(y, x)` or None with the place it was read from; and the power.
+    Returns: Micrometres a pixel `(y, x)` or None with the place it was read from; and the power.
     """
     parts = (part.partition("=") for part in description.split("|")[1:])
     facts = {key.strip(): value.strip() for key, _, value in parts}
@@ -86,20 +57,8 @@ def from_tiff(
 ) -> tuple[tuple[float, float] | None, str]:
     """Return the resolution that TIFF's resolution tags mean, if they mean one.
 
-    Parameters
-    ----------
-    per_unit_y
-        YResolution.
-    per_unit_x
-        XResolution.
-    unit
-        ``"inch"``, ``"centimeter"`` or anything else.
-
-    Returns
-    -------
-    tuple
-        Micrometres a pixel `(y, x)` and where they were read. None for what image editors
-        write by habit (72, 96, 300 dpi) and for anything that no microscope has.
+    Returns: Micrometres a pixel `(y, x)` and where they were read. None for what image editors
+    write by habit (72, 96, 300 dpi) and for anything that no microscope has.
     """
     scale = _UM_A_UNIT.get(unit.lower())
     if scale is None or not (per_unit_y > 0 and per_unit_x > 0):
@@ -117,18 +76,7 @@ def from_tiff(
 def contradictions(mpp: tuple[float, float] | None, magnification: float) -> tuple[str, ...]:
     """Compare the two statements that a file makes about its resolution.
 
-    Parameters
-    ----------
-    mpp
-        Micrometres a pixel `(y, x)`, if told.
-    magnification
-        Objective power, 0 if not told.
-
-    Returns
-    -------
-    tuple
-        A warning if they differ by more than a factor of two; about 10 µm times the pixel size is
-        what most scanners have.
+    `mpp`: Micrometres a pixel `(y, x)`, if told.
     """
     if mpp is None or not magnification or 5.0 <= magnification * max(mpp) <= 20.0:
         return ()
@@ -136,20 +84,7 @@ def contradictions(mpp: tuple[float, float] | None, magnification: float) -> tup
 
 
 def explain_missing(name: str, magnification: float | None) -> tuple[str, str]:
-    """Return message and hint of the error for a slide whose pixel size nobody knows.
-
-    Parameters
-    ----------
-    name
-        The slide.
-    magnification
-        Objective power, if the file tells it.
-
-    Returns
-    -------
-    tuple
-        Message and hint.
-    """
+    """Return message and hint of the error for a slide whose pixel size nobody knows."""
     told = ""
     if magnification:
         told = (

@@ -32,18 +32,7 @@ _PICTURES = (6, 7, 33003, 33004, 33005, 33007, 34712, 34892, 34933)
 
 
 def white_of(dtype: np.dtype[Any]) -> int:
-    """Return the brightest value of images that are shown as they are.
-
-    Parameters
-    ----------
-    dtype
-        Sample type.
-
-    Returns
-    -------
-    int
-        0 for types that have no such convention.
-    """
+    """Return the brightest value of images that are shown as they are."""
     return {"uint8": 255, "uint16": 65535}.get(dtype.name, 0)
 
 
@@ -58,28 +47,14 @@ class Bytes(Protocol):
         """Where the bytes are, as it may be shown."""
 
     def read(self, offset: int, n_bytes: int) -> bytes:
-        """Read bytes, all of them.
-
-        Parameters
-        ----------
-        offset
-            First byte.
-        n_bytes
-            How many.
-        """
+        """Read bytes, all of them."""
 
     def close(self) -> None:
         """Give the file back to the system."""
 
 
 class FileBytes:
-    """Random reads of a file without a position that threads would share.
-
-    Parameters
-    ----------
-    path
-        The file.
-    """
+    """Random reads of a file without a position that threads would share."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,27 +63,7 @@ class FileBytes:
         self._finalizer = weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, offset: int, n_bytes: int) -> bytes:
-        """Read bytes.
-
-        Parameters
-        ----------
-        offset
-            First byte.
-        n_bytes
-            How many.
-
-        Returns
-        -------
-        bytes
-            All of them.
-
-        Raises
-        ------
-        UnreadableSlideError
-            If the file ends before.
-        ValueError
-            If the file was closed.
-        """
+        """Read bytes."""
         if not self._finalizer.alive:
             raise ValueError(f"{self.path} is closed.")
         # the system makes room for as much as is asked for, which a damaged file says
@@ -134,20 +89,7 @@ class FileBytes:
 
 
 class PageReader:
-    """Reads boxes of one page of a TIFF file.
-
-    Parameters
-    ----------
-    page
-        The page; its tables must be readable now, they are not read later.
-    file
-        Where its bytes are.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        If nobody decodes what is stored.
-    """
+    """Reads boxes of one page of a TIFF file."""
 
     def __init__(self, page: TiffPage | TiffFrame, file: Bytes) -> None:
         key = page.keyframe
@@ -242,15 +184,7 @@ class PageReader:
     def read(self, box: Box) -> NDArray[Any]:
         """Read a part of the page.
 
-        Parameters
-        ----------
-        box
-            Rows and columns inside the page.
-
-        Returns
-        -------
-        NDArray
-            `(rows, cols, samples)` in native byte order.
+        Returns: `(rows, cols, samples)` in native byte order.
         """
         if self._raw_dtype is not None:
             return self._read_raw(box)

@@ -383,18 +383,7 @@ class Slide:
 
 
 def slide_name(path: str) -> str:
-    """Return a short name for a path or URL.
-
-    Parameters
-    ----------
-    path
-        Path or URL.
-
-    Returns
-    -------
-    str
-        Last part without the suffixes of slide formats, usable as a folder name.
-    """
+    """Return a short name for a path or URL."""
     last = PurePosixPath(path.split("?")[0].rstrip("/")).name
     return _SUFFIX.sub("", last).strip() or "slide"
 

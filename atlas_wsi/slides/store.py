@@ -31,13 +31,7 @@ _CHUNK_KEY = re.compile(r"(\d+)/c/(\d+)/(\d+)/0")
 
 
 class SlideStore(Store):
-    """Levels of a slide as arrays ``"0"``, ``"1"``, ... with axes y, x, c; pickles by the slide.
-
-    Parameters
-    ----------
-    slide
-        The slide; stays open as long as the store is used.
-    """
+    """Levels of a slide as arrays ``"0"``, ``"1"``, ... with axes y, x, c; pickles by the slide."""
 
     supports_writes = False
     supports_deletes = False
@@ -64,22 +58,7 @@ class SlideStore(Store):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return metadata or the pixels of a chunk.
-
-        Parameters
-        ----------
-        key
-            Such as ``"0/zarr.json"`` or ``"0/c/3/5/0"``.
-        prototype
-            Kind of buffer to return.
-        byte_range
-            Part of the value; all by default.
-
-        Returns
-        -------
-        Buffer or None
-            None if there is no such key.
-        """
+        """Return metadata or the pixels of a chunk."""
         loop = asyncio.get_running_loop()
         value = await loop.run_in_executor(self._decoders, self._value, key)
         if value is None:
@@ -91,77 +70,23 @@ class SlideStore(Store):
         prototype: BufferPrototype,
         key_ranges: Iterable[tuple[str, ByteRequest | None]],
     ) -> list[Buffer | None]:
-        """Return parts of several values.
-
-        Parameters
-        ----------
-        prototype
-            Kind of buffer to return.
-        key_ranges
-            Keys and the part of each.
-
-        Returns
-        -------
-        list
-            One buffer a key, None where there is no such key.
-        """
+        """Return parts of several values."""
         return list(await asyncio.gather(*(self.get(k, prototype, r) for k, r in key_ranges)))
 
     async def exists(self, key: str) -> bool:
-        """Tell whether there is a value.
-
-        Parameters
-        ----------
-        key
-            As for `get`.
-
-        Returns
-        -------
-        bool
-            Nothing is decoded to find out.
-        """
+        """Tell whether there is a value."""
         return self._chunk_box(key) is not None or self._metadata(key) is not None
 
     async def set(self, key: str, value: Buffer) -> None:  # noqa: ARG002
-        """Refuse: a slide is not written to.
-
-        Parameters
-        ----------
-        key
-            What would be written.
-        value
-            Ignored.
-
-        Raises
-        ------
-        ValueError
-            Always.
-        """
+        """Refuse: a slide is not written to."""
         raise ValueError(f"A slide is read-only: {self}/{key} cannot be written.")
 
     async def delete(self, key: str) -> None:
-        """Refuse: a slide is not written to.
-
-        Parameters
-        ----------
-        key
-            What would be deleted.
-
-        Raises
-        ------
-        ValueError
-            Always.
-        """
+        """Refuse: a slide is not written to."""
         raise ValueError(f"A slide is read-only: {self}/{key} cannot be deleted.")
 
     async def list(self) -> AsyncIterator[str]:
-        """List all keys.
-
-        Yields
-        ------
-        str
-            Metadata first, then chunks, level by level.
-        """
+        """List all keys."""
         yield "zarr.json"
         for level, shape in enumerate(self._slide.level_shapes):
             yield f"{level}/zarr.json"
@@ -171,35 +96,13 @@ class SlideStore(Store):
                     yield f"{level}/c/{row}/{col}/0"
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """List the keys that begin with a prefix.
-
-        Parameters
-        ----------
-        prefix
-            Beginning of the keys.
-
-        Yields
-        ------
-        str
-            Full keys.
-        """
+        """List the keys that begin with a prefix."""
         async for key in self.list():
             if key.startswith(prefix):
                 yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """List what lies directly under a prefix.
-
-        Parameters
-        ----------
-        prefix
-            A folder; empty for the root.
-
-        Yields
-        ------
-        str
-            Names without the prefix.
-        """
+        """List what lies directly under a prefix."""
         start = prefix.rstrip("/") + "/" if prefix else ""
         seen: set[str] = set()
         async for key in self.list_prefix(start):

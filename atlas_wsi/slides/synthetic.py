@@ -40,32 +40,7 @@ def make_svs(
     tissue: float = 0.3,
     levels: int = 3,
 ) -> None:
-    """Write a slide as an Aperio scanner would: tiled JPEG levels, thumbnail, label, macro.
-
-    Parameters
-    ----------
-    path
-        File to write; replaced if it exists.
-    shape
-        Level-0 rows and columns.
-    mpp
-        Micrometres a level-0 pixel.
-    quality
-        JPEG quality, 1 to 100.
-    tile
-        Side of a stored tile in pixels, a multiple of 16.
-    seed
-        Same seed, same pixels.
-    tissue
-        Share of the area that is tissue, 0 to 1.
-    levels
-        Number of levels, each 4 times smaller than the one before; 1 to 5.
-
-    Raises
-    ------
-    ValueError
-        If `levels` is not 1 to 5.
-    """
+    """Write a slide as an Aperio scanner would: tiled JPEG levels, thumbnail, label, macro."""
     if not 1 <= levels <= _MOST_LEVELS:
         raise ValueError(f"A slide has 1 to {_MOST_LEVELS} levels, not {levels}.")
     rng = np.random.default_rng(seed)

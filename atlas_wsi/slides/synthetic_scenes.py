@@ -61,34 +61,8 @@ def make_scene(
 ) -> None:
     """Write a georeferenced scene with a river, woods, fields and towns.
 
-    Parameters
-    ----------
-    path
-        File to write; replaced if it exists.
-    shape
-        Rows and columns.
-    bands
-        1 to 6: red, green, blue, near infrared and two of short-wave infrared.
-    dtype
-        ``"uint8"``, ``"uint16"``, ``"int16"`` or ``"float32"``; the full scale is 255, 10,000
-        and 1.
-    crs
-        Coordinate reference system as rasterio takes it.
-    gsd
-        Side of a pixel in the CRS's unit.
-    nodata
-        Value of missing pixels; if given, the scene has slanted edges as a satellite's swath has.
-    overviews
-        Whether reduced copies are stored, down to 256 pixels.
-    driver
-        Kind of file.
-    seed
-        Same seed, same pixels.
-
-    Raises
-    ------
-    ValueError
-        If `bands` or `dtype` is none of these.
+    `dtype`: ``"uint8"``, ``"uint16"``, ``"int16"`` or ``"float32"``; the full scale is 255, 10,000
+    and 1.
     """
     if not 1 <= bands <= len(BAND_NAMES) or dtype not in _FULL_SCALE:
         raise ValueError(f"No scene with {bands} bands of {dtype} can be made.")
@@ -222,27 +196,8 @@ def make_ome_zarr(
 ) -> None:
     """Write an image as OME-Zarr.
 
-    Parameters
-    ----------
-    path
-        Folder to make, or a file whose name ends in ``.zip``.
-    pixels
-        `(rows, cols, channels)`.
-    mpp
-        Pixel size in `unit`, a number or `(y, x)`; None leaves scale 1 without a unit.
-    unit
-        Unit of length of OME-NGFF.
-    version
-        ``"0.4"`` is zarr 2, ``"0.5"`` zarr 3.
-    axes
-        Order of the stored axes out of t, c, z, y, x; t and z get length 1. Without c there has
-        to be one channel.
-    levels
-        Number of levels, each half of the one before.
-    chunk
-        Side of a chunk.
-    channels
-        Label and colour (six hexadecimal digits) a channel.
+    `pixels`: `(rows, cols, channels)`. `mpp`: Pixel size in `unit`, a number or `(y, x)`; None
+    leaves scale 1 without a unit.
     """
     import zarr
     from zarr.storage import ZipStore

@@ -67,17 +67,7 @@ class _Samples:
 
 
 class TiffBackend:
-    """One image of a TIFF file with its reduced copies.
-
-    Parameters
-    ----------
-    path
-        The file, or its address on a server.
-    tif
-        The same, open; it may be closed afterwards.
-    file
-        Its bytes, if they are on a server.
-    """
+    """One image of a TIFF file with its reduced copies."""
 
     def __init__(
         self, path: Path | str, tif: tifffile.TiffFile, file: RemoteBytes | None = None
@@ -103,52 +93,21 @@ class TiffBackend:
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
         """Read pixels of a stored level.
 
-        Parameters
-        ----------
-        level
-            Index into ``meta.levels``.
-        box
-            Rows and columns in the level's pixels.
-
-        Returns
-        -------
-        NDArray
-            `(rows, cols, channels)`.
+        Returns: `(rows, cols, channels)`.
         """
         return self._samples.convert(self._read_stored(level, box))
 
     def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
         """Tell which pixels are not transparent.
 
-        Parameters
-        ----------
-        level
-            Index into ``meta.levels``.
-        box
-            Rows and columns in the level's pixels.
-
-        Returns
-        -------
-        NDArray
-            bool `(rows, cols)`.
+        Returns: bool `(rows, cols)`.
         """
         if self._samples.alpha is None:
             return np.ones((box.rows, box.cols), dtype=bool)
         return np.asarray(self._read_stored(level, box)[..., self._samples.alpha] > 0)
 
     def read_associated(self, name: str) -> NDArray[Any]:
-        """Read an associated image; these files have none.
-
-        Parameters
-        ----------
-        name
-            Any.
-
-        Raises
-        ------
-        ValueError
-            Always.
-        """
+        """Read an associated image; these files have none."""
         raise ValueError(f"{self._path} has no associated image {name!r}.")
 
     def close(self) -> None:
@@ -218,25 +177,7 @@ class TiffBackend:
 
 
 def open_tiff(path: Path) -> TiffBackend:
-    """Open a TIFF file.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    TiffBackend
-        Its largest image.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If the file's directories are damaged or cut off.
-    UnsupportedFormatError
-        If it is no TIFF, holds no image, or one that nobody decodes.
-    """
+    """Open a TIFF file."""
     try:
         with tifffile.TiffFile(path) as tif:
             if not len(tif.pages) or not tif.series:

@@ -37,17 +37,7 @@ class UnreadableTile:
 
 
 class TileReader:
-    """Reads boxes of any level of a back end, also of coarse levels that the file lacks.
-
-    Parameters
-    ----------
-    backend
-        The reader of the file's format.
-    strict
-        Whether a block that cannot be decoded raises.
-    cache
-        Where decoded tiles are kept; a new one by default.
-    """
+    """Reads boxes of any level of a back end, also of coarse levels that the file lacks."""
 
     def __init__(self, backend: Backend, *, strict: bool, cache: TileCache | None = None) -> None:
         meta = backend.meta
@@ -71,17 +61,7 @@ class TileReader:
     def read(self, level: int, box: Box) -> NDArray[Any]:
         """Read pixels of a level.
 
-        Parameters
-        ----------
-        level
-            Index into `levels`.
-        box
-            Rows and columns in the level's pixels; may reach over its border.
-
-        Returns
-        -------
-        NDArray
-            `(rows, cols, channels)`, background outside the level.
+        Returns: `(rows, cols, channels)`, background outside the level.
         """
         inside = box.clip(self.levels[level].shape)
         places = list(self._tiles_in(level, inside))
@@ -100,17 +80,7 @@ class TileReader:
     def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
         """Tell which pixels of a level hold an observation.
 
-        Parameters
-        ----------
-        level
-            Index into `levels`.
-        box
-            Rows and columns in the level's pixels; may reach over its border.
-
-        Returns
-        -------
-        NDArray
-            bool `(rows, cols)`, False outside the level and in blocks found unreadable so far.
+        Returns: bool `(rows, cols)`, False outside the level and in blocks found unreadable so far.
         """
         valid = np.zeros((box.rows, box.cols), dtype=bool)
         if not self.has_mask:
@@ -191,18 +161,9 @@ class TileReader:
     def blend(self, total: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[Any]:
         """Turn sums over valid pixels into their mean.
 
-        Parameters
-        ----------
-        total
-            `(rows, cols, channels)`, means in which invalid pixels count as zero.
-        share
-            `(rows, cols, 1)`, weight of the valid pixels, 0 to 1.
-
-        Returns
-        -------
-        NDArray
-            `(rows, cols, channels)` in the slide's sample type; background where less than half
-            of a pixel is valid.
+        `total`: `(rows, cols, channels)`, means in which invalid pixels count as zero. `share`:
+        `(rows, cols, 1)`, weight of the valid pixels, 0 to 1. Returns: `(rows, cols, channels)` in
+        the slide's sample type; background where less than half of a pixel is valid.
         """
         mean = total / np.maximum(share, np.float32(0.5))
         return np.asarray(

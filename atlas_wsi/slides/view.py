@@ -46,28 +46,7 @@ class View:
     ) -> View:
         """Choose the level for a region.
 
-        Parameters
-        ----------
-        levels
-            Finest first.
-        y
-            Level-0 row of the top edge.
-        x
-            Level-0 column of the left edge.
-        shape
-            Rows and columns of the output.
-        ratio
-            Level-0 pixels an output pixel `(y, x)`.
-
-        Returns
-        -------
-        View
-            The region in the level's pixels.
-
-        Raises
-        ------
-        ValueError
-            If the corner is not finite or the shape negative.
+        `ratio`: Level-0 pixels an output pixel `(y, x)`.
         """
         if min(shape) < 0 or not (math.isfinite(y) and math.isfinite(x)):
             raise ValueError(f"No region has its corner at {y, x} and {shape} rows and columns.")
@@ -89,13 +68,7 @@ class View:
         return Box(row=row, col=col, rows=rows, cols=cols)
 
     def blocks(self) -> Iterator[Box]:
-        """Cut the output so that the pixels read for a block stay few.
-
-        Yields
-        ------
-        Box
-            Rows and columns of the output.
-        """
+        """Cut the output so that the pixels read for a block stay few."""
         rows, cols = (max(32, int(_BLOCK_PX / max(s, 1.0))) for s in self.scale)
         for row in range(0, self.shape[0], rows):
             for col in range(0, self.shape[1], cols):
@@ -103,18 +76,7 @@ class View:
                 yield block.clip(self.shape)
 
     def source_of(self, out: Box) -> Box:
-        """Return the level's pixels that a block of the output needs.
-
-        Parameters
-        ----------
-        out
-            Rows and columns of the output.
-
-        Returns
-        -------
-        Box
-            In the level's pixels; may reach over its border.
-        """
+        """Return the level's pixels that a block of the output needs."""
         row, row_end = support_of(self._corner(out)[0], self.scale[0], out.rows)
         col, col_end = support_of(self._corner(out)[1], self.scale[1], out.cols)
         return Box(row=row, col=col, rows=row_end - row, cols=col_end - col)
@@ -122,19 +84,8 @@ class View:
     def reduce(self, pixels: NDArray[Any], source: Box, out: Box) -> NDArray[np.float32]:
         """Resample what was read for a block.
 
-        Parameters
-        ----------
-        pixels
-            `(rows, cols, channels)` of the level.
-        source
-            Where `pixels` lie.
-        out
-            Rows and columns of the output.
-
-        Returns
-        -------
-        NDArray
-            float32 `(rows, cols, channels)`, not rounded.
+        `pixels`: `(rows, cols, channels)` of the level. Returns: float32 `(rows, cols, channels)`,
+        not rounded.
         """
         return resample(
             pixels,

@@ -30,24 +30,10 @@ MAX_MASK_PIXELS = 64 * 10**6
 def read_areas(path: str | os.PathLike[str], slide: Slide) -> list[shapely.Polygon]:
     """Read the polygons of a GeoJSON file.
 
-    Parameters
-    ----------
-    path
-        A geometry, a feature, a collection or a list of features, such as QuPath writes. For
-        slides the coordinates are level-0 pixels `(x, y)`; for georeferenced scenes those of the
-        file's ``crs`` member, or longitude and latitude without one.
-    slide
-        The slide that the polygons lie on.
-
-    Returns
-    -------
-    list of shapely.Polygon
-        In level-0 pixels `(x, y)`, holes kept; lines and points are left out.
-
-    Raises
-    ------
-    DatasetError
-        If the file cannot be read, holds no polygon, or none touches the slide.
+    `path`: A geometry, a feature, a collection or a list of features, such as QuPath writes. For
+    slides the coordinates are level-0 pixels `(x, y)`; for georeferenced scenes those of the file's
+    ``crs`` member, or longitude and latitude without one. Returns: In level-0 pixels `(x, y)`,
+    holes kept; lines and points are left out.
     """
     path = Path(path)
     data = read_json(path)
@@ -55,27 +41,7 @@ def read_areas(path: str | os.PathLike[str], slide: Slide) -> list[shapely.Polyg
 
 
 def read_tissue(path: str | os.PathLike[str], slide: Slide) -> TissueMask:
-    """Read a tissue mask that was made elsewhere.
-
-    Parameters
-    ----------
-    path
-        GeoJSON polygons (see `read_areas`); HDF5 tiles of CLAM, TRIDENT, WSInfer or STAMP, whose
-        union it is; or a picture over the whole slide, of any resolution, that is black where
-        there is no tissue.
-    slide
-        The slide.
-
-    Returns
-    -------
-    TissueMask
-        Every window that it touches is computed.
-
-    Raises
-    ------
-    DatasetError
-        If the file cannot be read or has not the slide's form.
-    """
+    """Read a tissue mask that was made elsewhere."""
     path = Path(path)
     if path.suffix.lower() in (".json", ".geojson", *TILES):
         own = slide.require_mpp()
@@ -114,23 +80,7 @@ def _read_picture(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]
 
 
 def read_json(path: Path) -> Any:
-    """Read a file of GeoJSON.
-
-    Parameters
-    ----------
-    path
-        At most 200 MiB.
-
-    Returns
-    -------
-    Any
-        What it holds.
-
-    Raises
-    ------
-    DatasetError
-        If it cannot be read.
-    """
+    """Read a file of GeoJSON."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise DatasetError(f"{path} is larger than {MAX_FILE_BYTES // 2**20} MiB.")

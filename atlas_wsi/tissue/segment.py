@@ -34,23 +34,10 @@ def find_tissue(
 ) -> tuple[Mask, str]:
     """Tell tissue from glass, pen marks and black borders.
 
-    Parameters
-    ----------
-    pixels
-        `(rows, cols, channels)` of any real type: bright field in red, green, blue, or
-        fluorescence in any number of channels.
-    cell_um
-        Micrometres a pixel.
-    valid
-        bool `(rows, cols)`: where there is a picture at all.
-    keep_fat
-        Whether the empty-looking inside of fat cells counts as tissue.
-
-    Returns
-    -------
-    tuple
-        The mask, bool `(rows, cols)`, and how it was found: ``"brightfield"`` or
-        ``"fluorescence"``.
+    `pixels`: `(rows, cols, channels)` of any real type: bright field in red, green, blue, or
+    fluorescence in any number of channels. `valid`: bool `(rows, cols)`: where there is a picture
+    at all. Returns: The mask, bool `(rows, cols)`, and how it was found: ``"brightfield"`` or
+    ``"fluorescence"``.
 
     Notes
     -----

@@ -25,25 +25,7 @@ _MOST_POINTS = 10**6  # that are put in between
 
 
 def shapes_of(data: Any, path: Path) -> list[shapely.Geometry]:
-    """Read the geometries of GeoJSON.
-
-    Parameters
-    ----------
-    data
-        A geometry, a feature, a collection or a list of features (RFC 7946).
-    path
-        Where it comes from, for messages.
-
-    Returns
-    -------
-    list of shapely.Geometry
-        In the coordinates of the file.
-
-    Raises
-    ------
-    DatasetError
-        If a geometry is none.
-    """
+    """Read the geometries of GeoJSON."""
     import shapely
 
     try:
@@ -55,27 +37,7 @@ def shapes_of(data: Any, path: Path) -> list[shapely.Geometry]:
 
 
 def crs_of(data: Any, slide: Slide, path: Path) -> str | None:
-    """Tell the coordinate reference system of GeoJSON.
-
-    Parameters
-    ----------
-    data
-        What the file holds; its member ``crs`` is that of GeoJSON of 2008.
-    slide
-        A ``crs`` is no use on a slide without one, and not looked at: TRIDENT writes one.
-    path
-        Where it comes from, for messages.
-
-    Returns
-    -------
-    str or None
-        Longitude and latitude by default (RFC 7946, section 4); None for slides.
-
-    Raises
-    ------
-    DatasetError
-        If the member names no system.
-    """
+    """Tell the coordinate reference system of GeoJSON."""
     if not slide.is_georeferenced:
         return None
     named = data.get("crs") if isinstance(data, dict) else None
@@ -98,27 +60,9 @@ def to_level0(
     Straight edges of one coordinate reference system are curves in another: points are put in
     between first, 64 or more on the length of the scene.
 
-    Parameters
-    ----------
-    shapes
-        Any geometries; crossed rings are mended, lines and points left out.
-    crs
-        Their coordinate reference system, in any form that rasterio knows; not looked at on slides
-        without one, whose shapes are in level-0 pixels `(x, y)`.
-    slide
-        The slide or scene.
-    path
-        Where they come from, for messages.
-
-    Returns
-    -------
-    tuple
-        Polygons in level-0 pixels `(x, y)`, and the place in `shapes` of each.
-
-    Raises
-    ------
-    DatasetError
-        If there is no polygon, none touches the slide, or the systems do not meet.
+    `crs`: Their coordinate reference system, in any form that rasterio knows; not looked at on
+    slides without one, whose shapes are in level-0 pixels `(x, y)`. Returns: Polygons in level-0
+    pixels `(x, y)`, and the place in `shapes` of each.
     """
     import shapely
 

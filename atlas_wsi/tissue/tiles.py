@@ -29,27 +29,7 @@ _GZIP_RATIO = 1032  # no byte of deflate becomes more
 
 
 def tiles_to_mask(path: str | os.PathLike[str], slide: Slide, grid: Grid) -> TissueMask:
-    """Make a mask of the tiles that CLAM, TRIDENT, WSInfer or STAMP cut.
-
-    Parameters
-    ----------
-    path
-        HDF5 file with a dataset ``coords``, of patches or of features.
-    slide
-        The slide.
-    grid
-        Cells of the mask; the border of a tile is rounded to them.
-
-    Returns
-    -------
-    TissueMask
-        The union of the tiles.
-
-    Raises
-    ------
-    DatasetError
-        If the file cannot be read, does not say how large a tile is, or is of another slide.
-    """
+    """Make a mask of the tiles that CLAM, TRIDENT, WSInfer or STAMP cut."""
     path = Path(path)
     with open_hdf5(path) as file:
         corners, size, kind = _read_tiles(file, path, slide)
@@ -69,23 +49,7 @@ def tiles_to_mask(path: str | os.PathLike[str], slide: Slide, grid: Grid) -> Tis
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
-    """Open an HDF5 file from anybody.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Yields
-    ------
-    h5py.File
-        The open file.
-
-    Raises
-    ------
-    DatasetError
-        If h5py is missing, or whatever is read from the file is damaged.
-    """
+    """Open an HDF5 file from anybody."""
     try:
         import h5py
     except ImportError as error:
@@ -101,18 +65,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
 
 
 def layout_of(file: Any) -> str:
-    """Tell whose layout a file has, by its keys.
-
-    Parameters
-    ----------
-    file
-        An open HDF5 file.
-
-    Returns
-    -------
-    str
-        ``"STAMP"``, ``"TRIDENT"``, ``"CLAM"``, ``"WSInfer"``, or nothing.
-    """
+    """Tell whose layout a file has, by its keys."""
     coords = file.get("coords")
     if getattr(coords, "shape", None) is None:
         return ""

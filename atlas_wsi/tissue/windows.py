@@ -48,31 +48,8 @@ def plan_windows(
 ) -> WindowGrid:
     """Lay windows over a slide and pick those with enough tissue.
 
-    Parameters
-    ----------
-    slide_shape
-        Level-0 rows and columns.
-    slide_mpp
-        Micrometres a level-0 pixel `(y, x)`.
-    mask
-        Where tissue is; None makes every window active.
-    mpp
-        Micrometres a working pixel, one number or `(y, x)`.
-    window_px
-        Working pixels along a window's side.
-    min_tissue
-        Least share of tissue, of the part of a window that lies on the slide, 0 to 1. A window
-        without any tissue is never active; with a drawn mask, one with any is.
-
-    Returns
-    -------
-    WindowGrid
-        The windows and which of them are active.
-
-    Raises
-    ------
-    ValueError
-        If a size or a resolution is not positive, or `min_tissue` is not a share.
+    `slide_mpp`: Micrometres a level-0 pixel `(y, x)`. `mpp`: Micrometres a working pixel, one
+    number or `(y, x)`.
     """
     mpp_yx = (mpp, mpp) if isinstance(mpp, int | float) else mpp
     if min(*slide_shape, *slide_mpp, *mpp_yx, window_px) <= 0:

@@ -21,21 +21,7 @@ def augment(
 ) -> NDArray[np.uint8]:
     """Change a tile at random.
 
-    Parameters
-    ----------
-    tile
-        `(rows, cols, 3)`.
-    rng
-        Decides how.
-    stain
-        Whether the tile is stained tissue: stains vary; else light and colours do.
-    colors
-        How strongly colours change; 0 leaves them.
-
-    Returns
-    -------
-    NDArray
-        Same shape.
+    `tile`: `(rows, cols, 3)`.
     """
     rows, cols = tile.shape[:2]
     image = Image.fromarray(_turn(tile, rng))
@@ -52,21 +38,7 @@ def vary_colors(
 ) -> NDArray[np.uint8]:
     """Change the stain or the light of a picture, and now and then its noise.
 
-    Parameters
-    ----------
-    pixels
-        `(rows, cols, 3)`.
-    rng
-        Decides how.
-    stain
-        Whether the picture is stained tissue.
-    strength
-        The most a colour changes; 1 is a lot.
-
-    Returns
-    -------
-    NDArray
-        Same shape.
+    `pixels`: `(rows, cols, 3)`.
     """
     strength *= float(rng.random())
     if stain:

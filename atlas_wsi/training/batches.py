@@ -41,18 +41,7 @@ class Batch:
     """Whether it stands for no picture at all: its labels are empty."""
 
     def to(self, device: torch.device) -> Batch:
-        """Bring the tensors to a device.
-
-        Parameters
-        ----------
-        device
-            Where to.
-
-        Returns
-        -------
-        Batch
-            The same one there.
-        """
+        """Bring the tensors to a device."""
         return replace(
             self,
             images=self.images.to(device),
@@ -74,24 +63,6 @@ def make_batch(
     Some steps show single tiles, the rest mosaics; every sixteenth step one large enough
     for a third scale. Now and then coarser scales than the size asks for are added, so
     that the coarsest parameters also learn to be shared.
-
-    Parameters
-    ----------
-    tiles
-        Training tiles.
-    recipe
-        How much a step holds, and the seed.
-    step
-        Number of the step.
-    stain
-        Whether the tiles are stained tissue.
-    part
-        Number of the part to make and how many parts there are; every picture is in one.
-
-    Returns
-    -------
-    Batch
-        Pictures and labels; idle if there are more parts than pictures.
     """
     rng = np.random.default_rng((recipe.seed, step))
     make = _make_singles if _shows_singles(step, recipe) else _make_mosaics
@@ -214,26 +185,7 @@ class _Steps(Dataset[Batch]):
 def load_batches(
     tiles: TileSet, recipe: Recipe, steps: range, *, stain: bool, part: tuple[int, int]
 ) -> DataLoader[Batch]:
-    """Make pictures ahead in a process; their order and content do not depend on it.
-
-    Parameters
-    ----------
-    tiles
-        Training tiles.
-    recipe
-        How much a step holds, and the seed.
-    steps
-        Numbers of the steps.
-    stain
-        Whether the tiles are stained tissue.
-    part
-        Number of the part to make and how many parts there are.
-
-    Returns
-    -------
-    DataLoader
-        A batch a step.
-    """
+    """Make pictures ahead in a process; their order and content do not depend on it."""
     return DataLoader(
         _Steps(tiles, recipe, steps, stain=stain, part=part),
         batch_size=None,

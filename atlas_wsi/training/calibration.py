@@ -27,19 +27,9 @@ def fit_temperature(
 ) -> float:
     """Find the temperature under which the true classes are most likely.
 
-    Parameters
-    ----------
-    logits
-        `(N, K, Y, X)` of the cells of tiles, from `atlas_wsi.training.metrics.tile_logits`.
-    valid
-        bool `(N, Y, X)`.
-    labels
-        `(N,)` true classes. Tiles that the model was neither trained nor will be measured on.
-
-    Returns
-    -------
-    float
-        Divides the logits; above 1 for a model that is too sure of itself.
+    `logits`: `(N, K, Y, X)` of the cells of tiles, from `atlas_wsi.training.metrics.tile_logits`.
+    `valid`: bool `(N, Y, X)`. `labels`: `(N,)` true classes. Tiles that the model was neither
+    trained nor will be measured on.
     """
     from scipy.optimize import minimize_scalar
 

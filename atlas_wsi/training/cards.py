@@ -17,18 +17,7 @@ if TYPE_CHECKING:
 
 
 def card_text(card: ModelCard) -> str:
-    """Write a card as Markdown.
-
-    Parameters
-    ----------
-    card
-        The card.
-
-    Returns
-    -------
-    str
-        Markdown.
-    """
+    """Write a card as Markdown."""
     unit = "slides" if "slides" in card.training else "tiles"
     lines = [f"# {card.name}", "", f"For {card.domain}s at {card.mpp:g} um/px.", ""]
     lines += [
@@ -77,26 +66,7 @@ def _readable(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_text(tiles: Labelled, held: Labelled, share: float, seed: int, *, n_chosen: int) -> str:
-    """Say how held-out tiles were kept apart.
-
-    Parameters
-    ----------
-    tiles
-        All tiles.
-    held
-        The held-out ones.
-    share
-        What share of the groups was asked for.
-    seed
-        Decided which.
-    n_chosen
-        How many tiles chose the weights.
-
-    Returns
-    -------
-    str
-        A sentence or two.
-    """
+    """Say how held-out tiles were kept apart."""
     kind = " of copies of one original" if tiles.unit == "tiles" else ""
     how = (
         f"whole groups{kind}" if tiles.is_grouped else f"single {tiles.unit} (no groups were given)"
@@ -115,22 +85,7 @@ def split_text(tiles: Labelled, held: Labelled, share: float, seed: int, *, n_ch
 
 
 def given_text(tiles: Labelled, *, n_held: int, n_chosen: int) -> str:
-    """Say that the split was given.
-
-    Parameters
-    ----------
-    tiles
-        All tiles or slides.
-    n_held
-        How many were held out.
-    n_chosen
-        How many chose the weights.
-
-    Returns
-    -------
-    str
-        A sentence.
-    """
+    """Say that the split was given."""
     chosen = f" and {n_chosen} chose {_chosen(n_chosen)}" if n_chosen else ""
     return f"{n_held} of {len(tiles)} {tiles.unit} held out{chosen}, as the table says."
 
@@ -140,24 +95,7 @@ def _chosen(n: int) -> str:
 
 
 def folds_text(tiles: Labelled, n: int, seed: int, *, fold: int | None) -> str:
-    """Say how the tiles of a cross-validation were kept apart.
-
-    Parameters
-    ----------
-    tiles
-        All tiles.
-    n
-        How many folds.
-    seed
-        Decided which tile is in which.
-    fold
-        Number of the fold that was held out; None for the model of all tiles.
-
-    Returns
-    -------
-    str
-        A sentence or three.
-    """
+    """Say how the tiles of a cross-validation were kept apart."""
     groups = f"{len(set(tiles.groups))} groups" if tiles.is_grouped else "no groups were given"
     whole = f"{n} folds of {len(tiles)} {tiles.unit} ({groups}), every class in each, seed {seed}."
     if fold is not None:
@@ -170,20 +108,7 @@ def folds_text(tiles: Labelled, n: int, seed: int, *, fold: int | None) -> str:
 
 
 def write_card(model: Model, path: Path) -> tuple[Path, Path]:
-    """Write a model's card beside its file, for people and for programs.
-
-    Parameters
-    ----------
-    model
-        The model.
-    path
-        The model's file.
-
-    Returns
-    -------
-    tuple
-        ``.card.md`` and ``.card.json``.
-    """
+    """Write a model's card beside its file, for people and for programs."""
     text, data = path.with_suffix(".card.md"), path.with_suffix(".card.json")
     data.write_text(json.dumps(model.card.model_dump(mode="json"), indent=2), encoding="utf-8")
     text.write_text(card_text(model.card), encoding="utf-8")

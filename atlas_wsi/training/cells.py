@@ -66,31 +66,7 @@ def predict_cells(
     memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> CellSet:
-    """Predict whole slides, and keep the cells that lie in labelled areas.
-
-    Parameters
-    ----------
-    model
-        The model, in evaluation mode.
-    rows
-        Slides and their areas.
-    labels
-        Where the classes stand in the files.
-    memory
-        As of `atlas_wsi.predict`.
-    progress
-        Told how many slides are done.
-
-    Returns
-    -------
-    CellSet
-        A cell is of the class that covers half of it or more.
-
-    Raises
-    ------
-    DatasetError
-        If an area is of a class that the model does not know, or no cell is left.
-    """
+    """Predict whole slides, and keep the cells that lie in labelled areas."""
     names = model.card.class_names
     truths, chances, groups, blocks, n_missed = [], [], [], [], 0
     for done, one in enumerate(rows, start=1):
@@ -132,17 +108,8 @@ def predict_cells(
 def cell_labels(areas: dict[int, list[shapely.Polygon]], grid: Grid) -> NDArray[np.int64]:
     """Tell the class of each cell of a grid.
 
-    Parameters
-    ----------
-    areas
-        Polygons in level-0 pixels `(x, y)` by class.
-    grid
-        The cells.
-
-    Returns
-    -------
-    NDArray
-        `(rows, cols)`; -1 where no class covers half of the cell.
+    `areas`: Polygons in level-0 pixels `(x, y)` by class. Returns: `(rows, cols)`; -1 where no
+    class covers half of the cell.
     """
     from affine import Affine
     from rasterio.features import rasterize
@@ -163,23 +130,7 @@ def cell_labels(areas: dict[int, list[shapely.Polygon]], grid: Grid) -> NDArray[
 
 
 def measure_cells(model: Model, cells: CellSet, *, seed: int = 0) -> Evaluation:
-    """Measure a model on cells.
-
-    Parameters
-    ----------
-    model
-        The model.
-    cells
-        From `predict_cells`.
-    seed
-        Decides which cells intervals and calibration are computed from, if there are many.
-
-    Returns
-    -------
-    Evaluation
-        Metrics over all cells, with ``dice NAME`` a class and ``mean_dice``; intervals and
-        calibration over at most `MOST` of them.
-    """
+    """Measure a model on cells."""
     names, temperature = model.card.class_names, model.card.temperature
     drawn = cells
     if len(cells.labels) > MOST:
@@ -204,27 +155,7 @@ def measure_cells(model: Model, cells: CellSet, *, seed: int = 0) -> Evaluation:
 
 
 def calibrate_cells(model: Model, cells: CellSet, *, seed: int = 0) -> CellSet:
-    """Fit a model's temperature on the cells of half of the groups, or blocks of them.
-
-    Parameters
-    ----------
-    model
-        The model; the temperature is put into its card.
-    cells
-        Cells that it was not trained on.
-    seed
-        Decides which half.
-
-    Returns
-    -------
-    CellSet
-        The other half with the new temperature, to measure it on.
-
-    Raises
-    ------
-    DatasetError
-        If all cells lie in one block.
-    """
+    """Fit a model's temperature on the cells of half of the groups, or blocks of them."""
     groups = np.unique(cells.groups)
     if len(groups) < 2:
         raise DatasetError(

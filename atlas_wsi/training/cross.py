@@ -68,13 +68,7 @@ class CrossValidation:
     """Figures over the tiles of all folds; their intervals are over groups."""
 
     def spread(self) -> dict[str, tuple[float, float]]:
-        """Return mean and standard deviation over the folds of each figure.
-
-        Returns
-        -------
-        dict
-            By the figure's name; the deviation is that of a sample.
-        """
+        """Return mean and standard deviation over the folds of each figure."""
         names = self.folds[0].metrics
         rows = {name: [fold.metrics[name] for fold in self.folds] for name in names}
         return {
@@ -82,13 +76,7 @@ class CrossValidation:
         }
 
     def figures(self) -> dict[str, float]:
-        """Return the figures for the card of a model of all tiles.
-
-        Returns
-        -------
-        dict
-            Those over the tiles of all folds, and how they vary between folds.
-        """
+        """Return the figures for the card of a model of all tiles."""
         spread = self.spread()
         found = dict(self.pooled.metrics) | {"ece": self.pooled.reliability.ece}
         found |= {k: mean for k, (mean, _) in spread.items() if k.startswith("colour_baseline_")}
@@ -97,20 +85,7 @@ class CrossValidation:
         return {name: round(value, 4) for name, value in found.items()}
 
     def write(self, out: Path, tiles: Labelled) -> tuple[Path, Path, Path]:
-        """Write the figures, a row a fold, and the prediction of every tile.
-
-        Parameters
-        ----------
-        out
-            File of the model of all tiles, whose name the tables take.
-        tiles
-            All tiles.
-
-        Returns
-        -------
-        tuple
-            ``.folds.json``, ``.folds.csv`` and ``.predictions.csv``.
-        """
+        """Write the figures, a row a fold, and the prediction of every tile."""
         spread = self.spread()
         data = {
             "format": _FORMAT,
@@ -159,26 +134,7 @@ class CrossValidation:
 def parts_of_fold(
     tiles: Labelled, fold_of: NDArray[np.int64], fold: int | None, *, validation: float, seed: int
 ) -> Parts:
-    """Say what each tile is for in a fold.
-
-    Parameters
-    ----------
-    tiles
-        All tiles.
-    fold_of
-        From `atlas_wsi.training.folds.make_folds`.
-    fold
-        The fold that is held out; None for none.
-    validation
-        Share of the groups of the rest that the weights are chosen by.
-    seed
-        Decides which.
-
-    Returns
-    -------
-    Parts
-        Places of the tiles.
-    """
+    """Say what each tile is for in a fold."""
     known = np.flatnonzero(fold_of != (-1 if fold is None else fold))
     asked = np.flatnonzero(fold_of == (-1 if fold is None else fold))
     if not validation:
@@ -208,41 +164,6 @@ def train_folds(
     Every fold's model is kept as ``NAME.foldK.safetensors`` with its card and curve. A run that
     was killed goes on: folds that are there, of the same arguments and tiles, are not trained
     again.
-
-    Parameters
-    ----------
-    tiles
-        All tiles, at the resolution that the model will see.
-    about
-        Name, domain and texts of the cards.
-    recipe
-        Sizes, length and seed.
-    n
-        How many folds.
-    out
-        File that the caller will save the model of all tiles to; the files of the folds lie
-        beside it.
-    validation
-        Share of the groups of the other folds that the weights and the temperature are chosen by.
-    facts
-        Added to what the cards say of the training.
-    stored
-        Type the weights are stored in.
-    init
-        Where every model starts.
-    overwrite
-        Replaces models of folds of other arguments or tiles.
-    history
-        Filled with the curve of the model of all tiles; where it logs to, the folds log below.
-    progress
-        Told how far the work is.
-    cancel
-        Stops the training.
-
-    Returns
-    -------
-    tuple
-        The model of all tiles, whose card has the figures of the folds, and these.
     """
     history = history if history is not None else History()
     fold_of = make_folds(tiles, n=n, seed=recipe.seed)

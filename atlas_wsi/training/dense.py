@@ -53,27 +53,6 @@ def evaluate_mosaics(
 
     A cell counts if half of it is labelled; its class is the one with the largest share. Windows
     of glass are left out, as in `predict`.
-
-    Parameters
-    ----------
-    model
-        The model, in evaluation mode; its classes are those of the tiles.
-    tiles
-        Tiles that the model did not see.
-    n
-        Number of mosaics.
-    side_px
-        Their side, a multiple of the model's window.
-    seed
-        Decides the mosaics.
-    progress
-        Told how many are done.
-
-    Returns
-    -------
-    dict
-        ``mosaic_cell_accuracy`` and ``mosaic_dice`` (mean over classes), and
-        ``mosaic_dice_without_context``: the same model given every window as its own image.
     """
     n_classes = len(tiles.classes)
     whole = np.zeros((n_classes, n_classes), dtype=np.int64)
@@ -95,26 +74,7 @@ def evaluate_mosaics(
 def read_mosaics(
     model: Model, tiles: TileSet, *, n: int = 16, side_px: int = 1024, seed: int = 0
 ) -> Iterator[MosaicMaps]:
-    """Make mosaics of unchanged tiles, and read each whole and window by window.
-
-    Parameters
-    ----------
-    model
-        The model, in evaluation mode; its classes are those of the tiles.
-    tiles
-        Tiles that the model did not see.
-    n
-        Number of mosaics.
-    side_px
-        Their side, a multiple of the model's window.
-    seed
-        Decides the mosaics.
-
-    Yields
-    ------
-    MosaicMaps
-        One after the other.
-    """
+    """Make mosaics of unchanged tiles, and read each whole and window by window."""
     rng = np.random.default_rng(seed)
     window = model.config.window_px
     for _ in range(n):

@@ -69,22 +69,7 @@ class Evaluation:
 
 
 def evaluate(model: Model, tiles: Labelled, *, progress: Progress | None = None) -> Evaluation:
-    """Measure a model on labelled tiles or slides.
-
-    Parameters
-    ----------
-    model
-        The model, in evaluation mode.
-    tiles
-        Tiles at its resolution; their classes must be among the model's.
-    progress
-        Told how many tiles are done.
-
-    Returns
-    -------
-    Evaluation
-        Over the model's classes.
-    """
+    """Measure a model on labelled tiles or slides."""
     labels = class_places(model, tiles)[tiles.labels]
     names, temperature = model.card.class_names, model.card.temperature
     logits, valid = tiles.logits(model, progress=progress)
@@ -106,27 +91,7 @@ def measure(
 ) -> Evaluation:
     """Measure predictions of what has labels.
 
-    Parameters
-    ----------
-    classes
-        Names of the classes.
-    labels
-        `(N,)` true classes.
-    probabilities
-        `(N, classes)`.
-    groups
-        `N` names; intervals are over groups.
-    temperature
-        What the logits were divided by.
-    unit
-        What is counted.
-    drawn
-        What `groups` are, in words.
-
-    Returns
-    -------
-    Evaluation
-        Over the classes.
+    `labels`: `(N,)` true classes. `probabilities`: `(N, classes)`.
     """
     counts = confusion(labels, probabilities.argmax(axis=1), len(classes))
     recall = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
@@ -155,22 +120,7 @@ def _plain(values: NDArray[np.float64] | list[float]) -> list[float | None]:
 def class_places(model: Model, tiles: Labelled) -> NDArray[np.int64]:
     """Return the model's class of each class of the tiles.
 
-    Parameters
-    ----------
-    model
-        The model.
-    tiles
-        Tiles of its classes, or of some of them.
-
-    Returns
-    -------
-    NDArray
-        `(classes of the tiles,)`.
-
-    Raises
-    ------
-    DatasetError
-        If the model does not know a class.
+    Returns: `(classes of the tiles,)`.
     """
     names = model.card.class_names
     strangers = [name for name in tiles.classes if name not in names]

@@ -57,18 +57,7 @@ class About:
     """``licence``, ``data``, ``limits`` and ``split`` of the card."""
 
     def card(self, tiles: Labelled) -> ModelCard:
-        """Make the card of a model before training.
-
-        Parameters
-        ----------
-        tiles
-            What it will be trained on.
-
-        Returns
-        -------
-        ModelCard
-            With the tiles' classes and mean colours.
-        """
+        """Make the card of a model before training."""
         mean, std = channel_statistics(tiles.images)
         colors = class_colors(len(tiles.classes))
         return ModelCard(
@@ -99,38 +88,7 @@ def fit(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Model:
-    """Train, choose, calibrate and measure a model.
-
-    Parameters
-    ----------
-    tiles
-        All tiles.
-    parts
-        What each of them is for.
-    about
-        Name, domain and texts of the card.
-    recipe
-        Sizes, length and seed.
-    facts
-        Added to what the card says of the training.
-    stored
-        Type the weights will be stored in; they are rounded to it before they are measured.
-    init
-        Whose weights to take where they fit, and sizes that the recipe leaves open.
-    checkpoint
-        File to go on from after a kill.
-    history
-        Filled with the training curve.
-    progress
-        Told how far the work is.
-    cancel
-        Stops the training.
-
-    Returns
-    -------
-    Model
-        On the CPU; of several processes only the first one's is calibrated and measured.
-    """
+    """Train, choose, calibrate and measure a model."""
     train_part = tiles.subset(parts.known)
     choice = tiles.subset(parts.chosen) if len(parts.chosen) else None
     model = train(
@@ -181,17 +139,7 @@ def _figures(
 
 
 def set_temperature(model: Model, tiles: Labelled, *, progress: Progress | None = None) -> None:
-    """Fit a model's temperature and put it into its card.
-
-    Parameters
-    ----------
-    model
-        The model.
-    tiles
-        Tiles that it was neither trained nor will be measured on.
-    progress
-        Told how many tiles are done.
-    """
+    """Fit a model's temperature and put it into its card."""
     place = class_places(model, tiles)
     logits, valid = tiles.logits(model, progress=progress)
     temperature = fit_temperature(logits, valid, place[tiles.labels])
@@ -199,19 +147,6 @@ def set_temperature(model: Model, tiles: Labelled, *, progress: Progress | None 
 
 
 def count_by_class(tiles: Labelled, which: NDArray[np.int64]) -> dict[str, int]:
-    """Count some tiles by class.
-
-    Parameters
-    ----------
-    tiles
-        All tiles.
-    which
-        Places of those to count.
-
-    Returns
-    -------
-    dict
-        How many, by the class's name.
-    """
+    """Count some tiles by class."""
     counts = np.bincount(tiles.labels[which], minlength=len(tiles.classes))
     return dict(zip(tiles.classes, counts.tolist(), strict=True))

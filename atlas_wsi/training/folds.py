@@ -23,26 +23,7 @@ def make_folds(tiles: Labelled, *, n: int, seed: int) -> NDArray[np.int64]:
     their tiles. Groups of one class always find such folds if each class has `n` groups; for
     groups of several classes (slides, patients) other orders are tried.
 
-    Parameters
-    ----------
-    tiles
-        All tiles.
-    n
-        How many folds, 2 or more.
-    seed
-        Decides between equals.
-
-    Returns
-    -------
-    NDArray
-        `(N,)` the fold of each tile, from 0.
-
-    Raises
-    ------
-    ValueError
-        If fewer than two folds are asked for.
-    DatasetError
-        If a class has fewer groups than folds, or no way was found to give every fold each class.
+    Returns: `(N,)` the fold of each tile, from 0.
     """
     if n < 2:
         raise ValueError(f"{n} folds; expected 2 or more")

@@ -40,23 +40,7 @@ class History:
 
     @contextmanager
     def logging(self, first: int) -> Iterator[None]:
-        """Log to TensorBoard what is added meanwhile, from the first process only.
-
-        Parameters
-        ----------
-        first
-            How many steps are done; what was logged of later ones before a kill is dropped.
-
-        Yields
-        ------
-        None
-            While the event file is open.
-
-        Raises
-        ------
-        OutputNotWritableError
-            If the folder cannot be made.
-        """
+        """Log to TensorBoard what is added meanwhile, from the first process only."""
         if self.tensorboard is None or parallel.rank() != 0:
             yield
             return
@@ -76,27 +60,13 @@ class History:
             writer.close()
 
     def log(self, step: int, **values: float) -> None:
-        """Log figures of a step to TensorBoard; they are not in the table.
-
-        Parameters
-        ----------
-        step
-            How many steps are done.
-        **values
-            Figures by name.
-        """
+        """Log figures of a step to TensorBoard; they are not in the table."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
     def add(self, row: dict[str, float]) -> None:
-        """Add what a check found.
-
-        Parameters
-        ----------
-        row
-            With the keys `FIELDS`.
-        """
+        """Add what a check found."""
         self.rows.append(row)
         step = int(row["step"])
         self.log(step, **{k: row[k] for k in FIELDS if k in row and k.startswith("validation")})
@@ -109,18 +79,7 @@ class History:
         return self.rows[len(self.rows) - 1 - self.checks_since_best]
 
     def below(self, name: str) -> History:
-        """Return an empty history for a part of the work.
-
-        Parameters
-        ----------
-        name
-            Name of the folder below this one's that it logs to.
-
-        Returns
-        -------
-        History
-            Without rows.
-        """
+        """Return an empty history for a part of the work."""
         return History(tensorboard=self.tensorboard and self.tensorboard / name)
 
     @property
@@ -130,18 +89,7 @@ class History:
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
     def write(self, path: Path) -> tuple[Path, Path]:
-        """Write the curve beside a model's file.
-
-        Parameters
-        ----------
-        path
-            The model's file.
-
-        Returns
-        -------
-        tuple
-            ``.training.csv`` and ``.training.png``.
-        """
+        """Write the curve beside a model's file."""
         table, picture = path.with_suffix(".training.csv"), path.with_suffix(".training.png")
         with table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, FIELDS)
@@ -174,42 +122,14 @@ class History:
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write what training needs to go on; the file is replaced whole or not at all.
-
-    Parameters
-    ----------
-    path
-        File to write.
-    state
-        Tensors, numbers and plain containers.
-    """
+    """Write what training needs to go on; the file is replaced whole or not at all."""
     part = path.with_name(f".{path.name}.partial")
     torch.save(state, part)
     part.replace(path)
 
 
 def read_checkpoint(path: Path, *, recipe: dict[str, Any], tiles: int) -> dict[str, Any] | None:
-    """Read what `write_checkpoint` wrote for the same training.
-
-    Parameters
-    ----------
-    path
-        The file.
-    recipe
-        Arguments of the training that would go on, and where it started.
-    tiles
-        How many tiles it is trained on.
-
-    Returns
-    -------
-    dict or None
-        The state; None if there is no file.
-
-    Raises
-    ------
-    CheckpointMismatchError
-        If the file is of another training.
-    """
+    """Read what `write_checkpoint` wrote for the same training."""
     if not path.is_file():
         return None
     state = read_plain(path)

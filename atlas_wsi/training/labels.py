@@ -47,23 +47,7 @@ class Labels:
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """Read the classes of a label raster.
-
-    Parameters
-    ----------
-    path
-        CSV with the columns ``value`` and ``class``.
-
-    Returns
-    -------
-    dict
-        Class by value.
-
-    Raises
-    ------
-    DatasetError
-        If it cannot be read, or names no class.
-    """
+    """Read the classes of a label raster."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             names = {int(row["value"]): row["class"].strip() for row in csv.DictReader(file)}
@@ -79,31 +63,7 @@ def read_names(path: Path) -> dict[int, str]:
 def areas_by_class(
     path: Path, slide: Slide, labels: Labels | None = None
 ) -> dict[str, list[shapely.Polygon]]:
-    """Read areas with their classes.
-
-    Parameters
-    ----------
-    path
-        GeoJSON features with ``classification`` (QuPath) or ``class`` among their properties; a
-        GeoPackage, Shapefile or other vector file with a CRS; or a raster of class values, with a CRS
-        or of the slide's form.
-    slide
-        The slide they lie on.
-    labels
-        Where the classes stand in the file.
-
-    Returns
-    -------
-    dict
-        Polygons in level-0 pixels by class; what has no class is left out. No two classes share
-        any: what two areas of vector files share is of the smaller one.
-
-    Raises
-    ------
-    DatasetError
-        If the file cannot be read, holds no classified area or none that touches the slide, or
-        gives one area two classes.
-    """
+    """Read areas with their classes."""
     labels = labels or Labels()
     suffix = path.suffix.lower()
     if suffix in VECTORS:

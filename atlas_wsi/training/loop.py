@@ -39,24 +39,7 @@ SLIDE_LOSS = 0.3
 def losses(
     model: Model, batch: Batch, *, run: nn.Module | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the losses of a batch.
-
-    Parameters
-    ----------
-    model
-        The model.
-    batch
-        Pictures and labels, or this process's part of them.
-    run
-        What is called in the model's place, from `atlas_wsi.training.parallel.spread`.
-
-    Returns
-    -------
-    tuple
-        Cross entropy of the cells, weighted by how much of a cell is labelled, and of the slide
-        score against the shares of the whole picture. Their mean over the processes is the loss
-        of the whole batch.
-    """
+    """Compute the losses of a batch."""
     found = (run or model)(
         model.normalise(batch.images).contiguous(memory_format=torch.channels_last),
         batch.active,
@@ -89,34 +72,6 @@ def train(
 
     Halfway, or at once from given weights and for slides, batch norm is measured on unchanged tiles
     and kept: training ends with what prediction uses.
-
-    Parameters
-    ----------
-    tiles
-        Training tiles.
-    card
-        The model's card; its domain decides whether stains or light vary.
-    recipe
-        Sizes, length and seed.
-    init
-        Whose weights to take where they fit, and sizes that the recipe leaves open; random weights
-        by default.
-    validation
-        Tiles that the best of the averaged weights are chosen by; the last ones without.
-    checkpoint
-        File that the state is written to at every check and read from at the start, so that a
-        training that was killed goes on; removed at the end.
-    history
-        Filled with the curve.
-    progress
-        Told how many steps are done.
-    cancel
-        Stops the training.
-
-    Returns
-    -------
-    Model
-        In evaluation mode, with averaged weights.
     """
     report, cancel = progress or silent, cancel or CancelToken()
     history = history if history is not None else History()
@@ -157,39 +112,13 @@ class TileWork:
         self.spread = parallel.spread(model)
 
     def batches(self, steps: range) -> DataLoader[Batch]:
-        """Make the pictures of some steps.
-
-        Parameters
-        ----------
-        steps
-            Their numbers.
-
-        Returns
-        -------
-        DataLoader
-            A batch a step, or this process's part of it.
-        """
+        """Make the pictures of some steps."""
         stain = self.model.card.domain == "slide"
         part = parallel.rank(), parallel.n_ranks()
         return load_batches(self.tiles, self.recipe, steps, stain=stain, part=part)
 
     def learn(self, batch: Batch, step: int, cancel: CancelToken) -> float:  # noqa: ARG002
-        """Add the gradient of a batch to the model's weights.
-
-        Parameters
-        ----------
-        batch
-            From `batches`.
-        step
-            Not used: the batch tells all.
-        cancel
-            Not used: a batch is short.
-
-        Returns
-        -------
-        float
-            The cells' loss, over all processes.
-        """
+        """Add the gradient of a batch to the model's weights."""
         batch = batch.to(self.device)
         parallel.set_idle(self.model, idle=batch.idle)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_low):
@@ -209,15 +138,7 @@ def channel_statistics(
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Measure the mean and the deviation of each channel, in 0-1.
 
-    Parameters
-    ----------
-    images
-        uint8 `(N, rows, cols, 3)`.
-
-    Returns
-    -------
-    tuple
-        Means and deviations, rounded to four digits.
+    `images`: uint8 `(N, rows, cols, 3)`.
     """
     part = images[:: max(1, len(images) // 500)].reshape(-1, 3) / 255.0
     mean = tuple(round(float(v), 4) for v in part.mean(axis=0))

@@ -11,18 +11,7 @@ if TYPE_CHECKING:
 
 
 def marks_of(paths: Sequence[str]) -> list[str]:
-    """Return what slides are recognised by wherever they are copied to: a digest of name and size.
-
-    Parameters
-    ----------
-    paths
-        Files or URLs.
-
-    Returns
-    -------
-    list of str
-        Twelve hexadecimal digits each, which do not tell the name.
-    """
+    """Return what slides are recognised by wherever they are copied to: a digest of name and size."""
     found = []
     for path in paths:
         size = 0 if "://" in path else Path(path).stat().st_size
@@ -32,18 +21,7 @@ def marks_of(paths: Sequence[str]) -> list[str]:
 
 
 def trained_on(facts: Mapping[str, Any]) -> set[str]:
-    """Return the marks of the slides that a model, or one that it started from, was trained on.
-
-    Parameters
-    ----------
-    facts
-        ``training`` of its card.
-
-    Returns
-    -------
-    set of str
-        See `marks_of`; empty if the card does not tell.
-    """
+    """Return the marks of the slides that a model, or one that it started from, was trained on."""
     own, start = facts.get("trained_on"), facts.get("init")
     found = {mark for mark in own if isinstance(mark, str)} if isinstance(own, list) else set()
     before = start.get("training") if isinstance(start, dict) else None  # cards come from outside

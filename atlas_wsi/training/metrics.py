@@ -19,21 +19,7 @@ def predict_tiles(
 ) -> NDArray[np.float32]:
     """Predict tiles one by one: the mean of the class probabilities of a tile's cells.
 
-    Parameters
-    ----------
-    model
-        The model, in evaluation mode; its temperature is used.
-    images
-        uint8 `(N, rows, cols, 3)` at the model's resolution.
-    batch
-        Tiles at once.
-    progress
-        Told how many tiles are done.
-
-    Returns
-    -------
-    NDArray
-        float32 `(N, classes)`.
+    `images`: uint8 `(N, rows, cols, 3)` at the model's resolution. Returns: float32 `(N, classes)`.
     """
     logits, valid = tile_logits(model, images, batch=batch, progress=progress)
     return mean_probabilities(logits, valid, temperature=model.card.temperature)
@@ -44,19 +30,8 @@ def mean_probabilities(
 ) -> NDArray[np.float32]:
     """Average the class probabilities of the cells of tiles.
 
-    Parameters
-    ----------
-    logits
-        `(N, classes, rows, cols)`.
-    valid
-        bool `(N, rows, cols)`.
-    temperature
-        Divides the logits.
-
-    Returns
-    -------
-    NDArray
-        float32 `(N, classes)`.
+    `logits`: `(N, classes, rows, cols)`. `valid`: bool `(N, rows, cols)`. Returns: float32 `(N,
+    classes)`.
     """
     p = torch.softmax(torch.from_numpy(logits) / temperature, dim=1).numpy()
     inside = valid[:, None]
@@ -69,21 +44,8 @@ def tile_logits(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Run a model on tiles one by one.
 
-    Parameters
-    ----------
-    model
-        The model, in evaluation mode.
-    images
-        uint8 `(N, rows, cols, 3)` at the model's resolution.
-    batch
-        Tiles at once.
-    progress
-        Told how many tiles are done.
-
-    Returns
-    -------
-    tuple
-        Logits of the cells, float32 `(N, classes, rows, cols)`, and which are valid.
+    `images`: uint8 `(N, rows, cols, 3)` at the model's resolution. Returns: Logits of the cells,
+    float32 `(N, classes, rows, cols)`, and which are valid.
     """
     device = model.encoder.fc.weight.device
     out, inside = [], []
@@ -104,37 +66,14 @@ def confusion(
 ) -> NDArray[np.int64]:
     """Count tiles by true and predicted class.
 
-    Parameters
-    ----------
-    labels
-        True classes.
-    predicted
-        Predicted classes.
-    n_classes
-        Number of classes.
-
-    Returns
-    -------
-    NDArray
-        `(classes, classes)`, true class by row.
+    Returns: `(classes, classes)`, true class by row.
     """
     flat = np.bincount(labels * n_classes + predicted, minlength=n_classes**2)
     return flat.reshape(n_classes, n_classes).astype(np.int64)
 
 
 def summarise(counts: NDArray[np.int64]) -> dict[str, float]:
-    """Compute accuracy, balanced accuracy and recall from a confusion matrix.
-
-    Parameters
-    ----------
-    counts
-        From `confusion`.
-
-    Returns
-    -------
-    dict
-        ``accuracy``, and ``balanced_accuracy``, the mean recall of the classes that occur.
-    """
+    """Compute accuracy, balanced accuracy and recall from a confusion matrix."""
     seen = counts.sum(axis=1)
     recall = np.diag(counts)[seen > 0] / seen[seen > 0]
     return {
@@ -146,15 +85,8 @@ def summarise(counts: NDArray[np.int64]) -> dict[str, float]:
 def color_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Describe tiles by their colours alone.
 
-    Parameters
-    ----------
-    images
-        uint8 `(N, rows, cols, 3)`.
-
-    Returns
-    -------
-    NDArray
-        float32 `(N, 21)`: mean, deviation and five percentiles of each channel.
+    `images`: uint8 `(N, rows, cols, 3)`. Returns: float32 `(N, 21)`: mean, deviation and five
+    percentiles of each channel.
     """
     out = []
     for image in images:
@@ -170,24 +102,7 @@ def color_baseline(
     held_out: NDArray[np.uint8],
     n_classes: int,
 ) -> NDArray[np.int64]:
-    """Predict tiles from their colours alone, by logistic regression with squares.
-
-    Parameters
-    ----------
-    train
-        Training tiles.
-    labels
-        Their classes.
-    held_out
-        Tiles to predict.
-    n_classes
-        Number of classes.
-
-    Returns
-    -------
-    NDArray
-        Predicted classes of the held-out tiles.
-    """
+    """Predict tiles from their colours alone, by logistic regression with squares."""
     known, asked = color_features(train), color_features(held_out)
     mean, std = known.mean(axis=0), known.std(axis=0) + 1e-6
 

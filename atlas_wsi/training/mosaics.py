@@ -51,26 +51,6 @@ def make_mosaic(
 
     Half of the pictures have one stain or light all over, as a slide has; in the others every
     tile has its own, so that colour tells nothing.
-
-    Parameters
-    ----------
-    tiles
-        What the areas are filled with.
-    shape
-        Rows and columns, multiples of 64.
-    rng
-        Decides everything.
-    stain
-        Whether the tiles are stained tissue; only then there is glass between areas.
-    jitter
-        How strongly colours change.
-    vary
-        Whether tiles are changed at random (see `augment`).
-
-    Returns
-    -------
-    Mosaic
-        The picture and its label.
     """
     n_classes = len(tiles.classes)
     area = _areas(shape, n_classes + int(stain), rng)  # the last number is glass

@@ -29,13 +29,7 @@ _PATIENCE = timedelta(hours=2)  # the first process measures while the others wa
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started; without torchrun nothing happens.
-
-    Yields
-    ------
-    None
-        While the processes can talk: by NCCL between GPUs, by gloo on CPUs.
-    """
+    """Join the processes that torchrun started; without torchrun nothing happens."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
@@ -53,53 +47,24 @@ def joined() -> Iterator[None]:
 
 
 def n_ranks() -> int:
-    """Return how many processes train together.
-
-    Returns
-    -------
-    int
-        1 without `joined`.
-    """
+    """Return how many processes train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return the number of this process.
-
-    Returns
-    -------
-    int
-        0 for the one that measures and writes.
-    """
+    """Return the number of this process."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def device() -> torch.device:
-    """Return where this process trains.
-
-    Returns
-    -------
-    torch.device
-        A GPU of its own if there is one, else the CPU.
-    """
+    """Return where this process trains."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
 def share(value: T) -> T:
-    """Give all processes what the first one has.
-
-    Parameters
-    ----------
-    value
-        Anything; only the first process's counts.
-
-    Returns
-    -------
-    object
-        The first process's value.
-    """
+    """Give all processes what the first one has."""
     if n_ranks() == 1:
         return value
     box = [value]
@@ -108,18 +73,7 @@ def share(value: T) -> T:
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
-    """Add up what the processes have.
-
-    Parameters
-    ----------
-    value
-        A tensor without a gradient, of the same shape everywhere.
-
-    Returns
-    -------
-    torch.Tensor
-        The sum.
-    """
+    """Add up what the processes have."""
     if n_ranks() == 1:
         return value
     value = value.detach().clone()
@@ -128,18 +82,7 @@ def total(value: torch.Tensor) -> torch.Tensor:
 
 
 def spread(model: nn.Module) -> nn.Module:
-    """Let the backward pass of a model average its gradients over the processes.
-
-    Parameters
-    ----------
-    model
-        The model; its batch norms are replaced by ones with statistics over all processes.
-
-    Returns
-    -------
-    nn.Module
-        What is called in the model's place; the model itself if there is one process.
-    """
+    """Let the backward pass of a model average its gradients over the processes."""
     if n_ranks() == 1:
         return model
     for parent in list(model.modules()):
@@ -150,13 +93,7 @@ def spread(model: nn.Module) -> nn.Module:
 
 
 def add_gradients(model: nn.Module) -> None:
-    """Add up the gradients of the processes where the backward pass did not.
-
-    Parameters
-    ----------
-    model
-        The model itself, not what `spread` returns.
-    """
+    """Add up the gradients of the processes where the backward pass did not."""
     if n_ranks() == 1:
         return
     for weight in model.parameters():
@@ -165,15 +102,7 @@ def add_gradients(model: nn.Module) -> None:
 
 
 def set_idle(model: nn.Module, *, idle: bool) -> None:
-    """Tell whether the pictures that come next count.
-
-    Parameters
-    ----------
-    model
-        A model that `spread` was called with.
-    idle
-        True if this process got no picture of a batch and runs one for nothing.
-    """
+    """Tell whether the pictures that come next count."""
     for norm in model.modules():
         if isinstance(norm, _SharedNorm):
             norm.idle = idle

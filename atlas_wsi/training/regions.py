@@ -40,24 +40,7 @@ class Annotated:
 
 
 def read_list(path: str | os.PathLike[str]) -> list[Annotated]:
-    """Read a table of slides and polygons.
-
-    Parameters
-    ----------
-    path
-        CSV with the columns `slide` and `regions` (paths, relative to the table's folder) and
-        optionally `group`, such as the patient; each slide is its own group by default.
-
-    Returns
-    -------
-    list of Annotated
-        In the table's order.
-
-    Raises
-    ------
-    DatasetError
-        If the table cannot be read, lacks a column or a value, or names a file that is not there.
-    """
+    """Read a table of slides and polygons."""
     path = Path(path)
     return [
         Annotated(
@@ -79,35 +62,7 @@ def read_regions(
     labels: Labels | None = None,
     progress: Progress | None = None,
 ) -> TileSet:
-    """Cut tiles out of labelled areas.
-
-    Parameters
-    ----------
-    path
-        See `read_list`.
-    mpp
-        Micrometres a pixel of the tiles.
-    tile_px
-        Side of a tile; three quarters of it lie in polygons of one class.
-    most
-        The most tiles of one class of one slide; drawn at random if there are more.
-    seed
-        Decides which.
-    labels
-        Where the classes stand in the files; by default in QuPath's classifications.
-    progress
-        Told how many slides were read.
-
-    Returns
-    -------
-    TileSet
-        The groups are those of the table.
-
-    Raises
-    ------
-    DatasetError
-        If the polygons have fewer than two classes that a tile fits into.
-    """
+    """Cut tiles out of labelled areas."""
     rng = np.random.default_rng(seed)
     table = read_list(path)
     images: list[NDArray[np.uint8]] = []

@@ -38,24 +38,7 @@ _NAMES = {
 
 
 def write_report(found: Evaluation, card: ModelCard, folder: Path, *, what: str) -> list[Path]:
-    """Write ``evaluation.json`` and ``evaluation.html``.
-
-    Parameters
-    ----------
-    found
-        The evaluation.
-    card
-        Card of the model.
-    folder
-        Folder to write to; made if it is not there.
-    what
-        What the model was measured on, in words.
-
-    Returns
-    -------
-    list of Path
-        The two files.
-    """
+    """Write ``evaluation.json`` and ``evaluation.html``."""
     folder.mkdir(parents=True, exist_ok=True)
     data, page = folder / "evaluation.json", folder / "evaluation.html"
     facts = {"model": card.name, "measured_on": what, **found.as_dict()}

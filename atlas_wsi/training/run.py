@@ -62,47 +62,7 @@ def train_tiles(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Model:
-    """Train a model on class folders of tiles and measure it on tiles held out by group.
-
-    Parameters
-    ----------
-    folder
-        See `atlas_wsi.training.tiles.read_tiles`.
-    name
-        Name of the model.
-    domain
-        ``"slide"`` for stained tissue, ``"scene"`` for land.
-    mpp
-        Micrometres a pixel of the tiles' files.
-    recipe
-        Sizes, length and seed.
-    held_out
-        Share of the groups of each class that is kept for measuring.
-    validation
-        Share of the other groups that the best weights and the temperature are chosen by; they
-        are not trained on. 0 keeps the last weights, with temperature 1.
-    zoom
-        Pixels the model sees a pixel of the tiles: 0.5 makes a model of half the resolution.
-    texts
-        ``licence``, ``data`` and ``limits`` of the card.
-    stored
-        Type the weights will be stored in; they are rounded to it before they are measured.
-    init
-        Whose weights to take where they fit, and sizes that the recipe leaves open.
-    checkpoint
-        File to go on from after a kill; see `atlas_wsi.training.loop.train`.
-    history
-        Filled with the training curve.
-    progress
-        Told how far the work is.
-    cancel
-        Stops the training.
-
-    Returns
-    -------
-    Model
-        With held-out figures, beside those of colour alone, in its card.
-    """
+    """Train a model on class folders of tiles and measure it on tiles held out by group."""
     tiles = read_tiles(folder, zoom=zoom, progress=progress)
     return train_set(
         tiles,
@@ -142,49 +102,7 @@ def train_set(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Model:
-    """Train a model on labelled tiles, wherever they were cut out of, or on slides.
-
-    Parameters
-    ----------
-    tiles
-        All tiles, at the resolution that the model will see.
-    name
-        Name of the model.
-    domain
-        ``"slide"`` for stained tissue, ``"scene"`` for land.
-    mpp
-        Micrometres a pixel of the tiles.
-    recipe
-        Sizes, length and seed.
-    held_out
-        Share of the groups that is kept for measuring.
-    validation
-        Share of the other groups that the best weights and the temperature are chosen by.
-    parts
-        What each is for, in the place of the two shares.
-    texts
-        ``licence``, ``data`` and ``limits`` of the card.
-    facts
-        Added to what the card says of the training.
-    stored
-        Type the weights will be stored in; they are rounded to it before they are measured.
-    init
-        Whose weights to take where they fit, and sizes that the recipe leaves open.
-    checkpoint
-        File to go on from after a kill.
-    history
-        Filled with the training curve.
-    progress
-        Told how far the work is.
-    cancel
-        Stops the training.
-
-    Returns
-    -------
-    Model
-        With held-out figures, beside those of colour alone, in its card; of several processes
-        (`atlas_wsi.training.parallel.joined`) only the first one measures.
-    """
+    """Train a model on labelled tiles, wherever they were cut out of, or on slides."""
     told = {"held_out": held_out, "validation": validation} if parts is None else {}
     if parts is None:
         known, chosen, asked = split_three(
@@ -212,49 +130,14 @@ def train_set(
 def calibrate(
     model: Model, tiles: Some, *, seed: int = 0, progress: Progress | None = None
 ) -> Some:
-    """Fit a model's temperature on half of the groups of some tiles or slides.
-
-    Parameters
-    ----------
-    model
-        The model; the temperature is put into its card.
-    tiles
-        Tiles that it was not trained on.
-    seed
-        Decides which half.
-    progress
-        Told how many tiles are done.
-
-    Returns
-    -------
-    Labelled
-        The other half, to measure it on.
-    """
+    """Fit a model's temperature on half of the groups of some tiles or slides."""
     measured, fitted = split(tiles, held_out=0.5, seed=seed)
     set_temperature(model, tiles.subset(fitted), progress=progress)
     return tiles.subset(measured)
 
 
 def held_out_tiles(model: Model, tiles: Some) -> Some:
-    """Return the tiles or slides that were held out when a model was trained on them.
-
-    Parameters
-    ----------
-    model
-        A model whose card tells the seed and the share.
-    tiles
-        All of them.
-
-    Returns
-    -------
-    Labelled
-        The held-out part.
-
-    Raises
-    ------
-    DatasetError
-        If the card does not tell, or the folder is not the one it was trained on.
-    """
+    """Return the tiles or slides that were held out when a model was trained on them."""
     facts = model.card.training
     if "folds" in facts and "fold" not in facts:
         raise DatasetError(

@@ -58,31 +58,7 @@ def sampled_logits(
 ) -> SlideLogits:
     """Read a whole slide with a gradient through some of its windows.
 
-    Parameters
-    ----------
-    model
-        The model, its batch norms in evaluation mode.
-    layout
-        Windows of every scale.
-    read
-        Reads working pixels, uint8 `(rows, cols, 3)`; called in threads.
-    shape
-        Rows and columns of the slide in working pixels.
-    plan
-        How the memory is spent.
-    sampled
-        Places of the windows with a gradient in the layout's list, ascending; at least one.
-    tokens
-        Keeps the tokens of all windows for the next step of this slide; none are kept by default.
-    is_filled
-        Whether `tokens` has all windows: then only the sampled ones are read and encoded.
-    step
-        Called after each piece of work with its kind and the number of windows; may raise to stop.
-
-    Returns
-    -------
-    SlideLogits
-        Of the model as it is; its gradient is that of the dense pass if all windows are sampled.
+    `read`: Reads working pixels, uint8 `(rows, cols, 3)`; called in threads.
     """
     at, n_blocks = layout.scales[0], len(fine_blocks(model, layout))
     rest = np.setdiff1d(np.arange(at.n_windows), sampled)

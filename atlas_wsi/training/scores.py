@@ -56,23 +56,9 @@ def class_scores(
 ) -> dict[str, Any]:
     """Compute figures a class and over all classes, with bootstrap intervals.
 
-    Parameters
-    ----------
-    labels
-        `(N,)` true classes.
-    probabilities
-        `(N, K)`.
-    groups
-        `(N,)` group of every sample; whole groups are drawn, for their members are alike. Each
-        sample is its own group by default.
-    seed
-        Decides the draws.
-
-    Returns
-    -------
-    dict
-        ``accuracy``, ``balanced_accuracy``, ``f1``, ``auroc``, ``auprc`` (the last three the mean
-        over classes that occur) as `Interval`, and ``per_class``: a dict of floats a class number.
+    `labels`: `(N,)` true classes. `probabilities`: `(N, K)`. `groups`: `(N,)` group of every
+    sample; whole groups are drawn, for their members are alike. Each sample is its own group by
+    default.
     """
     predicted = probabilities.argmax(axis=1)
     per_class: dict[int, dict[str, float]] = {}
@@ -113,19 +99,7 @@ def reliability(
 ) -> Reliability:
     """Compare how sure predictions are with how often they are right.
 
-    Parameters
-    ----------
-    labels
-        `(N,)` true classes.
-    probabilities
-        `(N, K)`.
-    bins
-        Bins of equal width.
-
-    Returns
-    -------
-    Reliability
-        Guo et al. 2017, section 2 (arXiv 1706.04599).
+    `labels`: `(N,)` true classes. `probabilities`: `(N, K)`.
     """
     sure = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels

@@ -127,36 +127,12 @@ class SlideSet:
         return np.stack(images)
 
     def subset(self, which: NDArray[np.int64]) -> SlideSet:
-        """Return some of the slides.
-
-        Parameters
-        ----------
-        which
-            Places of the slides.
-
-        Returns
-        -------
-        SlideSet
-            With the same classes.
-        """
+        """Return some of the slides."""
         rows, masks = tuple(self.rows[i] for i in which), tuple(self.masks[i] for i in which)
         return replace(self, rows=rows, masks=masks)
 
     def work(self, model: Model, recipe: Recipe) -> SlideWork:
-        """Return the steps of a training on these slides.
-
-        Parameters
-        ----------
-        model
-            What is trained.
-        recipe
-            How often the slides are seen.
-
-        Returns
-        -------
-        SlideWork
-            Streamed passes of a few slides each.
-        """
+        """Return the steps of a training on these slides."""
         return SlideWork(model, self, recipe)
 
     def logits(
@@ -164,17 +140,7 @@ class SlideSet:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Predict the slides as `atlas_wsi.predict` does.
 
-        Parameters
-        ----------
-        model
-            The model, in evaluation mode.
-        progress
-            Told how many slides are done.
-
-        Returns
-        -------
-        tuple
-            Logits of the slides' scores, `(N, K, 1, 1)`, each as of one cell; all are valid.
+        Returns: Logits of the slides' scores, `(N, K, 1, 1)`, each as of one cell; all are valid.
         """
         out = []
         for done, (row, mask) in enumerate(zip(self.rows, self.masks, strict=True), start=1):
@@ -194,31 +160,7 @@ def find_slides(
     sampling: Sampling | None = None,
     progress: Progress | None = None,
 ) -> SlideSet:
-    """Find the tissue of labelled slides.
-
-    Parameters
-    ----------
-    rows
-        From `atlas_wsi.training.tables.read_slides`.
-    mpp
-        Micrometres a pixel that the model sees.
-    seed
-        Decides which windows colours are measured on.
-    sampling
-        How much a step learns from.
-    progress
-        Told on how many slides tissue was sought.
-
-    Returns
-    -------
-    SlideSet
-        In the same order.
-
-    Raises
-    ------
-    DatasetError
-        If there are fewer than two labels, or a slide shows no tissue.
-    """
+    """Find the tissue of labelled slides."""
     classes = class_names(rows)
     if len(classes) < 2:
         raise DatasetError(
@@ -255,18 +197,7 @@ class SlideWork:
         self.fix_at = self.steps // 2
 
     def batches(self, steps: range) -> list[NDArray[np.int64]]:
-        """Return the slides of some steps; every slide is seen once an epoch.
-
-        Parameters
-        ----------
-        steps
-            Their numbers.
-
-        Returns
-        -------
-        list
-            Places of the slides, a step each.
-        """
+        """Return the slides of some steps; every slide is seen once an epoch."""
         n, out = self.slides.sampling.slides, []
         for step in steps:
             epoch, place = divmod(step, self.steps_an_epoch)
@@ -275,22 +206,7 @@ class SlideWork:
         return out
 
     def learn(self, batch: NDArray[np.int64], step: int, cancel: CancelToken) -> float:
-        """Add the gradient of some slides, one after the other, to the model's weights.
-
-        Parameters
-        ----------
-        batch
-            Places of the slides.
-        step
-            Decides colours and windows.
-        cancel
-            Stops within a slide.
-
-        Returns
-        -------
-        float
-            Mean loss of the slides.
-        """
+        """Add the gradient of some slides, one after the other, to the model's weights."""
         total = 0.0
         if step < self.fix_at:
             # windows of one slide are no batch: their own statistics would hide what it is
@@ -353,21 +269,7 @@ def _mirrored(box: Box, shape: tuple[int, int], up: int, left: int) -> Box:
 
 
 def slide_loss(found: SlideLogits, label: int) -> torch.Tensor:
-    """Compare what a model says of a slide with its label.
-
-    Parameters
-    ----------
-    found
-        Logits of the slide and of its cells.
-    label
-        Number of its class.
-
-    Returns
-    -------
-    torch.Tensor
-        Cross entropy of the slide's score, and of what the cells say together: the log of the mean
-        of their exponentiated logits, between their mean and their maximum.
-    """
+    """Compare what a model says of a slide with its label."""
     target = torch.tensor([label])
     score = functional.cross_entropy(found.slide[None], target)
     cells = found.cells[:, found.valid]

@@ -19,25 +19,7 @@ if TYPE_CHECKING:
 
 
 def new_model(n_classes: int, card: ModelCard, recipe: Recipe, init: Model | Start | None) -> Model:
-    """Make the model that a training starts from.
-
-    Parameters
-    ----------
-    n_classes
-        How many classes it tells apart.
-    card
-        Its card.
-    recipe
-        Its sizes, and the seed of its weights.
-    init
-        Where to take the weights that fit, and the sizes that the recipe leaves open; random
-        weights by default.
-
-    Returns
-    -------
-    Model
-        In training mode; ``training`` of its card tells its sizes and what it took.
-    """
+    """Make the model that a training starts from."""
     start = Start.of(init) if isinstance(init, Model) else init
     config = _sizes(recipe, start, n_classes)
     with torch.random.fork_rng(devices=[]):

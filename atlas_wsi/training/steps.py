@@ -64,23 +64,7 @@ class Run:
         report: Progress,
         cancel: CancelToken,
     ) -> None:
-        """Do the steps that are not done; the average holds the best weights at the end.
-
-        Parameters
-        ----------
-        work
-            What a step learns from and how.
-        tiles
-            Training tiles or slides; batch norm is measured on their unchanged pictures.
-        validation
-            Those that the best of the averaged weights are chosen by.
-        checkpoint
-            File to go on from; removed at the end.
-        report
-            Told how many steps are done.
-        cancel
-            Stops the training.
-        """
+        """Do the steps that are not done; the average holds the best weights at the end."""
         init = self.model.card.training.get("init", {}).get("name")
         key = self.recipe.as_dict() | tiles.arguments | {"init": init}
         first = self._resume(checkpoint, key, len(tiles)) if checkpoint else 0
@@ -194,14 +178,7 @@ def fix_norms(model: Model, images: NDArray[np.uint8], recipe: Recipe) -> None:
 
     Statistics of varied mosaics, one picture a batch, are not those of a slide.
 
-    Parameters
-    ----------
-    model
-        Is changed.
-    images
-        uint8 `(N, rows, cols, 3)`.
-    recipe
-        Pixels a batch, and the seed.
+    `images`: uint8 `(N, rows, cols, 3)`.
     """
     order = np.random.default_rng(recipe.seed).permutation(len(images))[:_MEASURED]
     batch = max(2, int(recipe.megapixels * 1e6) // images[0, ..., 0].size)
@@ -212,12 +189,7 @@ def fix_norms(model: Model, images: NDArray[np.uint8], recipe: Recipe) -> None:
 def measure_norms(model: Model, batches: Sequence[NDArray[np.uint8]]) -> None:
     """Give batch norm the statistics of some pictures, and use these and not a batch's own.
 
-    Parameters
-    ----------
-    model
-        Its norms are put into evaluation mode.
-    batches
-        uint8 `(N, rows, cols, 3)` each.
+    `batches`: uint8 `(N, rows, cols, 3)` each.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -233,13 +205,7 @@ def measure_norms(model: Model, batches: Sequence[NDArray[np.uint8]]) -> None:
 
 
 def fix_modes(model: nn.Module) -> None:
-    """Keep the batch-norm statistics as they are.
-
-    Parameters
-    ----------
-    model
-        Its norms are put into evaluation mode.
-    """
+    """Keep the batch-norm statistics as they are."""
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.eval()

@@ -49,25 +49,7 @@ class LabelledSlide:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read a CSV table with a heading.
-
-    Parameters
-    ----------
-    path
-        The table.
-    columns
-        Columns that every row must fill.
-
-    Returns
-    -------
-    list of dict
-        A row each, with all columns of the table.
-
-    Raises
-    ------
-    DatasetError
-        If the table cannot be read, is empty, or lacks a column or a value.
-    """
+    """Read a CSV table with a heading."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -87,25 +69,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def find(path: Path, name: str) -> str:
-    """Find a slide that a table names.
-
-    Parameters
-    ----------
-    path
-        The table; paths in it are relative to its folder.
-    name
-        What it says.
-
-    Returns
-    -------
-    str
-        Path or URL.
-
-    Raises
-    ------
-    DatasetError
-        If there is no such file.
-    """
+    """Find a slide that a table names."""
     if "://" in name:
         return name
     found = path.parent / name
@@ -118,25 +82,7 @@ def find(path: Path, name: str) -> str:
 
 
 def read_slides(path: str | os.PathLike[str]) -> list[LabelledSlide]:
-    """Read a table of slides and their labels.
-
-    Parameters
-    ----------
-    path
-        CSV with the columns `slide` and `label`, and optionally `group`, such as the patient (each
-        slide is its own group by default), and `split`: train, validation or held-out.
-
-    Returns
-    -------
-    list of LabelledSlide
-        In the table's order.
-
-    Raises
-    ------
-    DatasetError
-        If the table cannot be read, a slide is not there or listed twice, a split has another
-        name, or a group lies on two sides of the given split.
-    """
+    """Read a table of slides and their labels."""
     path = Path(path)
     found = []
     for number, row in enumerate(read_rows(path, ("slide", "label")), start=2):
@@ -169,41 +115,12 @@ def read_slides(path: str | os.PathLike[str]) -> list[LabelledSlide]:
 
 
 def is_split(slides: Sequence[LabelledSlide]) -> bool:
-    """Tell whether the table says what slides are for.
-
-    Parameters
-    ----------
-    slides
-        From `read_slides`.
-
-    Returns
-    -------
-    bool
-        Whether it has a column `split`, which it has for all slides or none.
-    """
+    """Tell whether the table says what slides are for."""
     return slides[0].part is not None
 
 
 def held_out(slides: Sequence[LabelledSlide], card: ModelCard) -> NDArray[np.int64]:
-    """Return the slides that the table holds out, none of which the model was trained on.
-
-    Parameters
-    ----------
-    slides
-        From `read_slides`, with a split.
-    card
-        The model's card.
-
-    Returns
-    -------
-    NDArray
-        Places in the list.
-
-    Raises
-    ------
-    DatasetError
-        If there is none, or the card knows one of them.
-    """
+    """Return the slides that the table holds out, none of which the model was trained on."""
     asked = np.flatnonzero([one.part == "held-out" for one in slides])
     if not len(asked):
         raise DatasetError(
@@ -222,23 +139,7 @@ def held_out(slides: Sequence[LabelledSlide], card: ModelCard) -> NDArray[np.int
 
 
 def given_parts(slides: Sequence[LabelledSlide]) -> Parts | None:
-    """Return what the table says that slides are for.
-
-    Parameters
-    ----------
-    slides
-        From `read_slides`.
-
-    Returns
-    -------
-    Parts or None
-        Places in the list; None if the table has no column `split`.
-
-    Raises
-    ------
-    DatasetError
-        If the table's split leaves a class without training.
-    """
+    """Return what the table says that slides are for."""
     if not is_split(slides):
         return None
     left = set(class_names(slides)) - {one.label for one in slides if one.part == "train"}
@@ -252,16 +153,5 @@ def given_parts(slides: Sequence[LabelledSlide]) -> Parts | None:
 
 
 def class_names(slides: Sequence[LabelledSlide]) -> tuple[str, ...]:
-    """Return the labels that occur.
-
-    Parameters
-    ----------
-    slides
-        From `read_slides`.
-
-    Returns
-    -------
-    tuple of str
-        Each once, sorted.
-    """
+    """Return the labels that occur."""
     return tuple(sorted({one.label for one in slides}))

@@ -109,18 +109,7 @@ class TileSet:
         return len(self.labels)
 
     def subset(self, which: NDArray[np.int64]) -> TileSet:
-        """Return some of the tiles.
-
-        Parameters
-        ----------
-        which
-            Places of the tiles.
-
-        Returns
-        -------
-        TileSet
-            With the same classes.
-        """
+        """Return some of the tiles."""
         return TileSet(
             images=self.images[which],
             labels=self.labels[which],
@@ -131,68 +120,20 @@ class TileSet:
         )
 
     def work(self, model: Model, recipe: Recipe) -> Work:
-        """Return the steps of a training on these tiles.
-
-        Parameters
-        ----------
-        model
-            What is trained.
-        recipe
-            How much a step shows.
-
-        Returns
-        -------
-        Work
-            Mosaics and single tiles.
-        """
+        """Return the steps of a training on these tiles."""
         return TileWork(model, self, recipe)
 
     def logits(
         self, model: Model, *, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Run a model on the tiles, one by one.
-
-        Parameters
-        ----------
-        model
-            The model, in evaluation mode.
-        progress
-            Told how many tiles are done.
-
-        Returns
-        -------
-        tuple
-            See `atlas_wsi.training.metrics.tile_logits`.
-        """
+        """Run a model on the tiles, one by one."""
         return tile_logits(model, self.images, progress=progress)
 
 
 def read_tiles(
     folder: str | os.PathLike[str], *, zoom: float = 1.0, progress: Progress | None = None
 ) -> TileSet:
-    """Read a folder of class folders of tiles.
-
-    Parameters
-    ----------
-    folder
-        Holds a folder a class, and may hold ``groups.csv`` with the columns `path` (relative),
-        `class` and `group`.
-    zoom
-        Pixels of a tile in memory a pixel of its file, to bring tiles to a model's resolution.
-    progress
-        Told how many tiles were read.
-
-    Returns
-    -------
-    TileSet
-        All tiles, in the order of their paths.
-
-    Raises
-    ------
-    DatasetError
-        If there are no class folders, a folder's name is too long, a tile cannot be read or differs in size, or a tile has no
-        group in ``groups.csv``.
-    """
+    """Read a folder of class folders of tiles."""
     root = Path(folder)
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder.", hint="Give a folder with a folder a class.")
@@ -242,27 +183,7 @@ def read_tiles(
 def split(
     tiles: Labelled, *, held_out: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Divide tiles into training and held-out ones, class by class and by whole groups.
-
-    Parameters
-    ----------
-    tiles
-        All tiles.
-    held_out
-        Share of the groups of each class that is held out, between 0 and 1.
-    seed
-        Decides which.
-
-    Returns
-    -------
-    tuple
-        Places of the training and of the held-out tiles, ascending.
-
-    Raises
-    ------
-    DatasetError
-        If a class has too few groups.
-    """
+    """Divide tiles into training and held-out ones, class by class and by whole groups."""
     rng = np.random.default_rng(seed)
     classes_of: dict[str, set[int]] = {}
     for group, label in zip(tiles.groups, tiles.labels.tolist(), strict=True):
@@ -313,24 +234,7 @@ def _draw_mixed(
 def split_three(
     tiles: Labelled, *, held_out: float, validation: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Divide tiles into those to train on, to choose by, and to measure once at the end.
-
-    Parameters
-    ----------
-    tiles
-        All tiles.
-    held_out
-        Share of the groups of each class that is held out; the same tiles as `split` takes.
-    validation
-        Share of the rest that models are chosen by; 0 for none.
-    seed
-        Decides which.
-
-    Returns
-    -------
-    tuple
-        Places of the training, validation and held-out tiles, ascending.
-    """
+    """Divide tiles into those to train on, to choose by, and to measure once at the end."""
     known, asked = split(tiles, held_out=held_out, seed=seed)
     if not validation:
         return known, np.empty(0, np.int64), asked

@@ -71,20 +71,7 @@ class Resources:
 
 
 def compile_launch(launch: Launch, target: str) -> Resources:
-    """Compile a kernel for a target.
-
-    Parameters
-    ----------
-    launch
-        Kernel and arguments.
-    target
-        A key of `TARGETS`.
-
-    Returns
-    -------
-    Resources
-        Read from the binary.
-    """
+    """Compile a kernel for a target."""
     names = list(launch.kernel.arg_names)
     ones = {name: 1 for name, value in launch.integers.items() if value == 1}
     constants = {**launch.constants, **ones}
@@ -144,13 +131,7 @@ def _read_amdgcn(text: str) -> tuple[int, int]:
 
 
 def launches() -> Iterator[Launch]:
-    """Yield every kernel at the shapes of published and shipped models.
-
-    Yields
-    ------
-    Launch
-        Forward and backward.
-    """
+    """Yield every kernel at the shapes of published and shipped models."""
     from atlas_kernels.selective_scan.launches import scan_launches
     from atlas_kernels.window_attention.launches import attention_launches
 

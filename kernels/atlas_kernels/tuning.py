@@ -28,41 +28,13 @@ class Choice:
 
 
 def is_interpreted(kernel: Any) -> bool:
-    """Tell whether a kernel runs in Triton's interpreter.
-
-    Parameters
-    ----------
-    kernel
-        A function under ``@triton.jit``.
-
-    Returns
-    -------
-    bool
-        False if it is compiled.
-    """
+    """Tell whether a kernel runs in Triton's interpreter."""
     return not isinstance(kernel, triton.JITFunction)
 
 
 @cache
 def tuned(kernel: Any, choices: tuple[Choice, ...], key: tuple[str, ...]) -> Any:
-    """Return a kernel that picks among choices by timing them, once for each key.
-
-    Parameters
-    ----------
-    kernel
-        A function under ``@triton.jit``; running it twice must not change its result.
-    choices
-        The table; its order is the order of trust.
-    key
-        Names of the integer arguments whose values decide which choice is fastest; types of
-        tensors always do.
-
-    Returns
-    -------
-    Autotuner
-        Launched as ``tuned(...)[grid](**arguments)``; a grid that depends on a choice is a
-        function of its constants.
-    """
+    """Return a kernel that picks among choices by timing them, once for each key."""
     return triton.autotune(
         configs=[triton.Config(dict(c.constants), num_warps=c.warps) for c in choices],
         key=list(key),
@@ -72,21 +44,7 @@ def tuned(kernel: Any, choices: tuple[Choice, ...], key: tuple[str, ...]) -> Any
 def launch(
     kernel: Any, choices: tuple[Choice, ...], *, key: tuple[str, ...], grid: Any, **arguments: Any
 ) -> None:
-    """Run a kernel with the fastest of some choices.
-
-    Parameters
-    ----------
-    kernel
-        A function under ``@triton.jit``; running it twice must not change its result.
-    choices
-        What may be chosen; the interpreter takes the first.
-    key
-        Names of the integer arguments whose values decide which choice is fastest.
-    grid
-        A function of the choice's constants.
-    arguments
-        All other arguments of the kernel, by name.
-    """
+    """Run a kernel with the fastest of some choices."""
     if is_interpreted(kernel) or len(choices) == 1:
         kernel[grid](**arguments, **choices[0].as_arguments())
     else:

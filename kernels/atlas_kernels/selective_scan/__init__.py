@@ -18,20 +18,7 @@ Implementation = Literal["mamba_ssm", "triton", "numba", "torch", "reference"]
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> tuple[Implementation, str]:
-    """Name who scans tensors of a device and type, and why.
-
-    Parameters
-    ----------
-    device
-        Where the tensors are.
-    dtype
-        Their type.
-
-    Returns
-    -------
-    tuple
-        The implementation and a sentence for people.
-    """
+    """Name who scans tensors of a device and type, and why."""
     if device.type == "cuda" and dtype != torch.float64:
         if _has("mamba_ssm"):
             return "mamba_ssm", "CUDA operator of the installed mamba-ssm"

@@ -29,29 +29,7 @@ def selective_scan_chunked(
 ) -> torch.Tensor:
     """Scan in float32, or in float64 if the input is; differentiable.
 
-    Parameters
-    ----------
-    u_BDL
-        Input.
-    delta_BDL
-        Step sizes.
-    A_DN
-        Decay rates.
-    B_BNL
-        Input weights.
-    C_BNL
-        Output weights.
-    D_D
-        Share of the input in the output.
-    delta_bias_D
-        Added to the step sizes first.
-    delta_softplus
-        Whether step sizes then pass through a softplus.
-
-    Returns
-    -------
-    torch.Tensor
-        `(B, D, L)` in the type of `u_BDL`.
+    Returns: `(B, D, L)` in the type of `u_BDL`.
     """
     dtype = torch.float64 if u_BDL.dtype == torch.float64 else torch.float32
     u, delta, A, B, C = (t.to(dtype) for t in (u_BDL, delta_BDL, A_DN, B_BNL, C_BNL))

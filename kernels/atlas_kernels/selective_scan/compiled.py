@@ -284,29 +284,7 @@ def selective_scan_compiled(
 ) -> torch.Tensor:
     """Scan in float32; differentiable once. Channels that lie together in memory save a copy.
 
-    Parameters
-    ----------
-    u_BDL
-        Input.
-    delta_BDL
-        Step sizes.
-    A_DN
-        Decay rates.
-    B_BNL
-        Input weights.
-    C_BNL
-        Output weights.
-    D_D
-        Share of the input in the output.
-    delta_bias_D
-        Added to the step sizes first.
-    delta_softplus
-        Whether step sizes then pass through a softplus.
-
-    Returns
-    -------
-    torch.Tensor
-        `(B, D, L)` in the type of `u_BDL`.
+    Returns: `(B, D, L)` in the type of `u_BDL`.
     """
     zeros = A_DN.new_zeros(len(A_DN))
     D = zeros if D_D is None else D_D

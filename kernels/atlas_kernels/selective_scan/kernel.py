@@ -184,20 +184,7 @@ def scan_backward_kernel(
 
 
 def forward_choices(channels: int, states: int) -> tuple[Choice, ...]:
-    """Return the sizes that the forward kernel may be launched with.
-
-    Parameters
-    ----------
-    channels
-        Channels of a sequence.
-    states
-        States a channel.
-
-    Returns
-    -------
-    tuple of Choice
-        The most trusted first.
-    """
+    """Return the sizes that the forward kernel may be launched with."""
     most = triton.next_power_of_2(channels)
     return tuple(
         dict.fromkeys(  # each once, in order
@@ -208,20 +195,7 @@ def forward_choices(channels: int, states: int) -> tuple[Choice, ...]:
 
 
 def backward_choices(channels: int, states: int) -> tuple[Choice, ...]:
-    """Return the sizes that the backward kernel may be launched with.
-
-    Parameters
-    ----------
-    channels
-        Channels of a sequence.
-    states
-        States a channel.
-
-    Returns
-    -------
-    tuple of Choice
-        The most trusted first; they differ in warps alone.
-    """
+    """Return the sizes that the backward kernel may be launched with."""
     wide = min(CHANNELS, triton.next_power_of_2(channels))
     return tuple(
         Choice((("CHANNELS", wide),), warps) for warps in BACKWARD[8 if states <= 8 else 16]
@@ -320,29 +294,7 @@ def selective_scan_triton(
 ) -> torch.Tensor:
     """Scan with states in float32; differentiable once.
 
-    Parameters
-    ----------
-    u_BDL
-        Input.
-    delta_BDL
-        Step sizes.
-    A_DN
-        Decay rates.
-    B_BNL
-        Input weights.
-    C_BNL
-        Output weights.
-    D_D
-        Share of the input in the output.
-    delta_bias_D
-        Added to the step sizes first.
-    delta_softplus
-        Whether step sizes then pass through a softplus.
-
-    Returns
-    -------
-    torch.Tensor
-        `(B, D, L)` in the type of `u_BDL`.
+    Returns: `(B, D, L)` in the type of `u_BDL`.
     """
     zeros = A_DN.new_zeros(len(A_DN))
     D = zeros if D_D is None else D_D

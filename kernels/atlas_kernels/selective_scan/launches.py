@@ -25,13 +25,7 @@ SHAPES = {
 
 
 def scan_launches() -> Iterator[Launch]:
-    """Yield forward (inference, bf16) and both passes of training (fp32).
-
-    Yields
-    ------
-    Launch
-        One kernel at one shape.
-    """
+    """Yield forward (inference, bf16) and both passes of training (fp32)."""
     for name, (channels, states, length) in SHAPES.items():
         chunks = -(-length // CHUNK)
         sizes = {"CHUNK": CHUNK, "STATES": states, "SOFTPLUS": True}

@@ -17,20 +17,7 @@ Implementation = Literal["triton", "torch", "reference"]
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> tuple[Implementation, str]:
-    """Name who attends for tensors of a device and type, and why.
-
-    Parameters
-    ----------
-    device
-        Where the tensors are.
-    dtype
-        Their type.
-
-    Returns
-    -------
-    tuple
-        The implementation and a sentence for people.
-    """
+    """Name who attends for tensors of a device and type, and why."""
     if device.type == "cuda" and dtype != torch.float64 and find_spec("triton") is not None:
         return "triton", "Triton kernel on a GPU; coarse keys are read where they lie"
     return "torch", "torch's fused attention, few windows at a time"

@@ -35,27 +35,10 @@ def window_attention_batched(
 ) -> torch.Tensor:
     """Attend with torch's fused attention; differentiable once.
 
-    Parameters
-    ----------
-    q_NTC
-        Queries.
-    kv_NKC
-        Own keys and values `(N, K, 2C)`, keys first.
-    coarse_kv
-        Those of every coarser scale, `(M, K', 2C)`.
-    index
-        The coarse window of every window, one `(N,)` a coarser scale.
-    heads
-        Attention heads.
-    valid_NK
-        Which own keys exist.
-    coarse_valid
-        Which coarse keys exist, `(M, K')` a scale.
-
-    Returns
-    -------
-    torch.Tensor
-        `(N, T, C)`; zero where no key exists.
+    `kv_NKC`: Own keys and values `(N, K, 2C)`, keys first. `coarse_kv`: Those of every coarser
+    scale, `(M, K', 2C)`. `index`: The coarse window of every window, one `(N,)` a coarser scale.
+    `coarse_valid`: Which coarse keys exist, `(M, K')` a scale. Returns: `(N, T, C)`; zero where no
+    key exists.
     """
     if not coarse_kv:
         return _attend(q_NTC, kv_NKC, valid_NK, heads)

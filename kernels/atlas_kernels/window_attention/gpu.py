@@ -41,26 +41,7 @@ SPLIT_WINDOWS = 64
 
 
 def tiles(kernel: str, entry_bytes: int, dim: int, *, tokens: int, keys: int) -> tuple[Choice, ...]:
-    """Return the sizes that a kernel may be launched with.
-
-    Parameters
-    ----------
-    kernel
-        ``"forward"``, ``"query_gradient"`` or ``"key_gradient"``.
-    entry_bytes
-        Bytes of a query's entry.
-    dim
-        Channels a head.
-    tokens
-        Queries a window.
-    keys
-        Keys of the largest window.
-
-    Returns
-    -------
-    tuple of Choice
-        Tiles are no larger than what they hold; the most trusted first.
-    """
+    """Return the sizes that a kernel may be launched with."""
     most_q, most_k = (max(16, triton.next_power_of_2(n)) for n in (tokens, keys))
     return tuple(
         dict.fromkeys(  # each once, in order
@@ -71,18 +52,7 @@ def tiles(kernel: str, entry_bytes: int, dim: int, *, tokens: int, keys: int) ->
 
 
 def block_d(dim: int) -> int:
-    """Return the channels of a tile.
-
-    Parameters
-    ----------
-    dim
-        Channels a head.
-
-    Returns
-    -------
-    int
-        A power of two that holds them, at least 16.
-    """
+    """Return the channels of a tile."""
     return max(16, triton.next_power_of_2(dim))
 
 
@@ -266,26 +236,9 @@ def window_attention_triton(
 ) -> torch.Tensor:
     """Attend on a GPU; differentiable once.
 
-    Parameters
-    ----------
-    q_NTC
-        Queries.
-    kv_NKC
-        Own keys and values `(N, K, 2C)`, keys first.
-    coarse_kv
-        Those of every coarser scale, `(M, K', 2C)`.
-    index
-        The coarse window of every window, one `(N,)` a coarser scale.
-    heads
-        Attention heads.
-    valid_NK
-        Which own keys exist.
-    coarse_valid
-        Which coarse keys exist, `(M, K')` a scale.
-
-    Returns
-    -------
-    torch.Tensor
-        `(N, T, C)`; zero where no key exists.
+    `kv_NKC`: Own keys and values `(N, K, 2C)`, keys first. `coarse_kv`: Those of every coarser
+    scale, `(M, K', 2C)`. `index`: The coarse window of every window, one `(N,)` a coarser scale.
+    `coarse_valid`: Which coarse keys exist, `(M, K')` a scale. Returns: `(N, T, C)`; zero where no
+    key exists.
     """
     return _Attention.apply(heads, valid_NK, coarse_valid, index, q_NTC, kv_NKC, *coarse_kv)

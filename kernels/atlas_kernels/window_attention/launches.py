@@ -26,13 +26,7 @@ SHAPES = {
 
 
 def attention_launches() -> Iterator[Launch]:
-    """Yield the forward kernel and both gradients, with validity masks.
-
-    Yields
-    ------
-    Launch
-        One kernel at one shape.
-    """
+    """Yield the forward kernel and both gradients, with validity masks."""
     for name, (heads, dim, tokens, keys, kind, has_coarse) in SHAPES.items():
         channels = heads * dim
         count = {"tokens": tokens, "keys": keys, "channels": channels, "dim": dim, "heads": heads}

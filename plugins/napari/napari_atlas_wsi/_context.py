@@ -18,13 +18,7 @@ _RAMP = [[0.1, 0.0, 0.3, 0.0], [0.75, 0.1, 0.55, 0.55], [1.0, 0.85, 0.2, 0.9]]
 
 
 class Asker:
-    """Computes the attention of the latest place asked for, one at a time, in a thread.
-
-    Parameters
-    ----------
-    heatmap
-        A result that was predicted with its context.
-    """
+    """Computes the attention of the latest place asked for, one at a time, in a thread."""
 
     def __init__(self, heatmap: Heatmap) -> None:
         if heatmap.context is None:
@@ -39,15 +33,7 @@ class Asker:
         self.error: BaseException | None = None
 
     def ask(self, y: float, x: float) -> None:
-        """Ask for a place; what was asked before and is not begun is dropped.
-
-        Parameters
-        ----------
-        y
-            Level-0 row.
-        x
-            Level-0 column.
-        """
+        """Ask for a place; what was asked before and is not begun is dropped."""
         grid = self._heatmap.grid
         cell = (
             int((y - grid.origin_px[0]) // grid.step_px[0]),
@@ -63,28 +49,11 @@ class Asker:
                 self._thread.start()
 
     def asks(self, heatmap: Heatmap) -> bool:
-        """Tell whether the answers are about a heatmap.
-
-        Parameters
-        ----------
-        heatmap
-            Any.
-
-        Returns
-        -------
-        bool
-            Whether it is the asker's.
-        """
+        """Tell whether the answers are about a heatmap."""
         return self._heatmap is heatmap
 
     def take(self) -> list[AttentionMap] | None:
-        """Return the newest answer, once.
-
-        Returns
-        -------
-        list of AttentionMap or None
-            None if there is none yet; empty where nothing was predicted.
-        """
+        """Return the newest answer, once."""
         with self._lock:
             answer, self._answer = self._answer, None
         return answer
@@ -111,18 +80,7 @@ class Asker:
 
 
 def shares_of(maps: list[AttentionMap]) -> str:
-    """Tell how a cell's attention is divided.
-
-    Parameters
-    ----------
-    maps
-        One a coarse scale.
-
-    Returns
-    -------
-    str
-        The share of the cell's own window and of each coarse scale.
-    """
+    """Tell how a cell's attention is divided."""
     shares = [float(one.weights.sum()) for one in maps]
     parts = [f"own window {1 - sum(shares):.0%}"]
     for number, (one, share) in enumerate(zip(maps, shares, strict=True), 1):
@@ -133,26 +91,7 @@ def shares_of(maps: list[AttentionMap]) -> str:
 def show_attention(
     viewer: ViewerModel, one: AttentionMap, frame: Frame, *, scale: int, slide: str
 ) -> Any:
-    """Draw the attention to a coarse scale; the layer is made once and then kept.
-
-    Parameters
-    ----------
-    viewer
-        A viewer or its model.
-    one
-        The attention.
-    frame
-        Where the slide lies in the world.
-    scale
-        Number of the coarse scale, from 1.
-    slide
-        Name of the slide.
-
-    Returns
-    -------
-    Layer
-        The image layer; full colour is the largest weight.
-    """
+    """Draw the attention to a coarse scale; the layer is made once and then kept."""
     from napari.layers import Image
     from napari.utils.colormaps import Colormap
 

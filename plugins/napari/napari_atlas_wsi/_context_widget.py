@@ -22,13 +22,7 @@ NEEDS_RUN = "Predict in this window first: files do not keep the coarse scales."
 
 
 class ContextWidget(QWidget):
-    """See the context that the model used.
-
-    Parameters
-    ----------
-    napari_viewer
-        The viewer that the panel belongs to.
-    """
+    """See the context that the model used."""
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
@@ -64,10 +58,7 @@ class ContextWidget(QWidget):
     def ask(self, world: tuple[float, float]) -> None:
         """Ask what the cell at a place attends to; the answer is drawn when it is there.
 
-        Parameters
-        ----------
-        world
-            Position `(y, x)` in the viewer.
+        `world`: Position `(y, x)` in the viewer.
         """
         live = [s for s in shown_in(self.viewer) if s.heatmap.context is not None]
         if not live:

@@ -24,17 +24,7 @@ _LEGEND_PX, _MARGIN_PX, _ROW_PX = 300, 20, 26
 
 
 def export_areas(heatmap: Heatmap, path: Path, *, threshold: float = 0.0) -> None:
-    """Write the area of each class as a table.
-
-    Parameters
-    ----------
-    heatmap
-        The result.
-    path
-        A CSV file.
-    threshold
-        Cells whose most probable class has less are left out of the last column.
-    """
+    """Write the area of each class as a table."""
     areas, sure = heatmap.areas(), heatmap.areas(threshold=threshold)
     total, unit = sum(areas.values()), heatmap.area_unit
     with _whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
@@ -50,15 +40,7 @@ def export_areas(heatmap: Heatmap, path: Path, *, threshold: float = 0.0) -> Non
 
 
 def export_regions(heatmap: Heatmap, path: Path) -> None:
-    """Write the regions of each class as QuPath reads them.
-
-    Parameters
-    ----------
-    heatmap
-        The result.
-    path
-        A GeoJSON file.
-    """
+    """Write the regions of each class as QuPath reads them."""
     from atlas_wsi import write_geojson
 
     with _whole(path) as partial:
@@ -66,27 +48,7 @@ def export_regions(heatmap: Heatmap, path: Path) -> None:
 
 
 def export_corrections(shown: ShownHeatmap, path: Path, *, whole: bool = False) -> int:
-    """Write what a person corrected as annotations to train on.
-
-    Parameters
-    ----------
-    shown
-        The heatmap in the viewer.
-    path
-        A GeoJSON file.
-    whole
-        Whether the cells that nobody changed are written too.
-
-    Returns
-    -------
-    int
-        Number of areas.
-
-    Raises
-    ------
-    DatasetError
-        If nothing was changed.
-    """
+    """Write what a person corrected as annotations to train on."""
     from atlas_wsi import write_annotations
 
     heatmap = shown.corrected(whole=whole)
@@ -101,18 +63,7 @@ def export_corrections(shown: ShownHeatmap, path: Path, *, whole: bool = False) 
 
 
 def annotations_of(heatmap: Heatmap) -> Iterator[Annotation]:
-    """Outline a class map, cell by cell.
-
-    Parameters
-    ----------
-    heatmap
-        The classes of its cells.
-
-    Yields
-    ------
-    Annotation
-        One a connected part.
-    """
+    """Outline a class map, cell by cell."""
     from atlas_wsi import Annotation, find_regions
 
     for region in find_regions(heatmap, min_cells=1, smooth=False).regions:
@@ -128,16 +79,7 @@ def export_view(
 ) -> None:
     """Write a picture of the canvas with a legend.
 
-    Parameters
-    ----------
-    shown
-        The heatmap in the viewer.
-    picture
-        uint8 RGBA `(rows, cols, 4)` of the canvas, scale bar and all.
-    path
-        A PNG file.
-    threshold
-        What is named under the legend, if it hides anything.
+    `picture`: uint8 RGBA `(rows, cols, 4)` of the canvas, scale bar and all.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -24,19 +24,7 @@ class Frame:
 
     @classmethod
     def of(cls, slide: Any) -> Frame:
-        """Place a slide, or the record that a result keeps of it.
-
-        Parameters
-        ----------
-        slide
-            A `Slide` or a heatmap's `SlideInfo`.
-
-        Returns
-        -------
-        Frame
-            Map metres for scenes in a projected system, micrometres where the resolution is
-            known, else pixels. Off the map, world 0 is the centre of the first pixel.
-        """
+        """Place a slide, or the record that a result keeps of it."""
         if slide.is_georeferenced:
             from rasterio.crs import CRS
 
@@ -57,17 +45,7 @@ class Frame:
     ) -> dict[str, Any]:
         """Return the layer arguments that lay cells over the slide.
 
-        Parameters
-        ----------
-        step
-            Level-0 pixels a cell `(y, x)`.
-        origin
-            Level-0 corner of the first cell `(y, x)`.
-
-        Returns
-        -------
-        dict
-            Placement and units; every layer needs them, or the viewer drops all units.
+        `step`: Level-0 pixels a cell `(y, x)`. `origin`: Level-0 corner of the first cell `(y, x)`.
         """
         cells = np.diag([*step, 1.0])
         cells[:2, 2] = [o + s / 2 for o, s in zip(origin, step, strict=True)]
@@ -80,15 +58,7 @@ class Frame:
     def to_level0(self, world: tuple[float, float]) -> tuple[float, float]:
         """Return the level-0 position `(y, x)`, in pixel edges, of a place in the world.
 
-        Parameters
-        ----------
-        world
-            Position `(y, x)` in the viewer.
-
-        Returns
-        -------
-        tuple
-            Row and column.
+        `world`: Position `(y, x)` in the viewer.
         """
         y, x, _ = np.linalg.solve(self.matrix, [world[0], world[1], 1.0])
         return float(y), float(x)
@@ -96,17 +66,7 @@ class Frame:
     def to_world(self, y: float, x: float) -> tuple[float, float]:
         """Return the place in the world of a level-0 position, in pixel edges.
 
-        Parameters
-        ----------
-        y
-            Row.
-        x
-            Column.
-
-        Returns
-        -------
-        tuple
-            Position `(y, x)` in the viewer.
+        Returns: Position `(y, x)` in the viewer.
         """
         world = self.matrix @ [y, x, 1.0]
         return float(world[0]), float(world[1])

@@ -55,13 +55,7 @@ EXPORTS = {
 
 
 class HeatmapWidget(QWidget):
-    """Look at a heatmap, walk through it, correct it, take it home.
-
-    Parameters
-    ----------
-    napari_viewer
-        The viewer that the panel belongs to.
-    """
+    """Look at a heatmap, walk through it, correct it, take it home."""
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
@@ -229,13 +223,7 @@ class HeatmapWidget(QWidget):
             self.shown.set_threshold(value / 100)
 
     def walk(self, by: int) -> None:
-        """Move the camera to the next hot spot of the chosen class.
-
-        Parameters
-        ----------
-        by
-            1 for the next, -1 for the one before.
-        """
+        """Move the camera to the next hot spot of the chosen class."""
         if self.shown is None:
             return
         if not self._spots:
@@ -269,13 +257,7 @@ class HeatmapWidget(QWidget):
             layer.selected_label = index
 
     def annotate(self) -> Any:
-        """Add a layer to draw areas of the chosen class in; saved as GeoJSON.
-
-        Returns
-        -------
-        Layer
-            The shapes layer.
-        """
+        """Add a layer to draw areas of the chosen class in; saved as GeoJSON."""
         assert self.shown is not None
         heatmap, frame = self.shown.heatmap, self.shown.frame
         name = heatmap.classes[self.shown.index]
@@ -304,15 +286,7 @@ class HeatmapWidget(QWidget):
     # exporting --------------------------------------------------------------------------------
 
     def export(self, kind: str, path: str | Path) -> None:
-        """Write a file; what fails is told as a notification.
-
-        Parameters
-        ----------
-        kind
-            One of `EXPORTS`.
-        path
-            The file.
-        """
+        """Write a file; what fails is told as a notification."""
         shown, path = self.shown, Path(path)
         assert shown is not None
         try:
@@ -332,13 +306,7 @@ class HeatmapWidget(QWidget):
             show_info(f"Written: {path}")
 
     def save(self, folder: str | Path) -> None:
-        """Write the result as `atlas-wsi predict` does.
-
-        Parameters
-        ----------
-        folder
-            Where the slide's folder is made.
-        """
+        """Write the result as `atlas-wsi predict` does."""
         assert self.shown is not None
         heatmap = self.shown.heatmap
         slides = (x.metadata.get(SLIDE_KEY) for x in self.viewer.layers)

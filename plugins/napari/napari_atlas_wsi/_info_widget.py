@@ -30,13 +30,7 @@ PICTURE_PX = 150
 
 
 class InfoWidget(QWidget):
-    """Size, resolution, levels, what the scanner wrote, label and macro.
-
-    Parameters
-    ----------
-    napari_viewer
-        The viewer that the panel belongs to.
-    """
+    """Size, resolution, levels, what the scanner wrote, label and macro."""
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
@@ -110,18 +104,7 @@ class InfoWidget(QWidget):
 
 
 def facts_of(slide: Slide) -> list[tuple[str, str]]:
-    """List what is known of a slide.
-
-    Parameters
-    ----------
-    slide
-        An open slide.
-
-    Returns
-    -------
-    list
-        Names and values.
-    """
+    """List what is known of a slide."""
     rows, cols = slide.shape
     facts = [("file", slide.path), ("size", f"{cols} x {rows} px ({rows * cols / 1e6:.1f} Mpx)")]
     if slide.mpp is not None:

@@ -21,18 +21,7 @@ UNPREDICTED = 0
 
 
 def slide_layers(slide: Slide) -> list[LayerTuple]:
-    """Show a slide as a lazy pyramid.
-
-    Parameters
-    ----------
-    slide
-        An open slide; it must stay open as long as the layer.
-
-    Returns
-    -------
-    list
-        One layer for RGB, else one a channel.
-    """
+    """Show a slide as a lazy pyramid."""
     frame = Frame.of(slide)
     common: dict[str, Any] = {
         **frame.place(),
@@ -58,22 +47,7 @@ def slide_layers(slide: Slide) -> list[LayerTuple]:
 def heatmap_layers(
     heatmap: Heatmap, frame: Frame | None = None, *, shown: int | None = None
 ) -> list[LayerTuple]:
-    """Show a result: tissue, class map, probabilities of one class.
-
-    Parameters
-    ----------
-    heatmap
-        The result.
-    frame
-        Where the slide lies in the world; None places it as the result remembers it.
-    shown
-        Index of the class whose probabilities are shown; None takes the one of largest area.
-
-    Returns
-    -------
-    list
-        Three layers; probabilities are always shown from 0 to 1, so that slides compare.
-    """
+    """Show a result: tissue, class map, probabilities of one class."""
     if shown is None:
         shown = int(np.argmax(list(heatmap.areas().values())))
     frame = frame or Frame.of(heatmap.slide)
@@ -130,18 +104,7 @@ def heatmap_layers(
 
 
 def class_colormap(heatmap: Heatmap) -> Any:
-    """Return the colours of a class map, in which 0 is transparent.
-
-    Parameters
-    ----------
-    heatmap
-        The result.
-
-    Returns
-    -------
-    DirectLabelColormap
-        Label `k + 1` has the colour of class `k`.
-    """
+    """Return the colours of a class map, in which 0 is transparent."""
     from napari.utils.colormaps import DirectLabelColormap
 
     colors: dict[int | None, Any] = {None: "transparent", UNPREDICTED: "transparent"}
@@ -149,22 +112,7 @@ def class_colormap(heatmap: Heatmap) -> Any:
 
 
 def describe(heatmap: Heatmap, y: float, x: float) -> str:
-    """Tell what was predicted at a place.
-
-    Parameters
-    ----------
-    heatmap
-        The result.
-    y
-        Level-0 row.
-    x
-        Level-0 column.
-
-    Returns
-    -------
-    str
-        Class, probability and position; empty where nothing was predicted.
-    """
+    """Tell what was predicted at a place."""
     grid = heatmap.grid
     row = int((y - grid.origin_px[0]) // grid.step_px[0])
     col = int((x - grid.origin_px[1]) // grid.step_px[1])
@@ -178,22 +126,7 @@ def describe(heatmap: Heatmap, y: float, x: float) -> str:
 
 
 def place_of(slide: Any, y: float, x: float) -> str:
-    """Tell a position in the units of the field.
-
-    Parameters
-    ----------
-    slide
-        A `Slide` or a heatmap's `SlideInfo`.
-    y
-        Level-0 row.
-    x
-        Level-0 column.
-
-    Returns
-    -------
-    str
-        Micrometres from the slide's corner; for scenes the coordinates of the map.
-    """
+    """Tell a position in the units of the field."""
     if slide.is_georeferenced:
         a, b, c, d, e, f = tuple(slide.transform)[:6]
         digits = 5 if max(abs(a), abs(e)) < 0.01 else 0  # degrees

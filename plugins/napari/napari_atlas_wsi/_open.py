@@ -9,20 +9,7 @@ if TYPE_CHECKING:
 
 
 def open_viewer(slide: str, result: str | None = None) -> Viewer:
-    """Open a slide, and its result over it, with the panels beside it.
-
-    Parameters
-    ----------
-    slide
-        Slide or scene.
-    result
-        Folder of its result.
-
-    Returns
-    -------
-    Viewer
-        Shown; `napari.run()` hands over to the user.
-    """
+    """Open a slide, and its result over it, with the panels beside it."""
     import napari
     from qtpy.QtCore import QTimer
     from qtpy.QtWidgets import QApplication

@@ -40,13 +40,7 @@ OTHER_MODEL = "a file …"
 
 
 class PredictWidget(QWidget):
-    """Choose a slide, a model and where; watch the heatmap grow.
-
-    Parameters
-    ----------
-    napari_viewer
-        The viewer that the panel belongs to.
-    """
+    """Choose a slide, a model and where; watch the heatmap grow."""
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
@@ -153,13 +147,7 @@ class PredictWidget(QWidget):
             self.add_model(path)
 
     def add_model(self, path: str) -> None:
-        """Offer a model file, and choose it.
-
-        Parameters
-        ----------
-        path
-            Name that `load_model` takes, or a ``.safetensors`` file.
-        """
+        """Offer a model file, and choose it."""
         self.model_box.insertItem(1, Path(path).name, path)
         self.model_box.setCurrentIndex(1)
 

@@ -21,35 +21,13 @@ if TYPE_CHECKING:
 def get_reader(
     path: str | Sequence[str],
 ) -> Callable[[str | Sequence[str]], list[LayerTuple]] | None:
-    """Tell whether a path may be a slide, a scene or a result; reads nothing of it.
-
-    Parameters
-    ----------
-    path
-        A path or several.
-
-    Returns
-    -------
-    callable or None
-        The reader; None for a folder that is neither result, DICOM series nor OME-Zarr.
-    """
+    """Tell whether a path may be a slide, a scene or a result; reads nothing of it."""
     paths = [path] if isinstance(path, str) else list(path)
     return read if paths and all(_may_read(p) for p in paths) else None
 
 
 def read(path: str | Sequence[str]) -> list[LayerTuple]:
-    """Open slides and results as layers.
-
-    Parameters
-    ----------
-    path
-        A path or several.
-
-    Returns
-    -------
-    list
-        Layers of all of them.
-    """
+    """Open slides and results as layers."""
     import napari
 
     from atlas_wsi import open_result, open_slide

@@ -48,13 +48,7 @@ class Job:
 
 
 class Run:
-    """A prediction that goes on in a thread.
-
-    Parameters
-    ----------
-    job
-        What to predict.
-    """
+    """A prediction that goes on in a thread."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -78,18 +72,7 @@ class Run:
         self._cancel.cancel()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until the run ends.
-
-        Parameters
-        ----------
-        timeout_s
-            Seconds, at most.
-
-        Returns
-        -------
-        bool
-            Whether it ended.
-        """
+        """Wait until the run ends."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -116,13 +99,7 @@ class Run:
         return (time.monotonic() - self._began) * (self.total - self.done) / self.done
 
     def take_dirty(self) -> Box | None:
-        """Return the cells that changed since the last call.
-
-        Returns
-        -------
-        Box or None
-            Around them; None if nothing changed.
-        """
+        """Return the cells that changed since the last call."""
         with self._lock:
             box, self._dirty = self._dirty, None
         return box
@@ -170,18 +147,7 @@ class Run:
 
 
 def work_folder(slide: Any) -> Path:
-    """Return where a slide's encoded windows are kept between a run and the next.
-
-    Parameters
-    ----------
-    slide
-        The slide.
-
-    Returns
-    -------
-    Path
-        In the user's cache; folders that nobody went on with are removed after two weeks.
-    """
+    """Return where a slide's encoded windows are kept between a run and the next."""
     root = platformdirs.user_cache_path("atlas-wsi") / "napari"
     root.mkdir(parents=True, exist_ok=True)
     for old in root.iterdir():

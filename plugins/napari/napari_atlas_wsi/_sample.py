@@ -9,13 +9,7 @@ if TYPE_CHECKING:
 
 
 def real() -> list[LayerTuple]:
-    """Open the CMU-1 region, a real scan; fetched once.
-
-    Returns
-    -------
-    list
-        One layer.
-    """
+    """Open the CMU-1 region, a real scan; fetched once."""
     from atlas_wsi import fetch_sample
     from napari_atlas_wsi._reader import read
 
@@ -23,13 +17,7 @@ def real() -> list[LayerTuple]:
 
 
 def generated() -> list[LayerTuple]:
-    """Open a made-up slide of 100,000 x 80,000 pixels; written once, to the user's cache.
-
-    Returns
-    -------
-    list
-        One layer.
-    """
+    """Open a made-up slide of 100,000 x 80,000 pixels; written once, to the user's cache."""
     from atlas_wsi import fetch_sample
     from napari_atlas_wsi._reader import read
 

@@ -21,17 +21,7 @@ ELLIPSE_CORNERS = 64
 def areas_of_view(viewer: ViewerModel, frame: Frame) -> list[NDArray[np.float64]]:
     """Return the rectangle that the canvas shows.
 
-    Parameters
-    ----------
-    viewer
-        A viewer or its model, in two dimensions.
-    frame
-        Where the slide lies in the world.
-
-    Returns
-    -------
-    list
-        One array `(4, 2)` of level-0 `(y, x)`.
+    Returns: One array `(4, 2)` of level-0 `(y, x)`.
     """
     center = np.array(viewer.scene.camera.center[-2:])
     half = np.array(viewer.canvas.size) / viewer.scene.camera.zoom / 2
@@ -42,17 +32,7 @@ def areas_of_view(viewer: ViewerModel, frame: Frame) -> list[NDArray[np.float64]
 def areas_of_shapes(layer: Any, frame: Frame) -> list[NDArray[np.float64]]:
     """Return the areas drawn in a shapes layer.
 
-    Parameters
-    ----------
-    layer
-        A Shapes layer; lines and open paths enclose nothing and are left out.
-    frame
-        Where the slide lies in the world.
-
-    Returns
-    -------
-    list
-        Arrays `(n, 2)` of level-0 `(y, x)`.
+    Returns: Arrays `(n, 2)` of level-0 `(y, x)`.
     """
     areas = []
     for kind, corners in zip(layer.shape_type, layer.data, strict=True):
@@ -65,22 +45,7 @@ def areas_of_shapes(layer: Any, frame: Frame) -> list[NDArray[np.float64]]:
 
 
 def mask_of(slide: Slide, scope: Scope, areas: list[NDArray[np.float64]] | None) -> TissueMask:
-    """Return where a slide is predicted.
-
-    Parameters
-    ----------
-    slide
-        The slide.
-    scope
-        What the user chose.
-    areas
-        Level-0 areas, for the scopes that need them.
-
-    Returns
-    -------
-    TissueMask
-        Of the whole slide: everything, tissue or not.
-    """
+    """Return where a slide is predicted."""
     from dataclasses import replace
 
     from atlas_wsi import tissue_mask

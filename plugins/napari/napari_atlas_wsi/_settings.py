@@ -20,13 +20,7 @@ class Settings:
 
 
 def settings() -> Settings:
-    """Read the settings.
-
-    Returns
-    -------
-    Settings
-        The defaults where the user set nothing.
-    """
+    """Read the settings."""
     from napari.settings import get_plugin_settings
 
     try:

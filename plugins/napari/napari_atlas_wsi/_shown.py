@@ -48,17 +48,6 @@ class HotSpot:
 class ShownHeatmap:
     """The layers of one heatmap in a viewer.
 
-    Parameters
-    ----------
-    viewer
-        A viewer or its model.
-    heatmap
-        The result; it may still grow.
-    frame
-        Where the slide lies in the world; only needed if the layers are not there yet.
-    index
-        Class that is shown first; None takes the one of largest area.
-
     Notes
     -----
     A layer that the user removes stays away; the others go on.
@@ -107,18 +96,7 @@ class ShownHeatmap:
         return (x for x in self.viewer.layers if x.metadata.get(RESULT_KEY) is self.heatmap)
 
     def layer(self, part: str) -> Any:
-        """Return a layer of the heatmap, None if it was removed.
-
-        Parameters
-        ----------
-        part
-            ``"probability"``, ``"classes"`` or ``"tissue"``.
-
-        Returns
-        -------
-        Layer or None
-            The layer.
-        """
+        """Return a layer of the heatmap, None if it was removed."""
         return next((x for x in self._layers() if x.metadata[PART_KEY] == part), None)
 
     @property
@@ -127,13 +105,7 @@ class ShownHeatmap:
         return any(self._layers())
 
     def select(self, index: int) -> None:
-        """Show the probabilities of another class.
-
-        Parameters
-        ----------
-        index
-            Index into the classes.
-        """
+        """Show the probabilities of another class."""
         self.index = index
         shown = self.layer("probability")
         if shown is not None:
@@ -142,38 +114,20 @@ class ShownHeatmap:
         self.changed.emit()
 
     def set_threshold(self, threshold: float) -> None:
-        """Hide what is less probable.
-
-        Parameters
-        ----------
-        threshold
-            Probabilities below it are not drawn; 0 draws all.
-        """
+        """Hide what is less probable."""
         self.threshold = threshold
         self.refresh()
         self.changed.emit()
 
     def set_opacity(self, opacity: float) -> None:
-        """Make probabilities and class map more or less transparent.
-
-        Parameters
-        ----------
-        opacity
-            From 0 to 1.
-        """
+        """Make probabilities and class map more or less transparent."""
         for part in ("probability", "classes"):
             layer = self.layer(part)
             if layer is not None:
                 layer.opacity = opacity
 
     def take(self, heatmap: Heatmap) -> None:
-        """Go on with another heatmap on the same cells, such as the final one of a run.
-
-        Parameters
-        ----------
-        heatmap
-            Same slide, classes and grid.
-        """
+        """Go on with another heatmap on the same cells, such as the final one of a run."""
         for layer in list(self._layers()):
             layer.metadata = {**layer.metadata, RESULT_KEY: heatmap}
         self.heatmap = heatmap
@@ -181,13 +135,7 @@ class ShownHeatmap:
         self.changed.emit()
 
     def refresh(self, box: Box | None = None) -> None:
-        """Draw the layers from the heatmap.
-
-        Parameters
-        ----------
-        box
-            Cells that changed; None draws all.
-        """
+        """Draw the layers from the heatmap."""
         cells: tuple[slice, ...] = (slice(None), slice(None))
         if box is not None:
             cells = (slice(box.row, box.row_end), slice(box.col, box.col_end))
@@ -212,13 +160,7 @@ class ShownHeatmap:
     # correcting by hand -----------------------------------------------------------------------
 
     def note_edits(self) -> NDArray[np.bool_]:
-        """Tell which cells of the class map a person changed.
-
-        Returns
-        -------
-        NDArray
-            bool, the grid's shape.
-        """
+        """Tell which cells of the class map a person changed."""
         classes = self.layer("classes")
         if classes is not None and self._written is not None:
             self._edited |= classes.data != self._written
@@ -226,18 +168,7 @@ class ShownHeatmap:
         return self._edited
 
     def corrected(self, *, whole: bool) -> Heatmap:
-        """Return the class map as a person left it.
-
-        Parameters
-        ----------
-        whole
-            Whether cells that nobody changed are in it too.
-
-        Returns
-        -------
-        Heatmap
-            Probability 1 for each cell's class, NaN where there is none.
-        """
+        """Return the class map as a person left it."""
         edited, classes = self.note_edits(), self.layer("classes")
         labels = np.zeros(self.heatmap.grid.shape, int) if classes is None else classes.data
         kept = (labels > 0) & (True if whole else edited)
@@ -249,18 +180,7 @@ class ShownHeatmap:
     # hot spots --------------------------------------------------------------------------------
 
     def hot_spots(self, threshold: float) -> list[HotSpot]:
-        """Find where the chosen class is probable.
-
-        Parameters
-        ----------
-        threshold
-            Least probability of a cell.
-
-        Returns
-        -------
-        list of HotSpot
-            Connected parts, the one with the largest sum of probability first.
-        """
+        """Find where the chosen class is probable."""
         from skimage.measure import label, regionprops
 
         plane = self.heatmap.probabilities[self.index].astype(np.float32)
@@ -288,42 +208,19 @@ class ShownHeatmap:
         return sorted(spots, key=lambda spot: -spot.mass)
 
     def look_at(self, spot: HotSpot) -> None:
-        """Move the camera to a hot spot.
-
-        Parameters
-        ----------
-        spot
-            One of `hot_spots`.
-        """
+        """Move the camera to a hot spot."""
         camera = self.viewer.scene.camera
         camera.center = (0, *spot.center)
         camera.zoom = min(self.viewer.canvas.size) / (1.5 * spot.extent)
 
     def cell_world(self) -> float:
-        """Return the side of a cell in the world.
-
-        Returns
-        -------
-        float
-            In the frame's unit.
-        """
+        """Return the side of a cell in the world."""
         linear = self.frame.matrix[:2, :2] @ np.diag(self.heatmap.grid.step_px)
         return float(np.abs(np.linalg.det(linear)) ** 0.5)
 
 
 def shown_in(viewer: ViewerModel) -> list[ShownHeatmap]:
-    """Find the heatmaps of a viewer.
-
-    Parameters
-    ----------
-    viewer
-        A viewer or its model.
-
-    Returns
-    -------
-    list of ShownHeatmap
-        In the order of their layers; results that were opened as files are taken in.
-    """
+    """Find the heatmaps of a viewer."""
     found: dict[int, ShownHeatmap] = {}
     for layer in list(viewer.layers):
         heatmap = layer.metadata.get(RESULT_KEY)
@@ -334,13 +231,7 @@ def shown_in(viewer: ViewerModel) -> list[ShownHeatmap]:
 
 
 def install_hover(layer: Any) -> None:
-    """Make the status bar name class, probability and place under the cursor.
-
-    Parameters
-    ----------
-    layer
-        A layer; others than those of probabilities are left alone.
-    """
+    """Make the status bar name class, probability and place under the cursor."""
     if layer.metadata.get(PART_KEY) != "probability":
         return
     plain = type(layer).get_status

@@ -16,24 +16,7 @@ DEFAULT_CLASS = ("region", "#e64b35")
 def write_shapes(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Save drawn areas as GeoJSON that QuPath reads and training takes.
 
-    Parameters
-    ----------
-    path
-        A ``.geojson`` file.
-    data
-        Corners of each shape `(n, 2)`.
-    meta
-        The layer's attributes; ``features["class"]`` names the classes.
-
-    Returns
-    -------
-    list of str
-        The file.
-
-    Raises
-    ------
-    DatasetError
-        If the layer lies on no slide, or holds no area.
+    `data`: Corners of each shape `(n, 2)`.
     """
     import shapely
     from napari.layers import Shapes
@@ -73,24 +56,7 @@ def write_shapes(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
 def write_classes(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Save a class map, corrected or not, as GeoJSON that QuPath reads and training takes.
 
-    Parameters
-    ----------
-    path
-        A ``.geojson`` file.
-    data
-        Labels `(row, col)`: 0 nothing, else the class's number from 1.
-    meta
-        The layer's attributes.
-
-    Returns
-    -------
-    list of str
-        The file.
-
-    Raises
-    ------
-    DatasetError
-        If the layer is no class map, or is empty.
+    `data`: Labels `(row, col)`: 0 nothing, else the class's number from 1.
     """
     from dataclasses import replace
 
