@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from numpydoc.validate import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PACKAGES = ("atlas_wsi", "atlas_kernels")
 CHECKS = {"GL08", "PR01", "PR02", "PR03", "RT01", "YD01"}
