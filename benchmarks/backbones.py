@@ -31,9 +31,9 @@ def measure(backbone: str, size: int, precision: str, repeats: int) -> dict[str,
     import torch
 
     from atlas_wsi.inference.bench import encode_array
-    from atlas_wsi.inference.engine import prepare
     from atlas_wsi.models import AtlasConfig, Model, ModelCard, ModelClass
     from atlas_wsi.models.mambavision import VARIANTS
+    from atlas_wsi.streaming.device import prepare
 
     scales = 2 if size <= 1024 else 3
     depths = (2, 10) if scales == 2 else (2, 2, 8)

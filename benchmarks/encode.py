@@ -19,8 +19,8 @@ import torch
 from plain_atlas import PlainAtlas
 
 from atlas_wsi.inference.bench import encode_array
-from atlas_wsi.inference.engine import prepare
 from atlas_wsi.models import AtlasConfig, Model, ModelCard, ModelClass
+from atlas_wsi.streaming.device import prepare
 
 CARD = ModelCard(
     name="bench",

@@ -65,7 +65,7 @@ def plain_loop(path: str, name: str, batch: int) -> int:
 def run(kind: str, path: str, model: str, memory: str) -> dict[str, object]:
     """Time one of the contenders in this process."""
     import atlas_wsi
-    from atlas_wsi.inference.record import peak_memory_bytes
+    from atlas_wsi.inference.provenance import peak_memory_bytes
 
     start = time.perf_counter()
     if kind in LOOPS:

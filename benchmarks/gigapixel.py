@@ -22,7 +22,7 @@ import atlas_wsi
 path, model, memory = sys.argv[1:]
 start = time.perf_counter()
 result = atlas_wsi.predict(path, model, memory=memory)
-from atlas_wsi.inference.record import peak_memory_bytes
+from atlas_wsi.inference.provenance import peak_memory_bytes
 print(json.dumps({
     "seconds": time.perf_counter() - start,
     "stages": result.run.stages_s,

@@ -22,10 +22,10 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 import atlas_wsi
-from atlas_wsi.inference.pixels import open_working_image
 from atlas_wsi.inference.predict import plan_layout
-from atlas_wsi.inference.stream import macro_tiles
 from atlas_wsi.slides.synthetic import make_svs
+from atlas_wsi.streaming.shard import macro_tiles
+from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.tissue.windows import plan_windows
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from distributed import get_client, get_worker
 
-from atlas_wsi.inference.engine import choose_device, choose_dtype, prepare
-from atlas_wsi.inference.pixels import open_working_image
 from atlas_wsi.inference.predict import plan_layout
-from atlas_wsi.inference.stream import open_share, plan_for
 from atlas_wsi.models.stem import STRIDE_PX
 from atlas_wsi.slides.open import open_slide
+from atlas_wsi.streaming.device import choose_device, choose_dtype, prepare
+from atlas_wsi.streaming.shard import open_share, plan_for
+from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.tissue.mask import tissue_mask
 from atlas_wsi.tissue.windows import plan_windows
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from atlas_wsi.batch.journal import SlideAsked
     from atlas_wsi.batch.task import BatchWorker
-    from atlas_wsi.inference.fine import Attended, Fine, FineReading, Pooled
-    from atlas_wsi.inference.pixels import WorkingImage
-    from atlas_wsi.inference.plan import MemoryPlan
-    from atlas_wsi.inference.stream import OpenShares, Shares
     from atlas_wsi.models.layout import Layout
     from atlas_wsi.models.model import Model
+    from atlas_wsi.streaming.fine_windows import Attended, Fine, FineReading, Pooled
+    from atlas_wsi.streaming.plan import MemoryPlan
+    from atlas_wsi.streaming.shard import OpenShares, Shares
+    from atlas_wsi.streaming.working_image import WorkingImage
 
 T = TypeVar("T", "Pooled", "Attended")
 ACTOR_S = 600

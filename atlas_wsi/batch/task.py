@@ -32,11 +32,11 @@ from atlas_wsi.errors import (
     UnreachableSlideError,
 )
 from atlas_wsi.heatmap.write import DISK_FULL, SUMMARY, find_damage, read_summary
-from atlas_wsi.inference.plan import parse_bytes
 from atlas_wsi.inference.predict import choose_model, predict
-from atlas_wsi.inference.record import peak_memory_bytes
+from atlas_wsi.inference.provenance import peak_memory_bytes
 from atlas_wsi.progress import CancelToken
 from atlas_wsi.slides.open import open_slide
+from atlas_wsi.streaming.plan import parse_bytes
 from atlas_wsi.tissue.mask import tissue_mask
 
 if TYPE_CHECKING:

@@ -174,7 +174,7 @@ def _options(**fields: Any) -> BatchOptions:
 
     from atlas_wsi.batch.options import BatchOptions
     from atlas_wsi.heatmap.write import FORMATS
-    from atlas_wsi.inference.plan import parse_bytes
+    from atlas_wsi.streaming.plan import parse_bytes
 
     unknown = set(fields["formats"] or ()) - {*FORMATS, "json"}
     if unknown:

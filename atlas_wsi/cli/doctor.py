@@ -93,8 +93,8 @@ def _accelerators() -> list[dict[str, Any]]:
         return checks
     import torch
 
-    from atlas_wsi.inference.engine import choose_device, choose_dtype, has_bfloat16
     from atlas_wsi.models.kernels import name_kernels
+    from atlas_wsi.streaming.device import choose_device, choose_dtype, has_bfloat16
 
     capability = torch.backends.cpu.get_cpu_capability()
     bf16 = "bfloat16 in hardware" if has_bfloat16(torch.device("cpu")) else "float32 only"

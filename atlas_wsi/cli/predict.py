@@ -153,8 +153,8 @@ def predict(
 
 def _check_arguments(cell: int, memory: str | None, device: str) -> None:
     """Refuse what cannot work before any slide is opened."""
-    from atlas_wsi.inference.engine import choose_device
-    from atlas_wsi.inference.plan import parse_bytes
+    from atlas_wsi.streaming.device import choose_device
+    from atlas_wsi.streaming.plan import parse_bytes
 
     if cell not in (16, 32, 64):
         raise typer.BadParameter(f"--cell is {cell}, expected 16, 32 or 64")
@@ -200,7 +200,7 @@ def _one(
     **options: Any,
 ) -> dict[str, Any]:
     from atlas_wsi.heatmap.write import check_writable, folder_name
-    from atlas_wsi.inference.find_tissue import find_tissue
+    from atlas_wsi.inference.model_tissue import find_tissue
     from atlas_wsi.inference.predict import predict as run
     from atlas_wsi.models.registry import load_model
     from atlas_wsi.slides.open import open_slide

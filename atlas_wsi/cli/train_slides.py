@@ -55,7 +55,7 @@ def slides(
     """
     import torch
 
-    from atlas_wsi.inference.plan import parse_bytes
+    from atlas_wsi.streaming.plan import parse_bytes
     from atlas_wsi.training.fitting import About
     from atlas_wsi.training.recipe import Recipe
     from atlas_wsi.training.slides import Sampling, find_slides

@@ -1,1 +1,1 @@
-"""."""
+"""Uses of the streamed encoder: predict, embed, attention maps."""

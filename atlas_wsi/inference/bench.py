@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlas_wsi.inference.engine import Precision, choose_device, choose_dtype, prepare
-from atlas_wsi.inference.fine import FineWindows
-from atlas_wsi.inference.passes import SlideLogits, StreamedPass
-from atlas_wsi.inference.pixels import open_working_image
 from atlas_wsi.inference.predict import plan_layout, predict
-from atlas_wsi.inference.prefetch import prefetch
-from atlas_wsi.inference.record import peak_memory_bytes
-from atlas_wsi.inference.stream import macro_tiles, read_threads
-from atlas_wsi.inference.tokens import RamTokens
+from atlas_wsi.inference.provenance import peak_memory_bytes
 from atlas_wsi.models.stem import STRIDE_PX
 from atlas_wsi.slides.open import open_slide
+from atlas_wsi.streaming.device import Precision, choose_device, choose_dtype, prepare
+from atlas_wsi.streaming.fine_windows import FineWindows
+from atlas_wsi.streaming.forward import SlideLogits, StreamedPass
+from atlas_wsi.streaming.prefetch import prefetch
+from atlas_wsi.streaming.shard import macro_tiles, read_threads
+from atlas_wsi.streaming.token_store import RamTokens
+from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.tissue.mask import tissue_mask
 from atlas_wsi.tissue.windows import plan_windows
 

@@ -10,9 +10,9 @@ import torch
 from atlas_wsi.errors import SlideError
 from atlas_wsi.grid import Box
 from atlas_wsi.heatmap.hdf5 import Features
-from atlas_wsi.inference.pixels import open_working_image
 from atlas_wsi.models.model import Model
 from atlas_wsi.progress import CancelToken, Progress, silent
+from atlas_wsi.streaming.working_image import open_working_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,15 +11,10 @@ import numpy as np
 import psutil
 import torch
 
-from atlas_wsi.inference.by_tile import predict_by_tile
-from atlas_wsi.inference.context import CoarseContext
-from atlas_wsi.inference.engine import Precision, choose_device, choose_dtype, prepare
-from atlas_wsi.inference.fine import fine_blocks
-from atlas_wsi.inference.passes import SlideLogits, StreamedPass
-from atlas_wsi.inference.pixels import WorkingImage, open_working_image
-from atlas_wsi.inference.plan import MemoryPlan, parse_bytes
+from atlas_wsi.inference.attention import CoarseContext
+from atlas_wsi.inference.patches import predict_by_tile
 from atlas_wsi.inference.preview import Preview, into_heatmap
-from atlas_wsi.inference.record import (
+from atlas_wsi.inference.provenance import (
     MIN_CELL_TISSUE,
     Clock,
     empty_heatmap,
@@ -28,7 +23,6 @@ from atlas_wsi.inference.record import (
     reporter,
     starting_warnings,
 )
-from atlas_wsi.inference.stream import open_share, plan_for
 from atlas_wsi.models.model import Model
 from atlas_wsi.models.registry import DEFAULTS, load_model
 from atlas_wsi.models.stem import STRIDE_PX
@@ -36,6 +30,12 @@ from atlas_wsi.models.tile_classifier import TileClassifier
 from atlas_wsi.progress import CancelToken, Progress, silent
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.slide import Slide
+from atlas_wsi.streaming.device import Precision, choose_device, choose_dtype, prepare
+from atlas_wsi.streaming.fine_windows import fine_blocks
+from atlas_wsi.streaming.forward import SlideLogits, StreamedPass
+from atlas_wsi.streaming.plan import MemoryPlan, parse_bytes
+from atlas_wsi.streaming.shard import open_share, plan_for
+from atlas_wsi.streaming.working_image import WorkingImage, open_working_image
 from atlas_wsi.tissue.windows import WindowGrid, plan_windows
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from atlas_wsi.heatmap.heatmap import Heatmap
-    from atlas_wsi.inference.stream import OpenShares
     from atlas_wsi.models.layout import Layout
+    from atlas_wsi.streaming.shard import OpenShares
     from atlas_wsi.tissue.mask import TissueMask
 
 

@@ -128,7 +128,7 @@ class TileWork:
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    from atlas_wsi.inference.engine import has_bfloat16
+    from atlas_wsi.streaming.device import has_bfloat16
 
     return has_bfloat16(device)
 

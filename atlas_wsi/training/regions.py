@@ -10,8 +10,8 @@ import numpy as np
 
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.grid import Box
-from atlas_wsi.inference.pixels import open_working_image
 from atlas_wsi.slides.open import open_slide
+from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.training.labels import Labels, areas_by_class
 from atlas_wsi.training.tables import find, read_rows
 from atlas_wsi.training.tiles import TileSet

@@ -15,16 +15,16 @@ from torch.nn import functional
 
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.grid import Box
-from atlas_wsi.inference.pixels import open_working_image
-from atlas_wsi.inference.plan import parse_bytes
 from atlas_wsi.inference.predict import plan_layout, predict
-from atlas_wsi.inference.stream import plan_for
 from atlas_wsi.slides.open import open_slide
+from atlas_wsi.streaming.plan import parse_bytes
+from atlas_wsi.streaming.sampled import sampled_logits
+from atlas_wsi.streaming.shard import plan_for
+from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.tissue.mask import tissue_mask
 from atlas_wsi.tissue.windows import plan_windows
 from atlas_wsi.training import parallel
 from atlas_wsi.training.augment import vary_colors
-from atlas_wsi.training.sampled import sampled_logits
 from atlas_wsi.training.steps import measure_norms
 from atlas_wsi.training.tables import class_names
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from atlas_wsi.inference.passes import SlideLogits
     from atlas_wsi.models.model import Model
     from atlas_wsi.progress import CancelToken, Progress
+    from atlas_wsi.streaming.forward import SlideLogits
     from atlas_wsi.tissue.mask import TissueMask
     from atlas_wsi.training.recipe import Recipe
     from atlas_wsi.training.tables import LabelledSlide

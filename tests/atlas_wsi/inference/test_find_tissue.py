@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from atlas_wsi import load_model, open_slide, tissue_mask
 from atlas_wsi.cli.app import app
 from atlas_wsi.errors import ModelError
-from atlas_wsi.inference.find_tissue import find_tissue
+from atlas_wsi.inference.model_tissue import find_tissue
 from atlas_wsi.slides.synthetic import make_svs
 
 

@@ -175,7 +175,9 @@ def test_areas_of_interest_are_computed_however_small(path):
 
 
 def test_the_peak_is_the_process_s_own_and_not_its_parent_s():
-    code = "from atlas_wsi.inference.record import peak_memory_bytes; print(peak_memory_bytes())"
+    code = (
+        "from atlas_wsi.inference.provenance import peak_memory_bytes; print(peak_memory_bytes())"
+    )
     large = np.ones(2 * 2**30, dtype=np.uint8)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < int(run.stdout) < len(large)

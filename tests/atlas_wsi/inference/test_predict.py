@@ -17,13 +17,13 @@ from atlas_wsi.errors import (
     ModelError,
     OutputNotWritableError,
 )
-from atlas_wsi.inference.engine import choose_device, choose_dtype, prepare
-from atlas_wsi.inference.plan import parse_bytes, plan_macro_tiles, plan_memory
-from atlas_wsi.inference.prefetch import prefetch
-from atlas_wsi.inference.record import MIN_CELL_TISSUE
-from atlas_wsi.inference.tokens import FileTokens, KeptTokens
+from atlas_wsi.inference.provenance import MIN_CELL_TISSUE
 from atlas_wsi.models import load_model
 from atlas_wsi.slides.synthetic import make_svs
+from atlas_wsi.streaming.device import choose_device, choose_dtype, prepare
+from atlas_wsi.streaming.plan import parse_bytes, plan_macro_tiles, plan_memory
+from atlas_wsi.streaming.prefetch import prefetch
+from atlas_wsi.streaming.token_store import FileTokens, KeptTokens
 
 
 @pytest.fixture(scope="module")

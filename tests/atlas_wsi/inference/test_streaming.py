@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_wsi.inference.engine import prepare
-from atlas_wsi.inference.fine import FineWindows
-from atlas_wsi.inference.passes import StreamedPass
-from atlas_wsi.inference.stream import macro_tiles
-from atlas_wsi.inference.tokens import FileTokens, RamTokens
 from atlas_wsi.models import AtlasConfig, Model, ModelCard, ModelClass
 from atlas_wsi.models.mambavision import MambaMixer, MambaVisionConfig
+from atlas_wsi.streaming.device import prepare
+from atlas_wsi.streaming.fine_windows import FineWindows
+from atlas_wsi.streaming.forward import StreamedPass
+from atlas_wsi.streaming.shard import macro_tiles
+from atlas_wsi.streaming.token_store import FileTokens, RamTokens
 
 CARD = ModelCard(
     name="law",

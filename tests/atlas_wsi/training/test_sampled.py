@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from atlas_wsi.inference.plan import MemoryPlan
-from atlas_wsi.inference.tokens import RamTokens
 from atlas_wsi.models import AtlasConfig, Model, ModelCard, ModelClass
-from atlas_wsi.training.sampled import sampled_logits
+from atlas_wsi.streaming.plan import MemoryPlan
+from atlas_wsi.streaming.sampled import sampled_logits
+from atlas_wsi.streaming.token_store import RamTokens
 
 CARD = ModelCard(
     name="law",

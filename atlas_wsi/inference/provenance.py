@@ -20,10 +20,10 @@ from atlas_wsi.tissue.mask import TissueMask, tissue_mask
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from atlas_wsi.inference.pixels import WorkingImage
     from atlas_wsi.models.card import ModelCard
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.slides.slide import Slide
+    from atlas_wsi.streaming.working_image import WorkingImage
 
 MIN_CELL_TISSUE = 0.2
 """Least share of tissue of a cell that is shown; cells with less are left empty."""

@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atlas_wsi.grid import Box
-from atlas_wsi.inference.pixels import WorkingImage, open_working_image
-from atlas_wsi.inference.plan import MacroTile, plan_macro_tiles
-from atlas_wsi.inference.prefetch import prefetch
-from atlas_wsi.inference.record import (
+from atlas_wsi.inference.provenance import (
     MIN_CELL_TISSUE,
     Clock,
     empty_heatmap,
@@ -20,7 +17,10 @@ from atlas_wsi.inference.record import (
     reporter,
     starting_warnings,
 )
-from atlas_wsi.inference.stream import read_threads
+from atlas_wsi.streaming.plan import MacroTile, plan_macro_tiles
+from atlas_wsi.streaming.prefetch import prefetch
+from atlas_wsi.streaming.shard import read_threads
+from atlas_wsi.streaming.working_image import WorkingImage, open_working_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

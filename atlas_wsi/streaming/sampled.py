@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from atlas_wsi.inference.fine import (
+from atlas_wsi.streaming.fine_windows import (
     Attended,
     FineReading,
     FineWindows,
@@ -23,10 +23,10 @@ from atlas_wsi.inference.fine import (
     Pooled,
     fine_blocks,
 )
-from atlas_wsi.inference.passes import StreamedPass
-from atlas_wsi.inference.prefetch import prefetch
-from atlas_wsi.inference.stream import macro_tiles, read_threads
-from atlas_wsi.inference.tokens import FileTokens, RamTokens
+from atlas_wsi.streaming.forward import StreamedPass
+from atlas_wsi.streaming.prefetch import prefetch
+from atlas_wsi.streaming.shard import macro_tiles, read_threads
+from atlas_wsi.streaming.token_store import FileTokens, RamTokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.grid import Box
-    from atlas_wsi.inference.passes import SlideLogits
-    from atlas_wsi.inference.plan import MemoryPlan
-    from atlas_wsi.inference.tokens import TokenStore
     from atlas_wsi.models.layout import Layout, ScaleLayout
     from atlas_wsi.models.model import Model
+    from atlas_wsi.streaming.forward import SlideLogits
+    from atlas_wsi.streaming.plan import MemoryPlan
+    from atlas_wsi.streaming.token_store import TokenStore
 
 CELL_TOKENS = 4
 """Fine tokens along the side of the cells that training sees."""

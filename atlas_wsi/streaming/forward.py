@@ -16,9 +16,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from atlas_wsi.inference.fine import Fine, FineReading, fine_blocks, mean_cells, stage_blocks
-from atlas_wsi.inference.heap import kept_heap
 from atlas_wsi.models.msa import MsaBlock, pool, replace, spread
+from atlas_wsi.streaming.fine_windows import (
+    Fine,
+    FineReading,
+    fine_blocks,
+    mean_cells,
+    stage_blocks,
+)
+from atlas_wsi.streaming.heap import kept_heap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

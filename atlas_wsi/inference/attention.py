@@ -11,17 +11,17 @@ import torch
 
 from atlas_wsi.grid import Grid
 from atlas_wsi.heatmap.heatmap import AttentionMap
-from atlas_wsi.inference.fine import FineWindows, fine_blocks
-from atlas_wsi.inference.stream import macro_tiles
-from atlas_wsi.inference.tokens import RamTokens
 from atlas_wsi.models.stem import STRIDE_PX
+from atlas_wsi.streaming.fine_windows import FineWindows, fine_blocks
+from atlas_wsi.streaming.shard import macro_tiles
+from atlas_wsi.streaming.token_store import RamTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from atlas_wsi.inference.pixels import WorkingImage
     from atlas_wsi.models.layout import Layout
     from atlas_wsi.models.model import Model
+    from atlas_wsi.streaming.working_image import WorkingImage
 
 
 class CoarseContext:

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from atlas_wsi.inference.plan import MacroTile
-    from atlas_wsi.inference.tokens import TokenStore
     from atlas_wsi.models import Model
     from atlas_wsi.models.layout import Layout, ScaleLayout
+    from atlas_wsi.streaming.plan import MacroTile
+    from atlas_wsi.streaming.token_store import TokenStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from atlas_wsi.errors import DiskFullError
-from atlas_wsi.inference.fine import FineWindows, fine_blocks
-from atlas_wsi.inference.plan import MacroTile, MemoryPlan, plan_macro_tiles, plan_memory
-from atlas_wsi.inference.prefetch import prefetch
-from atlas_wsi.inference.tokens import FileTokens, KeptTokens, RamTokens, TokenStore
 from atlas_wsi.models.stem import STRIDE_PX
+from atlas_wsi.streaming.fine_windows import FineWindows, fine_blocks
+from atlas_wsi.streaming.plan import MacroTile, MemoryPlan, plan_macro_tiles, plan_memory
+from atlas_wsi.streaming.prefetch import prefetch
+from atlas_wsi.streaming.token_store import FileTokens, KeptTokens, RamTokens, TokenStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from atlas_wsi.inference.fine import Fine
-    from atlas_wsi.inference.pixels import WorkingImage
     from atlas_wsi.models.layout import Layout
     from atlas_wsi.models.model import Model
+    from atlas_wsi.streaming.fine_windows import Fine
+    from atlas_wsi.streaming.working_image import WorkingImage
 
     Shares = list[tuple[NDArray[np.int64], Fine]]
     OpenShares = Callable[
