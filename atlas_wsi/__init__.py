@@ -1,4 +1,4 @@
-"""Gigapixel slides and scenes analysed with global context.
+"""Gigapixel slides and scenes analyzed with global context.
 
 Names are resolved when they are first used, so that importing the package stays fast.
 """

@@ -63,7 +63,7 @@ class Grid:
     """Cells laid over the level-0 pixels of a slide.
 
     Cell ``(i, j)`` covers the level-0 pixels from ``origin + (i, j) * step`` up to
-    ``origin + (i + 1, j + 1) * step``. Its centre is half a step from its corner.
+    ``origin + (i + 1, j + 1) * step``. Its center is half a step from its corner.
     """
 
     shape: tuple[int, int]

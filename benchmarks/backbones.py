@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 BACKBONES = {"atlas": "Atlas-S", "mambavision": "MambaVision-S", "mambavision+msa": "MambaVision-S + MSA"}  # fmt: skip
-COLOURS = {"atlas": "#d55e00", "mambavision": "#0072b2", "mambavision+msa": "#009e73"}
+COLORS = {"atlas": "#d55e00", "mambavision": "#0072b2", "mambavision+msa": "#009e73"}
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "backbones.png"
 
 
@@ -89,7 +89,7 @@ def draw(rows: list[dict], path: Path) -> None:
     for backbone, name in BACKBONES.items():
         own = [r for r in rows if r["backbone"] == backbone]
         pixels = [r["size"] ** 2 / 1e6 for r in own]
-        style = {"marker": "o", "color": COLOURS[backbone], "label": name}
+        style = {"marker": "o", "color": COLORS[backbone], "label": name}
         left.loglog(pixels, [r["seconds"] for r in own], **style)
         right.loglog(pixels, [r["mib"] for r in own], **style)
     x = np.array([min(r["size"] for r in rows), max(r["size"] for r in rows)]) ** 2 / 1e6

@@ -85,7 +85,7 @@ def check(dim: int) -> None:
     """Refuse to time what is not equal."""
     model = make_atlas(dim, 512)
     image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    expected = PlainAtlas(model.encoder)(model.normalise(torch.from_numpy(image[None])))[0]
+    expected = PlainAtlas(model.encoder)(model.normalize(torch.from_numpy(image[None])))[0]
     found = streamed(model, torch.float32, image)()
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
@@ -111,7 +111,7 @@ def measure(
 
     for label, dim in (("atlas-b", 768), ("atlas-s", 384)):
         model = make_atlas(dim, size)
-        x = model.normalise(torch.from_numpy(image[None])).contiguous()
+        x = model.normalize(torch.from_numpy(image[None])).contiguous()
         plain = PlainAtlas(model.encoder)
         put(f"{label} plain float32", lambda plain=plain, x=x: plain(x))
         with torch.autocast("cpu", torch.bfloat16):

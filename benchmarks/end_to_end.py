@@ -45,7 +45,7 @@ def plain_loop(path: str, name: str, batch: int) -> int:
 
     def flush() -> None:
         with torch.inference_mode():
-            x = model.normalise(torch.from_numpy(np.stack([tile for _, tile in waiting])))
+            x = model.normalize(torch.from_numpy(np.stack([tile for _, tile in waiting])))
             cells = torch.softmax(model(x).cells, dim=1).numpy()
         answers.update(zip((where for where, _ in waiting), cells, strict=True))
         waiting.clear()

@@ -6,7 +6,7 @@
 A field is 256 x 4096 working pixels, 16 windows of which 4 show something. At one end stands a
 beacon with upright or lying stripes; at least 2,048 px away lie windows of blotches. Blotches are of
 class "upright" or "lying" as the beacon's stripes are, and look the same in both. Where things are,
-colours, sizes and phases are random. Three figures on fields that no model saw:
+colors, sizes and phases are random. Three figures on fields that no model saw:
 
 - accuracy of the cells of the blotches;
 - the same with every blotch window as an image of its own (chance, if nothing local leaks);
@@ -85,7 +85,7 @@ def make_field(rng: np.random.Generator, label: int | None = None) -> Field:
 
 
 def _put(image: np.ndarray, window: int, dark: np.ndarray, rng: np.random.Generator) -> None:
-    """Mix two colours in a window; `dark` is 0-1."""
+    """Mix two colors in a window; `dark` is 0-1."""
     light, deep = rng.uniform(150, 220, 3), rng.uniform(40, 120, 3)
     there = slice(window * WINDOW_PX, (window + 1) * WINDOW_PX)
     mixed = light + dark[..., None] * (deep - light)
@@ -123,7 +123,7 @@ def make_model(backbone: str, seed: int) -> Model:
 def encode_fields(model: Model, fields: list[Field]) -> torch.Tensor:
     """Return the tokens of whole fields before any attention, (fields, dim, 16, 256)."""
     images = torch.from_numpy(np.stack([f.image for f in fields]))
-    return model.encoder.stem(model.normalise(images).contiguous(memory_format=torch.channels_last))
+    return model.encoder.stem(model.normalize(images).contiguous(memory_format=torch.channels_last))
 
 
 def cell_logits(model: Model, maps: torch.Tensor, fields: list[Field]) -> torch.Tensor:
@@ -155,7 +155,7 @@ def learn_stripes(model: Model, *, steps: int, seed: int, report=print) -> None:
         images = np.zeros((len(labels), WINDOW_PX, WINDOW_PX, 3))
         for image, label in zip(images, labels.tolist(), strict=True):
             _put(image, 0, _stripes(rng, lying=bool(label)), rng)
-        x = model.normalise(torch.from_numpy(images))
+        x = model.normalize(torch.from_numpy(images))
         logits = model(x.contiguous(memory_format=torch.channels_last)).cells.flatten(2)
         return logits, labels[:, None].expand(-1, logits.shape[2])
 
@@ -190,16 +190,16 @@ def learn_fields(model: Model, *, pairs: int, steps: int, seed: int, report=prin
 
 
 def _descend(weights: list[nn.Parameter], losses, *, steps: int, rate: float, report) -> None:
-    optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01)
-    plan = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01)
+    plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     recent: list[tuple[float, float]] = []
     for step in range(1, steps + 1):
         logits, labels = losses()
         loss = functional.cross_entropy(logits, labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
+        optimizer.step()
         plan.step()
         right = (logits.detach().argmax(1) == labels).float().mean()
         recent.append((loss.item(), right.item()))
@@ -224,7 +224,7 @@ def predict_fields(model: Model, fields: list[Field]) -> torch.Tensor:
     """Return the class of every blotch cell, (fields, 48), by the model's own forward pass."""
     images = torch.from_numpy(np.stack([f.image for f in fields]))
     active = torch.from_numpy(np.stack([f.active() for f in fields]))
-    x = model.normalise(images).contiguous(memory_format=torch.channels_last)
+    x = model.normalize(images).contiguous(memory_format=torch.channels_last)
     logits = model(x, active).cells.unflatten(3, (N_WINDOWS, CELLS))
     return of_blotches(logits, fields).argmax(1)
 
@@ -233,7 +233,7 @@ def predict_fields(model: Model, fields: list[Field]) -> torch.Tensor:
 def predict_windows(model: Model, field: Field) -> torch.Tensor:
     """Return the class of every blotch cell, each window an image of its own."""
     parts = [field.image[:, w * WINDOW_PX : (w + 1) * WINDOW_PX] for w in field.blotches]
-    return model(model.normalise(torch.from_numpy(np.stack(parts)))).cells.argmax(1)
+    return model(model.normalize(torch.from_numpy(np.stack(parts)))).cells.argmax(1)
 
 
 def evaluate(model: Model, *, pairs: int = 32, seed: int = 10**6) -> dict[str, float]:

@@ -154,12 +154,12 @@ def run(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             case = f"{side} px regions, {threads} thread{'s' * (threads > 1)}"
             options = {"size": arguments.size, "repeats": arguments.repeats}
             rates = measure(path, side=side, threads=threads, **options)
-            cases[case] = summarise(rates)
+            cases[case] = summarize(rates)
             show(case, cases[case])
     return {"size": arguments.size, "tissue": arguments.tissue, "cases": cases}
 
 
-def summarise(rates: Rates) -> dict[str, dict[str, float]]:
+def summarize(rates: Rates) -> dict[str, dict[str, float]]:
     ours = rates["atlas_wsi"]
     return {
         name: {

@@ -22,7 +22,7 @@ from train_shipped_models import MODELS
 
 from atlas_wsi.training.augment import augment
 from atlas_wsi.training.loop import Recipe, channel_statistics
-from atlas_wsi.training.metrics import confusion, summarise
+from atlas_wsi.training.metrics import confusion, summarize
 from atlas_wsi.training.run import train_tiles
 from atlas_wsi.training.tiles import TileSet, read_tiles, split_three
 
@@ -44,7 +44,7 @@ def resnet18(
         torch.tensor(v)[None, :, None, None] * 255 for v in channel_statistics(known.images)
     )
     rate, size = 1e-3, max(16, 400_000 // known.images[0, ..., 0].size)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.05)
 
     def prepare(images: np.ndarray) -> torch.Tensor:
         x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
@@ -56,19 +56,19 @@ def resnet18(
         images = np.stack(
             [augment(known.images[i], rng, stain=stain, colors=jitter) for i in chosen]
         )
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate * min(done / 0.05 + 0.01, 0.5 * (1 + np.cos(np.pi * done)))
         with torch.autocast("cpu", torch.bfloat16):
             logits = net(prepare(images))
         loss = functional.cross_entropy(logits.float(), torch.from_numpy(known.labels[chosen]))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     net.eval()
     with torch.inference_mode():
         parts = [asked.images[i : i + 64] for i in range(0, len(asked), 64)]
         said = torch.cat([net(prepare(part)).argmax(dim=1) for part in parts]).numpy()
-    return summarise(confusion(asked.labels, said, len(asked.classes)))["balanced_accuracy"]
+    return summarize(confusion(asked.labels, said, len(asked.classes)))["balanced_accuracy"]
 
 
 def train_some(name: str, folder: Path, recipe: Recipe) -> tuple[float, float]:

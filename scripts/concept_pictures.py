@@ -45,8 +45,8 @@ def draw_levels(slide: atlas_wsi.Slide) -> None:
     ):
         half = 128 * mpp / slide.mpp[0]  # level-0 pixels
         y, x = (
-            int(np.clip(centre - half, 0, n - 2 * half))
-            for centre, n in zip(PLACE, slide.shape, strict=True)
+            int(np.clip(center - half, 0, n - 2 * half))
+            for center, n in zip(PLACE, slide.shape, strict=True)
         )
         axes.imshow(slide.read_region(y=y, x=x, height=256, width=256, mpp=mpp))
         axes.set_title(f"{mpp:g} um/px, about {name}: {256 * mpp / 1000:.2f} mm a side", fontsize=9)

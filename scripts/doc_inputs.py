@@ -16,7 +16,7 @@ from atlas_wsi.slides.synthetic_scenes import make_scene
 if TYPE_CHECKING:
     from pathlib import Path
 
-COLOURS = {"pink": (220, 140, 190), "violet": (120, 80, 160)}
+COLORS = {"pink": (220, 140, 190), "violet": (120, 80, 160)}
 
 
 def make_inputs(folder: Path) -> None:
@@ -54,11 +54,11 @@ def _slides(folder: Path) -> None:
 def _tiles(folder: Path) -> None:
     random = np.random.default_rng(0)
     rows = ["path,class,group"]
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         (folder / name).mkdir(parents=True)
         for i in range(20):
             noise = random.normal(0, 20, (64, 64, 3))
-            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            pixels = np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
             rows.append(f"{name}/{i}.png,{name},{name}{i // 2}")
     (folder / "groups.csv").write_text("\n".join(rows) + "\n")

@@ -60,9 +60,9 @@ def pen(rng: np.random.Generator, ground: list[tuple[str, Image.Image]]) -> Iter
         draw = ImageDraw.Draw(mask)
         angle, width = rng.uniform(0, np.pi), rng.uniform(150, 320)
         along = np.array([np.cos(angle), np.sin(angle)])
-        centre = SIDE / 2 + rng.uniform(-30, 30, 2)
+        center = SIDE / 2 + rng.uniform(-30, 30, 2)
         bend = rng.uniform(-40, 40, 2)
-        points = [centre - 300 * along, centre + bend, centre + 300 * along]
+        points = [center - 300 * along, center + bend, center + 300 * along]
         draw.line([tuple(p) for p in points], fill=255, width=round(width), joint="curve")
         soft = np.asarray(mask.filter(ImageFilter.GaussianBlur(rng.uniform(1, 14)))) / 255.0
         strength = rng.uniform(0.6, 1.0) * (1 + 0.1 * np.sin(np.arange(SIDE) / rng.uniform(5, 30)))

@@ -88,7 +88,7 @@ def draw(axes: list[Axes], one: MosaicMaps, card: ModelCard, *, with_heads: bool
     one
         The mosaic.
     card
-        Names and colours of the classes.
+        Names and colors of the classes.
     with_heads
         Whether to write what the columns are.
     """

@@ -31,7 +31,7 @@ from atlas_wsi.tissue.windows import plan_windows
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLUE, RED, GREY = "#3c5488", "#dc0000", "#5f6a72"
+BLUE, RED, GRAY = "#3c5488", "#dc0000", "#5f6a72"
 COARSE = ("#007a5a", "#b35900", "#5b2fb0")
 
 
@@ -73,7 +73,7 @@ def main(out: Path) -> None:
 
     axes[1].set_title("pass b: one batch of windows at a time", fontsize=10)
     for _, i, j in fine.where:
-        box(axes[1], i * 256, j * 256, 256, 256, ec=GREY, lw=0.4)
+        box(axes[1], i * 256, j * 256, 256, 256, ec=GRAY, lw=0.4)
     _, i, j = fine.where[chosen]
     box(axes[1], i * 256, j * 256, 256, 256, fc=RED, ec=RED, alpha=0.8, fill=True)
     axes[1].set_xlabel("windows of 16 x 16 tokens; red: one of them", fontsize=9)

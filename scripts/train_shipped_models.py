@@ -26,7 +26,7 @@ from atlas_wsi.models import Model, ModelClass
 from atlas_wsi.training.dense import evaluate_mosaics
 from atlas_wsi.training.history import History
 from atlas_wsi.training.loop import Recipe
-from atlas_wsi.training.metrics import color_baseline, summarise
+from atlas_wsi.training.metrics import color_baseline, summarize
 from atlas_wsi.training.metrics import confusion as count
 from atlas_wsi.training.run import evaluate, held_out_tiles, train_tiles, write_card
 from atlas_wsi.training.tiles import read_tiles, split_three
@@ -148,7 +148,7 @@ def finish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
         )
         some = tiles.subset(known[tiles.labels[known] != unknown])
         guessed = color_baseline(some.images, some.labels, real.images, len(tiles.classes))
-        by_color = summarise(count(real.labels, guessed, len(tiles.classes)))
+        by_color = summarize(count(real.labels, guessed, len(tiles.classes)))
         metrics |= dict(found.metrics) | {"ece": found.reliability.ece}
         metrics |= {f"colour_baseline_{key}": value for key, value in by_color.items()}
     metrics |= evaluate_mosaics(model, held)

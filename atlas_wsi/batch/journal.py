@@ -53,7 +53,7 @@ class SlideAsked(Record):
     source: str
     """Absolute path or URL."""
     mpp: Positive | None = None
-    """Micrometres a level-0 pixel, where the list of slides says so."""
+    """Micrometers a level-0 pixel, where the list of slides says so."""
 
 
 class Row(Record):
@@ -91,11 +91,11 @@ class Row(Record):
     shape: tuple[Count, Count] | None = None
     """Level-0 rows and columns."""
     mpp: tuple[Positive, Positive] | None = None
-    """Micrometres a level-0 pixel `(y, x)`."""
+    """Micrometers a level-0 pixel `(y, x)`."""
     mpp_source: str = ""
     """Where the resolution was read, or ``"argument"``."""
     mpp_used: tuple[Positive, Positive] | None = None
-    """Working resolution at which the encoder saw the slide, micrometres `(y, x)`."""
+    """Working resolution at which the encoder saw the slide, micrometers `(y, x)`."""
     model: str = ""
     """Name of the model."""
     model_sha256: str = ""

@@ -21,7 +21,7 @@ class BatchOptions(Record):
     model: str | None = None
     """Name or file of the model; None takes the default for each kind of slide."""
     mpp: Positive | None = None
-    """Micrometres a level-0 pixel of slides for which the list says nothing; None asks the file."""
+    """Micrometers a level-0 pixel of slides for which the list says nothing; None asks the file."""
     cell_px: Literal[16, 32, 64] = 64
     """Side of a heatmap cell in working pixels."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

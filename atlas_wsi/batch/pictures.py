@@ -68,7 +68,7 @@ def _write_tiles(picture: Image.Image, folder: Path) -> int:
 
 
 def overlay(heatmap: Heatmap) -> Image.Image:
-    """Colour cells by class, more strongly the more probable."""
+    """Color cells by class, more strongly the more probable."""
     winner = heatmap.argmax()
     known = winner >= 0
     top = np.where(known, heatmap.probabilities.astype(np.float32), 0).max(axis=0)

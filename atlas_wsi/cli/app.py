@@ -51,7 +51,7 @@ class _Handled(TyperGroup):
 app = typer.Typer(
     cls=_Handled,
     name="atlas-wsi",
-    help="Gigapixel slides and scenes analysed with global context.",
+    help="Gigapixel slides and scenes analyzed with global context.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

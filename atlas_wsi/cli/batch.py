@@ -60,7 +60,7 @@ def batch(
     mpp: Annotated[
         float | None,
         typer.Option(
-            help="Micrometres a pixel, for slides that do not say or are wrong. A CSV goes before.",
+            help="Micrometers a pixel, for slides that do not say or are wrong. A CSV goes before.",
             min=0,
         ),
     ] = None,

@@ -17,7 +17,7 @@ def bench(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model; by default what suits slides.")] = None,
     mpp: Annotated[
-        float | None, typer.Option(help="Micrometres a pixel, if the file does not say.", min=0)
+        float | None, typer.Option(help="Micrometers a pixel, if the file does not say.", min=0)
     ] = None,
     gigapixels: Annotated[
         float, typer.Option(help="Size of the generated slide.", min=0.001, max=100)

@@ -33,7 +33,7 @@ def embed(
     ] = None,
     work_mpp: Annotated[
         float | None,
-        typer.Option(help="Micrometres a pixel that --encoder sees; 0.5 by default.", min=1e-3),
+        typer.Option(help="Micrometers a pixel that --encoder sees; 0.5 by default.", min=1e-3),
     ] = None,
     h5_flavor: Annotated[
         Literal["trident", "clam", "stamp"], typer.Option(help="Whose layout to write.")
@@ -45,7 +45,7 @@ def embed(
         float, typer.Option(help="Least share of a tile that is tissue.", min=0, max=1)
     ] = 0.25,
     mpp: Annotated[
-        float | None, typer.Option(help="Micrometres a pixel, if the file does not say.", min=1e-3)
+        float | None, typer.Option(help="Micrometers a pixel, if the file does not say.", min=1e-3)
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from atlas_wsi.models.model import Model
     from atlas_wsi.training.evaluation import Evaluation
 
-evaluate_app = typer.Typer(help="Measure a model on labelled data.", no_args_is_help=True)
+evaluate_app = typer.Typer(help="Measure a model on labeled data.", no_args_is_help=True)
 
 ModelName = Annotated[str, typer.Option("--model", help="Name of a shipped model, or a file.")]
 Split = Annotated[
@@ -50,7 +50,7 @@ def tiles(
     split: Split = "held-out",
     mpp: Annotated[
         float | None,
-        typer.Option(help="Micrometres a pixel of the tiles; those it was trained on by default."),
+        typer.Option(help="Micrometers a pixel of the tiles; those it was trained on by default."),
     ] = None,
     mosaics: Annotated[
         bool,
@@ -107,7 +107,7 @@ def regions(
 ) -> None:
     """Measure heatmaps of slides or scenes where somebody has told the class.
 
-    Whole slides are predicted, as predict does; the cells that lie in the labelled areas are
+    Whole slides are predicted, as predict does; the cells that lie in the labeled areas are
     compared with them.
     """
     from atlas_wsi.training.cells import calibrate_cells, measure_cells, predict_cells
@@ -138,7 +138,7 @@ def regions(
         found = measure_cells(loaded, cells)
     what = f"{len(cells.labels)} cells of {len(rows)} slides of {table}"
     if cells.n_missed:
-        what += f"; {cells.n_missed} labelled cells hold no tissue and were left out"
+        what += f"; {cells.n_missed} labeled cells hold no tissue and were left out"
     _tell(found, loaded, what, model, split, out, fitted=fit_temperature, as_json=as_json)
 
 
@@ -164,7 +164,7 @@ def slides(
     from atlas_wsi.training.run import calibrate, evaluate, held_out_tiles
     from atlas_wsi.training.slides import Sampling, find_slides
     from atlas_wsi.training.tables import held_out, is_split, read_slides
-    from atlas_wsi.training.tiles import Labelled
+    from atlas_wsi.training.tiles import Labeled
 
     loaded = _load(model, fit_temperature)
     with console.progress_of(loaded.card.name, quiet=quiet or as_json) as report:
@@ -177,7 +177,7 @@ def slides(
             sampling=Sampling(memory=memory),
             progress=report,
         )
-        chosen: Labelled = found_slides
+        chosen: Labeled = found_slides
         if asked is not None:
             chosen = found_slides.subset(asked)
         elif split == "held-out":
@@ -233,7 +233,7 @@ def _tell(
         console.say(f"  {key:<32}{value:7.1%}{note}")
     baseline = loaded.card.metrics.get("colour_baseline_balanced_accuracy")
     if baseline is not None and found.unit == "tiles":
-        console.say(f"  {'colour alone, balanced accuracy':<32}{baseline:7.1%}   (card)")
+        console.say(f"  {'color alone, balanced accuracy':<32}{baseline:7.1%}   (card)")
     for key, name in (("f1", "F1"), ("auroc", "AUROC"), ("auprc", "AUPRC")):
         score = found.scores[key]
         console.say(f"  {name:<32}{score.value:7.3f}   95% {score.low:.3f} to {score.high:.3f}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def info(
     slide: Annotated[str, typer.Argument(help="Slide or scene.")],
     mpp: Annotated[
-        float | None, typer.Option(help="Micrometres a pixel, if the file does not say.", min=0)
+        float | None, typer.Option(help="Micrometers a pixel, if the file does not say.", min=0)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

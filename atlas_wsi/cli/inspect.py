@@ -26,7 +26,7 @@ def inspect(
 ) -> None:
     """Say what is in a file or folder, who wrote it, and which command takes it.
 
-    Files are recognised by what is in them. Nothing in them is run, and little of it is read.
+    Files are recognized by what is in them. Nothing in them is run, and little of it is read.
     """
     from atlas_wsi.interop.inspect import inspect_file
 

@@ -22,7 +22,7 @@ def models(
 ) -> None:
     """List the models that are shipped, cached from a hub, or in this folder.
 
-    `show NAME` prints the card of one. Accuracy is that on held-out tiles, beside that of colour
+    `show NAME` prints the card of one. Accuracy is that on held-out tiles, beside that of color
     alone; of kind by tile are other projects' classifiers of single tiles.
     """
     if ctx.invoked_subcommand:
@@ -55,7 +55,7 @@ def models(
     table = Table(
         *(
             Column(name, no_wrap=name != "classes", overflow="fold")
-            for name in ("where", "name", "kind", "for", "um/px", "classes", "accuracy", "colour")
+            for name in ("where", "name", "kind", "for", "um/px", "classes", "accuracy", "color")
         ),
         box=None,
         pad_edge=False,

@@ -48,7 +48,7 @@ def predict(
     mpp: Annotated[
         float | None,
         typer.Option(
-            help="Micrometres a pixel of the slide, if the file does not say or is wrong.", min=0
+            help="Micrometers a pixel of the slide, if the file does not say or is wrong.", min=0
         ),
     ] = None,
     cell: Annotated[

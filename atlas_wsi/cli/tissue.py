@@ -18,7 +18,7 @@ def tissue(
     ],
     mpp: Annotated[
         float | None,
-        typer.Option(help="Micrometres a pixel of the slide, if the file does not say.", min=0),
+        typer.Option(help="Micrometers a pixel of the slide, if the file does not say.", min=0),
     ] = None,
     tissue: Annotated[
         Path | None,
@@ -28,7 +28,7 @@ def tissue(
         ),
     ] = None,
     mask_mpp: Annotated[
-        float, typer.Option(help="Micrometres a pixel of the mask.", min=0.1)
+        float, typer.Option(help="Micrometers a pixel of the mask.", min=0.1)
     ] = 8.0,
     keep_fat: Annotated[bool, typer.Option("--keep-fat", help="Take pale fat as tissue.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

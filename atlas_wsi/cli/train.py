@@ -22,7 +22,7 @@ def tiles(
     folder: Annotated[Path, typer.Argument(help="Folder of class folders of tiles of one size.")],
     out: train_options.Out,
     mpp: Annotated[
-        float, typer.Option(help="Micrometres a pixel of the tiles (10 m is 1e7).", min=1e-3)
+        float, typer.Option(help="Micrometers a pixel of the tiles (10 m is 1e7).", min=1e-3)
     ],
     domain: train_options.Domain = "slide",
     name: train_options.Name = None,
@@ -32,7 +32,7 @@ def tiles(
     patience: train_options.Patience = 0,
     work_mpp: Annotated[
         float | None,
-        typer.Option(help="Micrometres a pixel that the model sees; the tiles' by default."),
+        typer.Option(help="Micrometers a pixel that the model sees; the tiles' by default."),
     ] = None,
     init: train_options.Init = None,
     encoder: train_options.Encoder = None,
@@ -56,7 +56,7 @@ def tiles(
     quiet: train_options.Quiet = False,
     as_json: train_options.AsJson = False,
 ) -> None:
-    """Train a model on labelled tiles and measure it on tiles held out by group.
+    """Train a model on labeled tiles and measure it on tiles held out by group.
 
     FOLDER holds a folder a class. A groups.csv in it (columns path, class, group) keeps copies and
     tiles of one patient on one side of the split. Beside the model its card is written
@@ -94,7 +94,7 @@ def tiles(
         seed=seed,
     )
     zoom = mpp / (work_mpp or mpp)
-    train_options.train_labelled(
+    train_options.train_labeled(
         lambda report: read_tiles(folder, zoom=zoom, progress=report),
         out,
         About(name=name, domain=domain, mpp=mpp / zoom),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from atlas_wsi.training.history import History
     from atlas_wsi.training.labels import Labels
     from atlas_wsi.training.recipe import Recipe
-    from atlas_wsi.training.tiles import Labelled
+    from atlas_wsi.training.tiles import Labeled
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
@@ -169,8 +169,8 @@ def check(
     return name
 
 
-def train_labelled(
-    read: Callable[[Progress], Labelled],
+def train_labeled(
+    read: Callable[[Progress], Labeled],
     out: Path,
     about: About,
     recipe: Recipe,
@@ -187,7 +187,7 @@ def train_labelled(
     quiet: bool,
     as_json: bool = False,
 ) -> None:
-    """Read what is labelled, train once or by folds, write and tell; also under torchrun."""
+    """Read what is labeled, train once or by folds, write and tell; also under torchrun."""
     from atlas_wsi.training import parallel
     from atlas_wsi.training.cross import train_folds
     from atlas_wsi.training.history import History

@@ -19,7 +19,7 @@ def regions(
         ),
     ],
     out: train_options.Out,
-    mpp: Annotated[float, typer.Option(help="Micrometres a pixel that the model sees.", min=1e-3)],
+    mpp: Annotated[float, typer.Option(help="Micrometers a pixel that the model sees.", min=1e-3)],
     domain: train_options.Domain = "slide",
     tile_px: Annotated[
         int, typer.Option(help="Side of the tiles that are cut out.", min=64, max=1024)
@@ -39,7 +39,7 @@ def regions(
     overwrite: train_options.Overwrite = False,
     quiet: train_options.Quiet = False,
 ) -> None:
-    """Train a model on labelled areas of slides or scenes.
+    """Train a model on labeled areas of slides or scenes.
 
     Tiles are cut out of the areas; whole slides (or groups) are held out for measuring, once or
     by --folds.
@@ -55,7 +55,7 @@ def regions(
         out, dim=dim, overwrite=overwrite, patience=patience, validation=validation, folds=folds
     )
     labels = train_options.labels(column, classes)
-    train_options.train_labelled(
+    train_options.train_labeled(
         lambda report: read_regions(
             table, mpp=mpp, tile_px=tile_px, seed=seed, labels=labels, progress=report
         ),

@@ -19,7 +19,7 @@ def slides(
         ),
     ],
     out: train_options.Out,
-    mpp: Annotated[float, typer.Option(help="Micrometres a pixel that the model sees.", min=1e-3)],
+    mpp: Annotated[float, typer.Option(help="Micrometers a pixel that the model sees.", min=1e-3)],
     windows: Annotated[
         int, typer.Option(help="Fine windows of a slide that a step learns from.", min=1)
     ] = 16,
@@ -38,7 +38,7 @@ def slides(
     dim: train_options.Dim = None,
     rate: train_options.Rate = 1.5e-3,
     jitter: Annotated[
-        float, typer.Option(help="How strongly colours vary; 0: not at all.", min=0, max=2)
+        float, typer.Option(help="How strongly colors vary; 0: not at all.", min=0, max=2)
     ] = 0.5,
     seed: train_options.Seed = 0,
     tensorboard: train_options.TensorBoard = None,
@@ -81,7 +81,7 @@ def slides(
         folds=folds,
     )
     sampling = Sampling(windows=windows, slides=batch, memory=memory)
-    train_options.train_labelled(
+    train_options.train_labeled(
         lambda report: find_slides(rows, mpp=mpp, seed=seed, sampling=sampling, progress=report),
         out,
         About(name=name, domain=domain, mpp=mpp),

@@ -70,7 +70,7 @@ class Annotation:
     name: str
     """Its class."""
     color: str
-    """Colour of the class, ``#rrggbb``."""
+    """Color of the class, ``#rrggbb``."""
 
 
 def write_annotations(

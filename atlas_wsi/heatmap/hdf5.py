@@ -36,9 +36,9 @@ class Features:
     tile_px_level0: int
     """Side of a tile in level-0 pixels, rounded."""
     mpp: float
-    """Micrometres a working pixel."""
+    """Micrometers a working pixel."""
     slide_mpp: float
-    """Micrometres a level-0 pixel."""
+    """Micrometers a level-0 pixel."""
     slide_shape: tuple[int, int]
     """Level-0 rows and columns."""
     name: str

@@ -42,7 +42,7 @@ class SlideInfo(Record):
     shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
     """Level-0 rows and columns."""
     mpp: tuple[Positive, Positive]
-    """Micrometres a level-0 pixel `(y, x)`."""
+    """Micrometers a level-0 pixel `(y, x)`."""
     mpp_source: str = ""
     """Where the resolution was read, or ``"argument"``."""
     format: str = ""
@@ -114,9 +114,9 @@ class Run(Record):
     model: ModelUsed
     """The model."""
     mpp_asked: tuple[Positive, Positive] | None = None
-    """Working resolution that was asked for, micrometres `(y, x)`."""
+    """Working resolution that was asked for, micrometers `(y, x)`."""
     mpp_used: tuple[Positive, Positive] | None = None
-    """Working resolution at which the encoder saw the slide, micrometres `(y, x)`."""
+    """Working resolution at which the encoder saw the slide, micrometers `(y, x)`."""
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     """Everything else that decides the result."""
     versions: dict[str, str] = Field(default_factory=dict)
@@ -165,7 +165,7 @@ class Heatmap:
     classes: tuple[str, ...]
     """Name of each class."""
     colors: tuple[str, ...]
-    """Colour of each class, ``#rrggbb``."""
+    """Color of each class, ``#rrggbb``."""
     scores: Mapping[str, float]
     """Probability of each class for the slide as a whole; empty if nothing was predicted."""
     tissue: TissueMask
@@ -185,11 +185,11 @@ class Heatmap:
                 f"expected floats {expected} (class, row, col)."
             )
         if not 1 <= len(self.classes) == len(self.colors) <= MAX_CLASSES:
-            raise ValueError(f"{len(self.classes)} classes and {len(self.colors)} colours.")
+            raise ValueError(f"{len(self.classes)} classes and {len(self.colors)} colors.")
 
     @property
     def mpp(self) -> tuple[float, float]:
-        """Micrometres a heatmap cell `(y, x)`."""
+        """Micrometers a heatmap cell `(y, x)`."""
         return (
             self.slide.mpp[0] * self.grid.step_px[0],
             self.slide.mpp[1] * self.grid.step_px[1],

@@ -32,10 +32,10 @@ def write_omezarr(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
 
     Notes
     -----
-    Layout: OME-NGFF 0.5. A value belongs to the centre of its cell, and the centre of level-0
+    Layout: OME-NGFF 0.5. A value belongs to the center of its cell, and the center of level-0
     pixel 0 is the origin, so level ``l`` has the translation
     ``(origin + step * 2**l / 2 - 0.5) * mpp``. A coarse value is the mean of the known ones
-    among its 2 x 2 finer values. Slides are in micrometres, georeferenced scenes in metres.
+    among its 2 x 2 finer values. Slides are in micrometers, georeferenced scenes in meters.
     The labels have levels of their own size: the tissue mask is usually finer than the heatmap.
     """
     import zarr
@@ -133,7 +133,7 @@ def _multiscale(
     for number in range(n_levels):
         step = [s * 2**number for s in grid.step_px]
         scale = [s * p for s, p in zip(step, pixel, strict=True)]
-        centre = [
+        center = [
             (o + s / 2 - 0.5) * p for o, s, p in zip(grid.origin_px, step, pixel, strict=True)
         ]
         datasets.append(
@@ -141,7 +141,7 @@ def _multiscale(
                 "path": str(number),
                 "coordinateTransformations": [
                     {"type": "scale", "scale": first + scale},
-                    {"type": "translation", "translation": [0.0] * len(first) + centre},
+                    {"type": "translation", "translation": [0.0] * len(first) + center},
                 ],
             }
         )

@@ -33,7 +33,7 @@ def write_png(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> t
 
     Notes
     -----
-    A cell has the colour of its most probable class. Its opacity is that class's probability on
+    A cell has the color of its most probable class. Its opacity is that class's probability on
     a fixed scale from chance (faint) to certainty, so pictures of several slides compare.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -57,7 +57,7 @@ def write_png(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> t
     below = backdrop(heatmap, thumbnail)
     for number, panel in enumerate(panels):
         axes = place(*panel)
-        _draw_panel(axes, heatmap, _grey(below) if number else below)
+        _draw_panel(axes, heatmap, _gray(below) if number else below)
         if number:
             _draw_classes(axes, heatmap)
         _draw_scale_bar(axes, heatmap, panel[2:])
@@ -103,8 +103,8 @@ def backdrop(heatmap: Heatmap, thumbnail: NDArray[Any] | None) -> NDArray[np.uin
     tissue mask. Returns: `(rows, cols, 3)`.
     """
     if thumbnail is None:
-        grey = np.where(heatmap.tissue.mask, 222, 250).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+        gray = np.where(heatmap.tissue.mask, 222, 250).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)
     shown = thumbnail[..., None] if thumbnail.ndim == 2 else thumbnail
     shown = shown[..., :3] if shown.shape[-1] >= 3 else shown[..., :1].repeat(3, axis=2)
     is_dim = heatmap.slide.is_georeferenced and np.percentile(shown, 98) < 128
@@ -125,8 +125,8 @@ def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
     return shown
 
 
-def _grey(backdrop: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Take the colour out, so that what is coloured on top of it is a class."""
+def _gray(backdrop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Take the color out, so that what is colored on top of it is a class."""
     luminance = backdrop @ np.array([0.299, 0.587, 0.114])
     return np.repeat(luminance[..., None].astype(np.uint8), 3, axis=2)
 
@@ -216,11 +216,11 @@ def _round_down(length: float) -> float:
     return max(step * power for step in (1, 2, 5) if step * power <= length)
 
 
-def _length(micrometres: float) -> str:
+def _length(micrometers: float) -> str:
     for unit, size in (("km", 1e9), ("m", 1e6), ("mm", 1e3)):
-        if micrometres >= size:
-            return f"{_number(micrometres / size)} {unit}"
-    return f"{_number(micrometres)} µm"
+        if micrometers >= size:
+            return f"{_number(micrometers / size)} {unit}"
+    return f"{_number(micrometers)} µm"
 
 
 def _shorten(text: str, room: int) -> str:

@@ -69,7 +69,7 @@ def find_regions(
     Returns
     -------
     Regions
-        Polygons that neither overlap nor leave gaps between neighbours. A class's area changes by
+        Polygons that neither overlap nor leave gaps between neighbors. A class's area changes by
         `smooth` and `min_cells` only.
     """
     from rasterio.features import sieve
@@ -135,7 +135,7 @@ def _outline(
     # A ring that touches itself at a corner becomes a hole or a second part.
     cells = shapely.make_valid(np.array(outlines, object))
     if smooth:
-        # Neighbours must share every vertex, so that both are smoothed alike.
+        # Neighbors must share every vertex, so that both are smoothed alike.
         cells = shapely.transform(shapely.segmentize(cells, 1.0), np.round)
         cells = shapely.coverage_simplify(cells, TOLERANCE_CELLS)
     pixels = shapely.transform(

@@ -141,7 +141,7 @@ class Summary(Record):
     tissue_fraction: Share
     """Part of the slide that is tissue (of a scene: that was observed)."""
     cell_mpp: tuple[Positive, Positive]
-    """Micrometres a heatmap cell `(y, x)`."""
+    """Micrometers a heatmap cell `(y, x)`."""
     cells: GridRecord
     """Where the heatmap's cells lie."""
     run: Run

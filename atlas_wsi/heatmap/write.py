@@ -72,7 +72,7 @@ def write(
 
     Notes
     -----
-    Everything is written to a hidden neighbour of the folder, which is renamed when it is whole.
+    Everything is written to a hidden neighbor of the folder, which is renamed when it is whole.
     An interrupted run therefore leaves nothing under the result's name; what it leaves under the
     hidden name is removed by the next run.
     """

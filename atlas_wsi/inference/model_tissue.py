@@ -1,4 +1,4 @@
-"""Tissue found by a model instead of by the colours of a thumbnail."""
+"""Tissue found by a model instead of by the colors of a thumbnail."""
 
 from __future__ import annotations
 

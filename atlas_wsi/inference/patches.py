@@ -103,7 +103,7 @@ def predict_by_tile(
 def _patches(
     image: WorkingImage, places: NDArray[np.int64], side: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Yield the places of neighbouring patches and their pixels, read ahead of the network."""
+    """Yield the places of neighboring patches and their pixels, read ahead of the network."""
 
     def read(tile: MacroTile) -> NDArray[np.uint8]:
         area = tile.area

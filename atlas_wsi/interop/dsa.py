@@ -68,7 +68,7 @@ def _outline(heatmap: Heatmap, index: int, polygon: Polygon) -> dict[str, Any]:
 
 
 def _map(heatmap: Heatmap, index: int) -> dict[str, Any]:
-    """Return a class's probabilities; values belong to the centres of cells, glass is 0."""
+    """Return a class's probabilities; values belong to the centers of cells, glass is 0."""
     (step_y, step_x), (y, x) = heatmap.grid.step_px, heatmap.grid.origin_px
     values = np.nan_to_num(heatmap.probabilities[index].astype(np.float32))
     color = heatmap.colors[index]

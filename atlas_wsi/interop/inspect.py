@@ -33,7 +33,7 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
     ----------
     path
         A result, archive, model, table, HDF5, Zarr, GeoJSON or slide; it may come from anybody.
-        It is recognised by content.
+        It is recognized by content.
 
     Returns
     -------

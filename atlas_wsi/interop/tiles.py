@@ -25,7 +25,7 @@ class Tiles:
     """The cells of a heatmap for which there is a prediction, row by row."""
 
     boxes: NDArray[np.int64]
-    """`(tiles, 4)`: level-0 `x0, y0, x1, y1`; neighbours share edges, none leaves the slide."""
+    """`(tiles, 4)`: level-0 `x0, y0, x1, y1`; neighbors share edges, none leaves the slide."""
     probabilities: NDArray[np.float32]
     """`(tiles, classes)`."""
 

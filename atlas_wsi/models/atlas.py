@@ -248,7 +248,7 @@ class Atlas(nn.Module):
     def encode(self, x_BCYX: torch.Tensor, layout: Layout | None = None) -> Encoding:
         """Compute the tokens of all scales after every stage.
 
-        `x_BCYX`: Normalised images of one size, `(B, channels, H, W)`, any H and W.
+        `x_BCYX`: Normalized images of one size, `(B, channels, H, W)`, any H and W.
         """
         if layout is None:
             layout = self.plan(
@@ -268,7 +268,7 @@ class Atlas(nn.Module):
         return Encoding(layout=layout, initial=initial, stages=tuple(done))
 
     def pooled(self, encoding: Encoding) -> torch.Tensor:
-        """Average the normalised valid tokens of the scales that are left at the end.
+        """Average the normalized valid tokens of the scales that are left at the end.
 
         Returns: `(B, C)`.
         """
@@ -291,7 +291,7 @@ class Atlas(nn.Module):
     ) -> torch.Tensor:
         """Classify whole images.
 
-        `x_BCYX`: Normalised images, `(B, channels, H, W)`. `active_windows`: bool `(rows, cols)` of
+        `x_BCYX`: Normalized images, `(B, channels, H, W)`. `active_windows`: bool `(rows, cols)` of
         fine windows, or `(B, rows, cols)`; None computes all. Returns: Logits `(B, n_classes)`.
         """
         shape = (x_BCYX.shape[-2], x_BCYX.shape[-1])

@@ -1,4 +1,4 @@
-"""What a model says of itself: classes, resolution, normalisation, licence, measured quality."""
+"""What a model says of itself: classes, resolution, normalization, licence, measured quality."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelCard(BaseModel):
     """What the model was made for: microscope slides or georeferenced scenes."""
     classes: Annotated[tuple[ModelClass, ...], Field(min_length=1, max_length=1000)]
     mpp: Annotated[float, Field(gt=0, le=1e12)]
-    """Micrometres a working pixel (10 m ground sampling is 1e7)."""
+    """Micrometers a working pixel (10 m ground sampling is 1e7)."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted from channels scaled to 0-1."""
     std: tuple[
@@ -64,12 +64,12 @@ class ModelCard(BaseModel):
 
     @property
     def colors(self) -> tuple[str, ...]:
-        """Colours of the classes, ``#rrggbb``."""
+        """Colors of the classes, ``#rrggbb``."""
         return tuple(c.color for c in self.classes)
 
 
 def class_colors(n: int) -> tuple[str, ...]:
-    """Return colours that are told apart, also by the colour-blind."""
+    """Return colors that are told apart, also by the color-blind."""
     first = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
     rest = [colorsys.hsv_to_rgb(i / max(1, n - 8), 0.6, 0.8) for i in range(max(0, n - 8))]
     more = ("#" + "".join(f"{round(255 * c):02x}" for c in rgb) for rgb in rest)

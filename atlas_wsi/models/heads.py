@@ -22,7 +22,7 @@ class DenseHead(nn.Module):
     """A linear reading of every scale; coarse readings are laid under the fine ones.
 
     The logits of a cell are the mean reading of its valid fine tokens plus, for every coarser
-    scale, the reading there, interpolated between the valid tokens around the cell's centre.
+    scale, the reading there, interpolated between the valid tokens around the cell's center.
     """
 
     def __init__(self, dim: int, n_classes: int, *, n_scales: int) -> None:
@@ -62,7 +62,7 @@ class DenseHead(nn.Module):
     def coarse(
         self, tokens: Sequence[torch.Tensor], layout: Layout, *, cell_tokens: int = 4
     ) -> torch.Tensor:
-        """Read all but the finest scale at the centres of the cells.
+        """Read all but the finest scale at the centers of the cells.
 
         `tokens`: One `(N, T, C)` a scale, from scale 1 on. Returns: Logits `(B, K, rows, cols)`;
         zero if there is one scale.
@@ -91,7 +91,7 @@ def interpolate(
 ) -> torch.Tensor:
     """Interpolate a map linearly between its valid tokens.
 
-    `shape`: Rows and columns of cells; cell centres lie at ``(i + 0.5) * step - 0.5`` of the map.
+    `shape`: Rows and columns of cells; cell centers lie at ``(i + 0.5) * step - 0.5`` of the map.
     Returns: `(B, K, *shape)`; zero where no valid token is near.
     """
     if step == 1 and tuple(x_BKYX.shape[-2:]) == shape:

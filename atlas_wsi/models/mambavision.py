@@ -30,7 +30,7 @@ from atlas_wsi.models.mambavision_blocks import (
     ConvBlock,
     MambaMixer,
     WindowBlock,
-    initialise,
+    initialize,
 )
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class MambaVision(nn.Module):
         self.levels = nn.ModuleList(Level(config, level) for level in range(4))
         self.norm: nn.Module = nn.BatchNorm2d(config.level_dim(3), eps=1e-5)
         self.head = nn.Linear(config.level_dim(3), config.num_classes)
-        self.apply(initialise)
+        self.apply(initialize)
 
     @classmethod
     def from_published(

@@ -130,7 +130,7 @@ class WindowBlock(nn.Module):
         return x_NTC + (y if self.gamma_2 is None else self.gamma_2 * y)
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Draw the weights of a linear layer or of a mixer's step sizes."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

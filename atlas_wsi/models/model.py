@@ -70,7 +70,7 @@ class Model(nn.Module):
         """Sizes of the encoder."""
         return self.encoder.config
 
-    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Bring pixels to what the encoder takes.
 
         Parameters
@@ -101,7 +101,7 @@ class Model(nn.Module):
         torch.Tensor
             float32 `(B, C)`.
         """
-        x_BCYX = self.normalise(images)
+        x_BCYX = self.normalize(images)
         layout = self.encoder.plan((x_BCYX.shape[-2], x_BCYX.shape[-1]), n_images=len(images))
         return self.encoder.pooled(self.encoder.encode(x_BCYX, layout)).float()
 
@@ -118,7 +118,7 @@ class Model(nn.Module):
         Parameters
         ----------
         x_BCYX
-            Normalised images.
+            Normalized images.
         active_windows
             bool `(rows, cols)` or `(B, rows, cols)`; None computes all.
         cell_tokens

@@ -15,7 +15,7 @@ from atlas_wsi.models.checkpoints import (
     tensors_of,
 )
 from atlas_wsi.models.registry import find_file, is_model, load_model
-from atlas_wsi.models.timm_stem import NO_WEIGHTS, PREFIX, timm_normalisation, timm_weights
+from atlas_wsi.models.timm_stem import NO_WEIGHTS, PREFIX, timm_normalization, timm_weights
 
 if TYPE_CHECKING:
     import os
@@ -45,7 +45,7 @@ class Start:
     """By the names of `Model`."""
     classes: tuple[str, ...] = ()
     """What the head in it tells apart; empty if its classes have no names."""
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Mean and deviation of each channel that the weights expect to be taken off."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """How it was trained, from its card."""
@@ -60,7 +60,7 @@ class Start:
             config=model.config,
             weights=model.state_dict(),
             classes=model.card.class_names,
-            normalisation=(model.card.mean, model.card.std),
+            normalization=(model.card.mean, model.card.std),
             training=model.card.training,
         )
 
@@ -108,7 +108,7 @@ def timm_start(encoder: str, weights: str | os.PathLike[str] | None = None) -> S
         name=f"{PREFIX}{name}",
         config=None,
         weights={f"encoder.stem.trunk.{key}": value for key, value in state.items()},
-        normalisation=timm_normalisation(name),
+        normalization=timm_normalization(name),
     )
 
 
@@ -164,7 +164,7 @@ def _published(name: str, path: Path) -> Start:
         name=name,
         config=config,
         weights={f"encoder.{key}": value for key, value in state.items()},
-        normalisation=_IMAGENET,
+        normalization=_IMAGENET,
         unknown=tuple(unknown),
     )
 

@@ -133,7 +133,7 @@ def timm_weights(name: str, weights: str | os.PathLike[str] | None) -> dict[str,
     return _make(name, path, features_only=True, out_indices=(index,)).state_dict()
 
 
-def timm_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def timm_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the deviation that a network's pretraining took off."""
     config = _timm(name).get_pretrained_cfg(name)
     return tuple(config.mean), tuple(config.std)

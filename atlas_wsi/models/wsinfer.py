@@ -1,6 +1,6 @@
 """The `config.json` beside a classifier of tiles: what it says, and where the network lies.
 
-It is that of WSInfer's model zoo: how large a patch is, how many micrometres a pixel has, the
+It is that of WSInfer's model zoo: how large a patch is, how many micrometers a pixel has, the
 classes, and what is done to the pixels first. Nothing here loads a network.
 """
 
@@ -98,7 +98,7 @@ class WsinferConfig(BaseModel):
             raise ValueError(f"transform is '{order}', expected Resize, ToTensor, Normalize")
         return self
 
-    def normalisation(self) -> dict[str, Any]:
+    def normalization(self) -> dict[str, Any]:
         """Return the mean and the deviation of the last Normalize, or of none."""
         steps = [step.arguments for step in self.transform if isinstance(step, _Normalize)]
         last = steps[-1] if steps else _NormalizeArguments(mean=[0.0] * 3, std=[1.0] * 3)
@@ -170,7 +170,7 @@ def card_of(config: WsinferConfig, weights: Path) -> ModelCard:
             for n, c in zip(names, class_colors(len(names)), strict=True)
         ),
         mpp=config.spacing_um_px,
-        **config.normalisation(),
+        **config.normalization(),
         limits="Sees one patch at a time; trained elsewhere, not measured by this program.",
         training={
             "architecture": config.architecture,

@@ -30,7 +30,7 @@ class SlideMeta:
     """What a file says of itself."""
 
     format: str
-    """Short name of what was recognised, such as ``"aperio"``, ``"ome-tiff"``, ``"geotiff"``."""
+    """Short name of what was recognized, such as ``"aperio"``, ``"ome-tiff"``, ``"geotiff"``."""
     backend: str
     """Which reader of ours serves it, such as ``"openslide"`` or ``"tiff"``."""
     levels: tuple[Level, ...]
@@ -44,7 +44,7 @@ class SlideMeta:
     background: tuple[float, ...]
     """Value of a pixel outside the slide, a number a channel."""
     mpp: tuple[float, float] | None = None
-    """Micrometres a level-0 pixel `(y, x)`; None if the file does not say."""
+    """Micrometers a level-0 pixel `(y, x)`; None if the file does not say."""
     mpp_source: str = ""
     """Where `mpp` was read, such as ``"openslide.mpp-x"`` or ``"geotransform"``."""
     magnification: float | None = None

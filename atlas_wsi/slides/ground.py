@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
 
-_UM_A_METRE = 1e6
+_UM_A_METER = 1e6
 _STRETCH_LIMIT = 0.01
 _SPREAD_LIMIT = 0.05
 
@@ -31,7 +31,7 @@ class Place:
     transform: tuple[float, float, float, float, float, float] | None = None
     """Affine (a, b, c, d, e, f) from (col, row) to the CRS."""
     mpp: tuple[float, float] | None = None
-    """Micrometres of ground a pixel `(y, x)`."""
+    """Micrometers of ground a pixel `(y, x)`."""
     mpp_source: str = ""
     """What `mpp` was computed from."""
     warnings: tuple[str, ...] = ()
@@ -67,15 +67,15 @@ def read_place(dataset: DatasetReader) -> Place:
 def ground_mpp(
     crs: CRS, transform: Affine, shape: tuple[int, int]
 ) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    """Return how many micrometres of ground a pixel spans, along rows and along columns.
+    """Return how many micrometers of ground a pixel spans, along rows and along columns.
 
-    Returns: Micrometres a pixel `(y, x)`, or None if it cannot be told; and what the user should
+    Returns: Micrometers a pixel `(y, x)`, or None if it cannot be told; and what the user should
     know.
 
     Notes
     -----
     For a projected CRS this is the nominal size (10 m for a 10 m grid in UTM) as long as it is
-    within 1% of the distance on the WGS 84 ellipsoid at the raster's centre. Where the projection
+    within 1% of the distance on the WGS 84 ellipsoid at the raster's center. Where the projection
     stretches more (Web Mercator away from the equator), and for degrees, it is that distance.
     """
     nominal = _nominal(crs, transform)
@@ -91,37 +91,37 @@ def ground_mpp(
     notes = []
     if nominal is not None:
         notes.append(
-            f"The CRS stretches distances here: a pixel is nominally {nominal[1] / _UM_A_METRE:.6g} "
-            f"m wide, on the ground {ground[1] / _UM_A_METRE:.6g} m. The latter is used."
+            f"The CRS stretches distances here: a pixel is nominally {nominal[1] / _UM_A_METER:.6g} "
+            f"m wide, on the ground {ground[1] / _UM_A_METER:.6g} m. The latter is used."
         )
     edges = [_on_ellipsoid(crs, transform, (row, shape[1] / 2)) for row in (0.5, shape[0] - 0.5)]
     spread = max((abs(e[1] / ground[1] - 1.0) for e in edges if e is not None), default=0.0)
     if spread > _SPREAD_LIMIT:
         notes.append(
             f"The width of a pixel on the ground differs by up to {spread:.0%} from that at the "
-            "centre, which is used for the whole scene. Reproject it to UTM for exact areas."
+            "center, which is used for the whole scene. Reproject it to UTM for exact areas."
         )
     return ground, tuple(notes)
 
 
 def _nominal(crs: CRS, transform: Affine) -> tuple[float, float] | None:
-    """Pixel size in the CRS's own unit of length, in micrometres; None for degrees."""
+    """Pixel size in the CRS's own unit of length, in micrometers; None for degrees."""
     if crs.is_geographic:
         return None
     try:
-        metres = float(crs.linear_units_factor[1])
+        meters = float(crs.linear_units_factor[1])
     except CRSError:
         return None
-    y = math.hypot(transform.b, transform.e) * metres * _UM_A_METRE
-    x = math.hypot(transform.a, transform.d) * metres * _UM_A_METRE
+    y = math.hypot(transform.b, transform.e) * meters * _UM_A_METER
+    x = math.hypot(transform.a, transform.d) * meters * _UM_A_METER
     return _checked(y, x)
 
 
 def _on_ellipsoid(
-    crs: CRS, transform: Affine, centre: tuple[float, float]
+    crs: CRS, transform: Affine, center: tuple[float, float]
 ) -> tuple[float, float] | None:
-    """Distances between neighbouring pixels at (row, col), in micrometres."""
-    row, col = centre
+    """Distances between neighboring pixels at (row, col), in micrometers."""
+    row, col = center
     cols = np.array([col, col, col, col - 0.5, col + 0.5])
     rows = np.array([row, row - 0.5, row + 0.5, row, row])
     xs, ys = _apply(transform, cols, rows)
@@ -129,15 +129,15 @@ def _on_ellipsoid(
         (lon,), (lat,) = project(crs, CRS.from_epsg(4326), xs[:1], ys[:1])
         if not (math.isfinite(lon) and math.isfinite(lat)):
             return None
-        # Distances from its centre are true in this projection.
+        # Distances from its center are true in this projection.
         local = CRS.from_proj4(
             f"+proj=aeqd +lat_0={lat:.9f} +lon_0={lon:.9f} +datum=WGS84 +units=m"
         )
         xs, ys = project(crs, local, xs[1:], ys[1:])
     except RasterioError:  # no earth under it: an engineering CRS, another planet
         return None
-    y = math.hypot(xs[1] - xs[0], ys[1] - ys[0]) * _UM_A_METRE
-    x = math.hypot(xs[3] - xs[2], ys[3] - ys[2]) * _UM_A_METRE
+    y = math.hypot(xs[1] - xs[0], ys[1] - ys[0]) * _UM_A_METER
+    x = math.hypot(xs[3] - xs[2], ys[3] - ys[2]) * _UM_A_METER
     return _checked(y, x)
 
 

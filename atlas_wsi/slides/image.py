@@ -87,7 +87,7 @@ class ImageBackend:
 
     def _decode(self) -> NDArray[Any]:
         try:
-            if self._is_16_bit:  # Pillow would cut colours to 8 bits
+            if self._is_16_bit:  # Pillow would cut colors to 8 bits
                 samples = np.asarray(imagecodecs.png_decode(self._path.read_bytes()))
             else:
                 with _opened(self._path) as image:
@@ -112,7 +112,7 @@ class ImageBackend:
         if getattr(image, "n_frames", 1) > 1:
             notes.append(f"Of {getattr(image, 'n_frames', 1)} frames the first is read.")
         if image.mode == "CMYK":
-            notes.append("CMYK was converted to RGB without its colour profile.")
+            notes.append("CMYK was converted to RGB without its color profile.")
         mpp = _mpp(image)
         profile = image.info.get("icc_profile")
         return SlideMeta(

@@ -116,7 +116,7 @@ class NgffImage:
     paths: tuple[str, ...]
     """Paths of the levels' arrays in the group, finest first."""
     mpp: tuple[float, float] | None
-    """Micrometres a level-0 pixel `(y, x)`."""
+    """Micrometers a level-0 pixel `(y, x)`."""
     labels: tuple[str, ...]
     """Names of the channels; empty where nothing is said."""
     colors: tuple[str, ...]
@@ -125,7 +125,7 @@ class NgffImage:
     """What the user may want to act on."""
 
     def is_rgb(self, n_channels: int, dtype: str) -> bool:
-        """Tell whether the channels are the colours of one photograph."""
+        """Tell whether the channels are the colors of one photograph."""
         if n_channels != 3:
             return False
         labels = tuple(label.lower() for label in self.labels)
@@ -228,7 +228,7 @@ def _version(ome: Mapping[str, Any], image: Any) -> str:
 
 
 def _channels(omero: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Labels and colours; neither if the (optional, transitional) metadata is odd."""
+    """Labels and colors; neither if the (optional, transitional) metadata is odd."""
     try:
         channels = _Omero.model_validate(omero).channels
     except ValidationError:
@@ -260,6 +260,6 @@ def _mpp(
             return None
         values.append(scale * _UM_A_UNIT[unit])
     if not all(math.isfinite(value) and value > 0 for value in values):
-        notes.append(f"The file gives {values} micrometres a pixel, which cannot be.")
+        notes.append(f"The file gives {values} micrometers a pixel, which cannot be.")
         return None
     return values[0], values[1]

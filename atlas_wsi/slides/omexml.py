@@ -25,7 +25,7 @@ class OmeImage:
     """What OME-XML says of one image."""
 
     mpp: tuple[float, float] | None = None
-    """Micrometres a pixel `(y, x)`."""
+    """Micrometers a pixel `(y, x)`."""
     channel_names: tuple[str, ...] = ()
     """A name a channel, where all have one."""
     magnification: float | None = None
@@ -39,7 +39,7 @@ def read_image(xml: str | None, index: int) -> OmeImage:
 
     Notes
     -----
-    Source: OME model 2016-06; lengths are in micrometres unless a unit is given.
+    Source: OME model 2016-06; lengths are in micrometers unless a unit is given.
     """
     root = tifffile.xml2dict(xml or "<OME/>").get("OME") or {}
     images = _many(root.get("Image"))

@@ -41,7 +41,7 @@ class OpenSlideBackend:
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
         """Read pixels of a stored level.
 
-        Returns: uint8 `(rows, cols, 3)`; transparent parts show the background colour.
+        Returns: uint8 `(rows, cols, 3)`; transparent parts show the background color.
         """
         rgba = self._read_rgba(level, box)
         alpha = rgba[..., 3]
@@ -166,10 +166,10 @@ def _tile(properties: Mapping[str, str], level: int, shape: tuple[int, int]) -> 
 
 
 def _background(properties: Mapping[str, str]) -> tuple[float, ...]:
-    colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "")
-    if len(colour) != 6:
+    color = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "")
+    if len(color) != 6:
         return (255.0, 255.0, 255.0)
-    return tuple(float(value) for value in bytes.fromhex(colour))
+    return tuple(float(value) for value in bytes.fromhex(color))
 
 
 def _bounds(properties: Mapping[str, str], full: tuple[int, int]) -> Box | None:

@@ -231,7 +231,7 @@ def _opened(source: str, overview: int | None) -> Iterator[DatasetReader]:
 
 
 def _refuse(dataset: DatasetReader, source: str) -> None:
-    """Raise for what GDAL opens but is no image that could be analysed."""
+    """Raise for what GDAL opens but is no image that could be analyzed."""
     if not dataset.count:
         inside = ", ".join(dataset.subdatasets[:3])
         raise UnsupportedFormatError(
@@ -283,7 +283,7 @@ def _read_meta(dataset: DatasetReader, indexes: list[int], levels: tuple[Level, 
     flags = [flag for i in picked for flag in dataset.mask_flag_enums[i]]
     notes = [*place.warnings]
     if "palette" in colors:
-        notes.append("Samples are numbers of a colour table, not colours; they are read as stored.")
+        notes.append("Samples are numbers of a color table, not colors; they are read as stored.")
     nodata = dataset.nodatavals[picked[0]]
     return SlideMeta(
         format=_format(dataset),
@@ -313,7 +313,7 @@ def _format(dataset: DatasetReader) -> str:
 
 
 def _colors(interpretations: list[str], descriptions: list[str | None]) -> tuple[str, ...]:
-    """Return the colour of each band; where GDAL is not told red, what the bands are called."""
+    """Return the color of each band; where GDAL is not told red, what the bands are called."""
     if "red" in interpretations:
         return tuple(interpretations)
     return tuple(
@@ -325,7 +325,7 @@ def _colors(interpretations: list[str], descriptions: list[str | None]) -> tuple
 def _channel_names(
     descriptions: list[str | None], colors: tuple[str, ...], indexes: list[int]
 ) -> tuple[str, ...]:
-    """Return the bands' descriptions, else their colours, else their numbers."""
+    """Return the bands' descriptions, else their colors, else their numbers."""
     names = []
     for description, color, index in zip(descriptions, colors, indexes, strict=True):
         is_told = color != "undefined" and colors.count(color) == 1

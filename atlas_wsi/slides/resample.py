@@ -29,10 +29,10 @@ def _weights(start: float, scale: float, n_out: int, offset: int, n_in: int) -> 
     from scipy.sparse import csr_array
 
     radius = max(scale, 1.0)
-    centre = start + (np.arange(n_out) + 0.5) * scale
+    center = start + (np.arange(n_out) + 0.5) * scale
     n_taps = int(np.ceil(2 * radius)) + 1
-    taps = np.floor(centre - radius + 0.5).astype(np.int64)[:, None] + np.arange(n_taps)
-    weight = np.maximum(0.0, 1.0 - np.abs(taps + 0.5 - centre[:, None]) / radius)
+    taps = np.floor(center - radius + 0.5).astype(np.int64)[:, None] + np.arange(n_taps)
+    weight = np.maximum(0.0, 1.0 - np.abs(taps + 0.5 - center[:, None]) / radius)
     weight /= weight.sum(axis=1, keepdims=True)
     column = np.clip(taps - offset, 0, n_in - 1)  # what is clipped has no weight
     indptr = np.arange(0, n_out * n_taps + 1, n_taps, dtype=np.int32)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tifffile import TiffFrame, TiffPage
 
-_COLOUR = (2, 6)  # RGB, YCbCr
+_COLOR = (2, 6)  # RGB, YCbCr
 _GDAL_NODATA = 42113
 _BAND_BYTES = 16 * 2**20
 _LARGEST_SEGMENT_BYTES = 2**28
@@ -110,7 +110,7 @@ class PageReader:
         self._planes, _, _, _, self._contig = key.shaped
         self.n_samples = self._planes * self._contig
         self._blank = key.nodata
-        if key.photometric in _COLOUR and _GDAL_NODATA not in key.tags:
+        if key.photometric in _COLOR and _GDAL_NODATA not in key.tags:
             self._blank = white_of(self.dtype)
         self._is_picture = int(key.compression) in _PICTURES
         self._is_tiled = key.is_tiled

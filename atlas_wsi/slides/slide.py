@@ -38,7 +38,7 @@ class Slide:
     path
         Absolute path or URL, as it can be opened again.
     mpp
-        Micrometres a level-0 pixel, a number or `(y, x)`, instead of what the file says.
+        Micrometers a level-0 pixel, a number or `(y, x)`, instead of what the file says.
     strict
         Whether a block that cannot be decoded raises, rather than being filled with background
         and listed in `unreadable`.
@@ -114,7 +114,7 @@ class Slide:
 
     @property
     def mpp(self) -> tuple[float, float] | None:
-        """Micrometres a level-0 pixel `(y, x)`; None if neither caller nor file says."""
+        """Micrometers a level-0 pixel `(y, x)`; None if neither caller nor file says."""
         return self._override or self.meta.mpp
 
     @property
@@ -179,7 +179,7 @@ class Slide:
         Returns
         -------
         tuple
-            Micrometres a level-0 pixel `(y, x)`.
+            Micrometers a level-0 pixel `(y, x)`.
 
         Raises
         ------
@@ -215,7 +215,7 @@ class Slide:
         width
             Columns of the result.
         mpp
-            Micrometres a pixel of the result, a number or `(y, x)`; None for level 0.
+            Micrometers a pixel of the result, a number or `(y, x)`; None for level 0.
 
         Returns
         -------

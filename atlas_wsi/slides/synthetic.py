@@ -1,6 +1,6 @@
 """Made-up slides that scanners could have written: for tests, demos and measurements.
 
-Tissue is a texture of eosin pink with haematoxylin nuclei, repeated inside smooth outlines; so a
+Tissue is a texture of eosin pink with hematoxylin nuclei, repeated inside smooth outlines; so a
 tile inside or outside is encoded once, and a slide of gigapixels takes seconds.
 """
 
@@ -45,14 +45,14 @@ def make_svs(
         raise ValueError(f"A slide has 1 to {_MOST_LEVELS} levels, not {levels}.")
     rng = np.random.default_rng(seed)
     outline = _Outline.random(rng, shape, tissue)
-    colours = [_texture(seed, mpp, _PERIOD_PX if max(shape) > 2 * _PERIOD_PX else _PERIOD_PX // 2)]
+    colors = [_texture(seed, mpp, _PERIOD_PX if max(shape) > 2 * _PERIOD_PX else _PERIOD_PX // 2)]
     for _ in range(1, levels):
-        colours.append(_reduce(colours[-1]))
+        colors.append(_reduce(colors[-1]))
     header = "Aperio Image Library v12.0.15\r\n{cols}x{rows} "
     facts = f"|AppMag = {10 / mpp:g}|MPP = {mpp:g}|Filename = synthetic-{seed}"
     with tifffile.TiffWriter(path, bigtiff=shape[0] * shape[1] > _BIG_PX) as tif:
         for index in range(levels):
-            painter = _Painter(outline, colours[index], _STEP**index)
+            painter = _Painter(outline, colors[index], _STEP**index)
             rows, cols = painter.shape
             tif.write(
                 _encode_tiles(painter, tile, quality),
@@ -70,7 +70,7 @@ def make_svs(
                 metadata=None,
             )
             if index == 0:
-                thumbnail = _overview(outline, colours)
+                thumbnail = _overview(outline, colors)
                 _write_strips(tif, thumbnail, header.format(rows=rows, cols=cols) + "-> -" + facts)
         _write_strips(tif, _label(), "Aperio Image Library v12.0.15\r\nlabel 192x128", kind=1)
         _write_strips(tif, thumbnail, "Aperio Image Library v12.0.15\r\nmacro 1280x431", kind=9)
@@ -121,7 +121,7 @@ class _Outline:
 
 @dataclass(frozen=True, slots=True)
 class _Painter:
-    """Colours one level."""
+    """Colors one level."""
 
     outline: _Outline
     """Where tissue is."""
@@ -201,8 +201,8 @@ def _texture(seed: int, mpp: float, n: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     eighth = gaussian_filter(rng.standard_normal((n // 8, n // 8)), 5.0 / mpp, mode="wrap")
     eosin = zoom(eighth / eighth.std(), 8, order=1, mode="grid-wrap", grid_mode=True)
-    fibres = gaussian_filter(rng.standard_normal((n, n), dtype=np.float32), (0.6, 1.5), mode="wrap")
-    eosin = 0.32 + 0.07 * eosin + 0.05 * fibres / fibres.std()
+    fibers = gaussian_filter(rng.standard_normal((n, n), dtype=np.float32), (0.6, 1.5), mode="wrap")
+    eosin = 0.32 + 0.07 * eosin + 0.05 * fibers / fibers.std()
     radius_px = 3.5 / mpp
     seeds = rng.random((n, n), dtype=np.float32) < 0.1 / radius_px**2
     nuclei = gaussian_filter(seeds.astype(np.float32), radius_px / 1.5, mode="wrap")
@@ -214,7 +214,7 @@ def _texture(seed: int, mpp: float, n: int) -> NDArray[np.uint8]:
 
 
 def _glass(y: NDArray[Any], x: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the colour of empty glass: almost white, with a little noise of period 16."""
+    """Return the color of empty glass: almost white, with a little noise of period 16."""
     noise = ((y[:, None] % 16 * 7 + x[None, :] % 16 * 13) % 5).astype(np.float32)
     return np.stack([241.0 + noise * 0.5, 240.0 + noise * 0.5, 243.0 + noise * 0.5], axis=-1)
 
@@ -225,8 +225,8 @@ def _reduce(texture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return _bytes(mean)
 
 
-def _overview(outline: _Outline, colours: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    painters = [_Painter(outline, texture, _STEP**i) for i, texture in enumerate(colours)]
+def _overview(outline: _Outline, colors: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    painters = [_Painter(outline, texture, _STEP**i) for i, texture in enumerate(colors)]
     painter = [p for p in painters if max(p.shape) >= 1024 or p is painters[0]][-1]
     rows, cols = painter.shape
     pixels = painter.paint(0, 0, rows, cols)

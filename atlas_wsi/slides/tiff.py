@@ -44,7 +44,7 @@ class _Samples:
     alpha: int | None
     """Which sample is the opacity."""
     palette: NDArray[np.uint8] | None
-    """Colours `(entries, 3)` that samples point into."""
+    """Colors `(entries, 3)` that samples point into."""
 
     @property
     def n_channels(self) -> int:
@@ -148,11 +148,11 @@ class TiffBackend:
             x, y = page.resolution
             unit = _RESOLUTION_UNITS.get(int(page.resolutionunit or 1), "")
             mpp, source = resolution.from_tiff(y, x, unit)
-        is_colour = samples.n_channels == 3 and (
+        is_color = samples.n_channels == 3 and (
             page.photometric in {_RGB, _YCBCR} or samples.palette is not None
         )
         names: tuple[str, ...] = ("red", "green", "blue")
-        if not is_colour:
+        if not is_color:
             names = tuple(f"channel {number}" for number in range(samples.n_channels))
             if len(ome.channel_names) == samples.n_channels:
                 names = ome.channel_names
@@ -164,7 +164,7 @@ class TiffBackend:
             n_channels=samples.n_channels,
             dtype=samples.dtype.name,
             channel_names=names,
-            background=(float(white_of(samples.dtype)) if is_colour else 0.0,) * samples.n_channels,
+            background=(float(white_of(samples.dtype)) if is_color else 0.0,) * samples.n_channels,
             mpp=mpp,
             mpp_source=source if mpp else "",
             magnification=power,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnreadableTile:
-    """A stored block that could not be decoded; the background colour stands in for it."""
+    """A stored block that could not be decoded; the background color stands in for it."""
 
     level: int
     """Level of the file."""
@@ -65,7 +65,7 @@ class TileReader:
         """
         inside = box.clip(self.levels[level].shape)
         places = list(self._tiles_in(level, inside))
-        # Whole tiles are no neighbour's margin: they go past the cache, which spares copying.
+        # Whole tiles are no neighbor's margin: they go past the cache, which spares copying.
         fetch = self._decode if self._is_whole(level, inside) else self._fetch
         if len(places) == 1 and places[0] == box:
             tile = fetch(level, box)

@@ -57,7 +57,7 @@ class FineReading:
     cells: torch.Tensor
     """float32 `(N, K + 1, rows, cols)`: sums of logits a cell, and the count of valid tokens."""
     total: torch.Tensor
-    """float32 `(C,)`: sum of normalised valid tokens; zeros if the finest scale is dropped."""
+    """float32 `(C,)`: sum of normalized valid tokens; zeros if the finest scale is dropped."""
     count: int
     """Tokens in `total`."""
 
@@ -189,7 +189,7 @@ class FineWindows:
         image = torch.from_numpy(pixels[None])
         if self.device.type == "cuda":
             image = image.pin_memory().to(self.device, non_blocking=True)
-        x_BCYX = self.model.normalise(image).to(self.dtype)
+        x_BCYX = self.model.normalize(image).to(self.dtype)
         tokens = self.model.encoder.stem.part(x_BCYX, tile.want, self.image_shape)[0]
         at, area, m = self.at, tile.area, self.at.side
         tokens = pad_map(

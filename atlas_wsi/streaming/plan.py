@@ -22,7 +22,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MacroTile:
-    """A block of neighbouring windows that is decoded and encoded at once."""
+    """A block of neighboring windows that is decoded and encoded at once."""
 
     windows: NDArray[np.int64]
     """Places of its active windows in the layout's list."""

@@ -213,7 +213,7 @@ def _bytes_of(x: torch.Tensor) -> memoryview:
 
 
 def _runs(places: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Return where runs of neighbours start: place in the list, window, how many."""
+    """Return where runs of neighbors start: place in the list, window, how many."""
     breaks = np.flatnonzero(np.diff(places) != 1) + 1
     starts = [0, *breaks.tolist(), len(places)]
     return [(a, int(places[a]), b - a) for a, b in itertools.pairwise(starts) if b > a]

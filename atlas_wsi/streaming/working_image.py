@@ -25,7 +25,7 @@ class WorkingImage:
     slide: Slide
     """What is read."""
     mpp: tuple[float, float]
-    """Micrometres a working pixel `(y, x)`."""
+    """Micrometers a working pixel `(y, x)`."""
     grid: Grid
     """Working pixels over level 0."""
     channels: tuple[int, int, int]

@@ -136,7 +136,7 @@ class TissueMask:
         return max(1, min(room, finest))
 
     def write_png(self, path: str | os.PathLike[str]) -> Path:
-        """Write the mask as a grey picture, white where there is tissue.
+        """Write the mask as a gray picture, white where there is tissue.
 
         Parameters
         ----------
@@ -176,7 +176,7 @@ def tissue_mask(slide: Slide, *, mpp: float = 8.0, keep_fat: bool = False) -> Ti
     slide
         The slide; its resolution must be known.
     mpp
-        About how many micrometres a cell of the mask has; coarser if the slide's pixels are, or if the mask would be
+        About how many micrometers a cell of the mask has; coarser if the slide's pixels are, or if the mask would be
         longer than 4096 cells. Georeferenced scenes: as fine as that length allows.
     keep_fat
         Whether the empty-looking inside of fat cells counts as tissue.

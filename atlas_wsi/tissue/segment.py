@@ -1,4 +1,4 @@
-"""Tissue against glass in a small picture of a slide, by optical density and colour."""
+"""Tissue against glass in a small picture of a slide, by optical density and color."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # tiles: at most 0.03). The palest tissue (debris, mucus, pale stroma) lies above the ceiling.
 _STAIN_FLOOR, _STAIN_CEILING = 0.045, 0.08
 _NEUTRAL_DENSITY = 0.5
-_GREY_WHITENESS, _TINTED_WHITENESS, _FLAT = 158.0, 150.0, 0.7
+_GRAY_WHITENESS, _TINTED_WHITENESS, _FLAT = 158.0, 150.0, 0.7
 _DEFAULT_GLASS = 243.0
 _MIN_TISSUE_UM2, _MAX_HOLE_UM2 = 5_000.0, 5_000.0
 _INK_WIDTH_UM = 100.0
@@ -41,10 +41,10 @@ def find_tissue(
 
     Notes
     -----
-    Bright field: the glass is the brightest colourless mode. Stain is what absorbs one colour
-    more than another; glass, shadows and most dust are grey. Otsu's threshold on it is held
+    Bright field: the glass is the brightest colorless mode. Stain is what absorbs one color
+    more than another; glass, shadows and most dust are gray. Otsu's threshold on it is held
     between two bounds, so that a picture that is all tissue is not split and one that is all
-    glass stays empty. Ink is a broad area whose colour no common stain has (pure green, blue or
+    glass stays empty. Ink is a broad area whose color no common stain has (pure green, blue or
     red, or black); green counterstains are therefore taken for ink. Fluorescence: brighter than
     the dark mode by more than its noise, in any channel.
     """
@@ -76,12 +76,12 @@ def _as_8_bit(pixels: NDArray[Any]) -> Source:
 
 
 def _thinning(valid: Mask) -> int:
-    """Return the step at which a picture is sampled where only its colours are counted."""
+    """Return the step at which a picture is sampled where only its colors are counted."""
     return max(1, math.isqrt(valid.size // _COUNTED_PIXELS))
 
 
 def _whiteness(rgb: Picture, weight: float) -> Picture:
-    """Brightness less colour: what glass has much of and tissue has not."""
+    """Brightness less color: what glass has much of and tissue has not."""
     spread = rgb.max(axis=0) - rgb.min(axis=0)
     white: Picture = rgb.mean(axis=0) - weight * spread
     return white
@@ -91,10 +91,10 @@ def _is_dark(picture: Picture, valid: Mask) -> bool:
     lit = picture[:, valid & picture.any(axis=0)]  # a border of pure black tells nothing
     if lit.size == 0:
         return True
-    if len(lit) != 3:  # bright field is recorded in colour, so a doubtful grey is fluorescence
+    if len(lit) != 3:  # bright field is recorded in color, so a doubtful gray is fluorescence
         return bool(np.median(lit.max(axis=0)) < 110)
     low, middle = np.percentile(lit.mean(axis=0), (5, 50))
-    # Nothing that glows in one colour is white; glass is, even beside a wide dark border.
+    # Nothing that glows in one color is white; glass is, even beside a wide dark border.
     return bool(low < 20 and middle < 60 and np.mean(_whiteness(lit, 2) > 150) < 0.02)
 
 
@@ -130,11 +130,11 @@ def _find_stained(rgb: Source, valid: Mask, cell_um: float) -> tuple[Mask, Mask]
         inner = slice(row - near.start, row - near.start + len(valid[rows]))
         picture, density = rgb[:, rows], _density(rgb[:, near], glass)[:, inner]
         is_dark = picture.max(axis=0) < 70
-        is_grey = picture.max(axis=0) - picture.min(axis=0) < 12
-        is_grey |= density.max(axis=0) - density.min(axis=0) < 0.45
+        is_gray = picture.max(axis=0) - picture.min(axis=0) < 12
+        is_gray |= density.max(axis=0) - density.min(axis=0) < 0.45
         is_inked[rows], is_faded[rows] = _inks(density)
-        is_inked[rows] |= is_dark & is_grey
-        # Glass and dust may be greenish, which no common stain is: green as the palest is no colour.
+        is_inked[rows] |= is_dark & is_gray
+        # Glass and dust may be greenish, which no common stain is: green as the palest is no color.
         stain[rows] = density.max(axis=0) - np.minimum(density[0], density[2])
         is_dense[rows] = density.min(axis=0) > _NEUTRAL_DENSITY
     ink = _find_ink(is_inked, is_faded, cell_um)
@@ -166,12 +166,12 @@ def _density(rgb: Source, glass: Picture) -> Picture:
 def _glass_color(rgb: Source, valid: Mask) -> Picture:
     from scipy.ndimage import gaussian_gradient_magnitude
 
-    # Without colour, or tinted (as some scanners show it) but without texture.
+    # Without color, or tinted (as some scanners show it) but without texture.
     every = _thinning(valid)
-    grey = rgb.mean(axis=0, dtype=np.float32)
-    slope = gaussian_gradient_magnitude(grey, 1.0, output=grey)[::every, ::every]
+    gray = rgb.mean(axis=0, dtype=np.float32)
+    slope = gaussian_gradient_magnitude(gray, 1.0, output=gray)[::every, ::every]
     few, valid = rgb[:, ::every, ::every].astype(np.float32), valid[::every, ::every]
-    is_glass = _whiteness(few, 4) >= _GREY_WHITENESS
+    is_glass = _whiteness(few, 4) >= _GRAY_WHITENESS
     is_glass |= (_whiteness(few, 2) >= _TINTED_WHITENESS) & (slope < _FLAT)
     white = few[:, is_glass & valid]
     if white.shape[1] < max(4, 0.002 * np.count_nonzero(valid)):

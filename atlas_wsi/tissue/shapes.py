@@ -139,7 +139,7 @@ def _to_scene(
 
     try:
         theirs, ours = CRS.from_user_input(crs), CRS.from_user_input(slide.crs)
-        frame, length = _neighbourhood(
+        frame, length = _neighborhood(
             slide.shape, lambda xy: move(_apply(to_scene, xy), ours, theirs)
         )
         near = shapely.intersection(shapes, frame)
@@ -158,7 +158,7 @@ def _to_scene(
     return polygons
 
 
-def _neighbourhood(
+def _neighborhood(
     shape: tuple[int, int], move: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> tuple[shapely.Polygon, float]:
     """Return a box of other coordinates that holds a scene, and how far its points are apart there."""

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# optical density of haematoxylin, eosin and DAB, a row each (Ruifrok and Johnston 2001)
+# optical density of hematoxylin, eosin and DAB, a row each (Ruifrok and Johnston 2001)
 _HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=np.float32)
 _HED_INVERSE = np.linalg.inv(_HED).astype(np.float32)
 _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
@@ -91,8 +91,8 @@ def _jitter_light(
     """Change brightness, contrast, gamma and the gain of each channel."""
     scaled = pixels.astype(np.float32) / 255
     scaled = scaled ** float(np.exp(strength * rng.uniform(-0.3, 0.3)))
-    centre = scaled.mean()
-    scaled = (scaled - centre) * float(np.exp(strength * rng.uniform(-0.3, 0.3))) + centre
+    center = scaled.mean()
+    scaled = (scaled - center) * float(np.exp(strength * rng.uniform(-0.3, 0.3))) + center
     gain = np.exp(strength * rng.uniform(-0.12, 0.12, 3)).astype(np.float32)
     scaled = scaled * gain + float(strength * rng.uniform(-0.08, 0.08))
     return np.clip(255 * scaled, 0, 255).astype(np.uint8)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _AHEAD = 4
 _MAKERS = 1
 _WINDOW_CELLS = 4
-_MIN_LABELLED = 0.05
+_MIN_LABELED = 0.05
 _FEW_SINGLES, _SINGLES_A_MEGAPIXEL = 96, 120
 
 
@@ -149,8 +149,8 @@ def _shows_singles(step: int, recipe: Recipe) -> bool:
 
 def _draw_active(shares: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Leave out windows of glass, and now and then others, as happens around real tissue."""
-    labelled = shares.sum(dim=1, keepdim=True)
-    active = functional.avg_pool2d(labelled, _WINDOW_CELLS, ceil_mode=True)[:, 0] > _MIN_LABELLED
+    labeled = shares.sum(dim=1, keepdim=True)
+    active = functional.avg_pool2d(labeled, _WINDOW_CELLS, ceil_mode=True)[:, 0] > _MIN_LABELED
     if rng.random() < 0.5:
         drop = torch.from_numpy(rng.random(active.shape) < rng.uniform(0, 0.6))
         active &= ~drop

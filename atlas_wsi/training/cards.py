@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from atlas_wsi.models.card import ModelCard
     from atlas_wsi.models.model import Model
-    from atlas_wsi.training.tiles import Labelled
+    from atlas_wsi.training.tiles import Labeled
 
 
 def card_text(card: ModelCard) -> str:
@@ -65,7 +65,7 @@ def _readable(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def split_text(tiles: Labelled, held: Labelled, share: float, seed: int, *, n_chosen: int) -> str:
+def split_text(tiles: Labeled, held: Labeled, share: float, seed: int, *, n_chosen: int) -> str:
     """Say how held-out tiles were kept apart."""
     kind = " of copies of one original" if tiles.unit == "tiles" else ""
     how = (
@@ -84,7 +84,7 @@ def split_text(tiles: Labelled, held: Labelled, share: float, seed: int, *, n_ch
     )
 
 
-def given_text(tiles: Labelled, *, n_held: int, n_chosen: int) -> str:
+def given_text(tiles: Labeled, *, n_held: int, n_chosen: int) -> str:
     """Say that the split was given."""
     chosen = f" and {n_chosen} chose {_chosen(n_chosen)}" if n_chosen else ""
     return f"{n_held} of {len(tiles)} {tiles.unit} held out{chosen}, as the table says."
@@ -94,7 +94,7 @@ def _chosen(n: int) -> str:
     return "the weights and the temperature" if n >= FEWEST else "the weights"
 
 
-def folds_text(tiles: Labelled, n: int, seed: int, *, fold: int | None) -> str:
+def folds_text(tiles: Labeled, n: int, seed: int, *, fold: int | None) -> str:
     """Say how the tiles of a cross-validation were kept apart."""
     groups = f"{len(set(tiles.groups))} groups" if tiles.is_grouped else "no groups were given"
     whole = f"{n} folds of {len(tiles)} {tiles.unit} ({groups}), every class in each, seed {seed}."

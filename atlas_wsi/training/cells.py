@@ -66,7 +66,7 @@ def predict_cells(
     memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> CellSet:
-    """Predict whole slides, and keep the cells that lie in labelled areas."""
+    """Predict whole slides, and keep the cells that lie in labeled areas."""
     names = model.card.class_names
     truths, chances, groups, blocks, n_missed = [], [], [], [], 0
     for done, one in enumerate(rows, start=1):
@@ -92,7 +92,7 @@ def predict_cells(
             progress("predict slides", done, len(rows))
     if not groups:
         raise DatasetError(
-            "No cell of the heatmaps lies in a labelled area.",
+            "No cell of the heatmaps lies in a labeled area.",
             hint="Draw areas larger than a cell, and on tissue.",
         )
     several = len(set(groups)) > 1

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from atlas_wsi.training.evaluation import Evaluation
     from atlas_wsi.training.fitting import About
     from atlas_wsi.training.recipe import Recipe
-    from atlas_wsi.training.tiles import Labelled
+    from atlas_wsi.training.tiles import Labeled
 
 _FORMAT = "atlas-wsi folds 1"
 _LONGEST_NAME = 56
@@ -84,7 +84,7 @@ class CrossValidation:
             found[f"{name}_sd_over_folds"] = spread[name][1]
         return {name: round(value, 4) for name, value in found.items()}
 
-    def write(self, out: Path, tiles: Labelled) -> tuple[Path, Path, Path]:
+    def write(self, out: Path, tiles: Labeled) -> tuple[Path, Path, Path]:
         """Write the figures, a row a fold, and the prediction of every tile."""
         spread = self.spread()
         data = {
@@ -132,7 +132,7 @@ class CrossValidation:
 
 
 def parts_of_fold(
-    tiles: Labelled, fold_of: NDArray[np.int64], fold: int | None, *, validation: float, seed: int
+    tiles: Labeled, fold_of: NDArray[np.int64], fold: int | None, *, validation: float, seed: int
 ) -> Parts:
     """Say what each tile is for in a fold."""
     known = np.flatnonzero(fold_of != (-1 if fold is None else fold))
@@ -144,7 +144,7 @@ def parts_of_fold(
 
 
 def train_folds(
-    tiles: Labelled,
+    tiles: Labeled,
     about: About,
     recipe: Recipe,
     *,
@@ -211,14 +211,14 @@ def train_folds(
     return model, result
 
 
-def _about(about: About, tiles: Labelled, n: int, seed: int, *, fold: int | None) -> About:
+def _about(about: About, tiles: Labeled, n: int, seed: int, *, fold: int | None) -> About:
     name = about.name if fold is None else f"{about.name[:_LONGEST_NAME]}.fold{fold}"
     how = folds_text(tiles, n, seed, fold=fold)
     return replace(about, name=name, texts={**(about.texts or {}), "split": how})
 
 
 def _ask(
-    model: Model | None, path: Path, tiles: Labelled, asked: NDArray[np.int64]
+    model: Model | None, path: Path, tiles: Labeled, asked: NDArray[np.int64]
 ) -> tuple[Fold, NDArray[np.float32]]:
     """Predict the held-out tiles of a fold; only the first process's answer counts."""
     groups = len({tiles.groups[i] for i in asked})
@@ -245,7 +245,7 @@ def _find(path: Path, mark: str, *, overwrite: bool) -> Model | None:
 
 
 def _fingerprint(
-    tiles: Labelled,
+    tiles: Labeled,
     about: About,
     recipe: Recipe,
     n: int,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from atlas_wsi.progress import Progress
     from atlas_wsi.training.tiles import TileSet
 
-_MIN_LABELLED = 0.5
+_MIN_LABELED = 0.5
 _MIN_TISSUE = 0.05
 
 
@@ -51,7 +51,7 @@ def evaluate_mosaics(
 ) -> dict[str, float]:
     """Measure the cells of mosaics of unchanged tiles, with context and window by window.
 
-    A cell counts if half of it is labelled; its class is the one with the largest share. Windows
+    A cell counts if half of it is labeled; its class is the one with the largest share. Windows
     of glass are left out, as in `predict`.
     """
     n_classes = len(tiles.classes)
@@ -81,12 +81,12 @@ def read_mosaics(
         mosaic = make_mosaic(
             tiles, (side_px, side_px), rng, stain=model.card.domain == "slide", vary=False
         )
-        labelled = mosaic.shares.sum(axis=0)
-        active = functional.avg_pool2d(torch.from_numpy(labelled)[None], window // CELL_PX)
+        labeled = mosaic.shares.sum(axis=0)
+        active = functional.avg_pool2d(torch.from_numpy(labeled)[None], window // CELL_PX)
         yield MosaicMaps(
             image=mosaic.image,
             truth=mosaic.shares.argmax(axis=0),
-            counts=labelled > _MIN_LABELLED,
+            counts=labeled > _MIN_LABELED,
             whole=_classes(model, mosaic.image[None], active > _MIN_TISSUE)[0],
             apart=_window_by_window(model, mosaic.image),
         )
@@ -96,7 +96,7 @@ def _classes(
     model: Model, images: NDArray[np.uint8], active: torch.Tensor | None = None
 ) -> NDArray[np.int64]:
     with torch.inference_mode():
-        found = model(model.normalise(torch.from_numpy(images)), active)
+        found = model(model.normalize(torch.from_numpy(images)), active)
         return found.cells.argmax(dim=1).numpy()
 
 

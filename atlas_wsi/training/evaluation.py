@@ -1,4 +1,4 @@
-"""How good a model is on labelled tiles or slides."""
+"""How good a model is on labeled tiles or slides."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_wsi.errors import DatasetError
-from atlas_wsi.training.metrics import confusion, mean_probabilities, summarise
+from atlas_wsi.training.metrics import confusion, mean_probabilities, summarize
 from atlas_wsi.training.scores import Interval, Reliability, class_scores, reliability
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from atlas_wsi.models.model import Model
     from atlas_wsi.progress import Progress
-    from atlas_wsi.training.tiles import Labelled
+    from atlas_wsi.training.tiles import Labeled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
-    """How good a model is on labelled tiles, cells or slides."""
+    """How good a model is on labeled tiles, cells or slides."""
 
     classes: tuple[str, ...]
     """Names of the classes."""
@@ -68,8 +68,8 @@ class Evaluation:
         }
 
 
-def evaluate(model: Model, tiles: Labelled, *, progress: Progress | None = None) -> Evaluation:
-    """Measure a model on labelled tiles or slides."""
+def evaluate(model: Model, tiles: Labeled, *, progress: Progress | None = None) -> Evaluation:
+    """Measure a model on labeled tiles or slides."""
     labels = class_places(model, tiles)[tiles.labels]
     names, temperature = model.card.class_names, model.card.temperature
     logits, valid = tiles.logits(model, progress=progress)
@@ -95,7 +95,7 @@ def measure(
     """
     counts = confusion(labels, probabilities.argmax(axis=1), len(classes))
     recall = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
-    metrics = summarise(counts) | {
+    metrics = summarize(counts) | {
         f"recall {name}": float(value)
         for name, value, seen in zip(classes, recall, counts.sum(axis=1), strict=True)
         if seen
@@ -117,7 +117,7 @@ def _plain(values: NDArray[np.float64] | list[float]) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def class_places(model: Model, tiles: Labelled) -> NDArray[np.int64]:
+def class_places(model: Model, tiles: Labeled) -> NDArray[np.int64]:
     """Return the model's class of each class of the tiles.
 
     Returns: `(classes of the tiles,)`.

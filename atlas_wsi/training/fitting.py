@@ -14,7 +14,7 @@ from atlas_wsi.training.calibration import FEWEST, fit_temperature
 from atlas_wsi.training.evaluation import class_places, evaluate
 from atlas_wsi.training.loop import channel_statistics, train
 from atlas_wsi.training.marks import marks_of
-from atlas_wsi.training.metrics import color_baseline, confusion, summarise
+from atlas_wsi.training.metrics import color_baseline, confusion, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.training.history import History
     from atlas_wsi.training.recipe import Recipe
-    from atlas_wsi.training.tiles import Labelled
+    from atlas_wsi.training.tiles import Labeled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,11 +52,11 @@ class About:
     domain: Literal["slide", "scene"]
     """Stained tissue, or land."""
     mpp: float
-    """Micrometres a pixel of the tiles."""
+    """Micrometers a pixel of the tiles."""
     texts: Mapping[str, Any] | None = None
     """``licence``, ``data``, ``limits`` and ``split`` of the card."""
 
-    def card(self, tiles: Labelled) -> ModelCard:
+    def card(self, tiles: Labeled) -> ModelCard:
         """Make the card of a model before training."""
         mean, std = channel_statistics(tiles.images)
         colors = class_colors(len(tiles.classes))
@@ -75,7 +75,7 @@ class About:
 
 
 def fit(
-    tiles: Labelled,
+    tiles: Labeled,
     parts: Parts,
     about: About,
     recipe: Recipe,
@@ -121,7 +121,7 @@ def fit(
 
 
 def _figures(
-    model: Model, known: Labelled, held: Labelled, progress: Progress | None
+    model: Model, known: Labeled, held: Labeled, progress: Progress | None
 ) -> dict[str, Any]:
     """Return metrics and confusion for the card; nothing without held-out tiles."""
     if not len(held):
@@ -130,7 +130,7 @@ def _figures(
     metrics = dict(found.metrics) | {"ece": found.reliability.ece}
     if held.unit == "tiles":
         guessed = color_baseline(known.images, known.labels, held.images, len(held.classes))
-        color = summarise(confusion(held.labels, guessed, len(held.classes)))
+        color = summarize(confusion(held.labels, guessed, len(held.classes)))
         metrics |= {f"colour_baseline_{k}": v for k, v in color.items()}
     return {
         "metrics": {k: round(v, 4) for k, v in metrics.items()},
@@ -138,7 +138,7 @@ def _figures(
     }
 
 
-def set_temperature(model: Model, tiles: Labelled, *, progress: Progress | None = None) -> None:
+def set_temperature(model: Model, tiles: Labeled, *, progress: Progress | None = None) -> None:
     """Fit a model's temperature and put it into its card."""
     place = class_places(model, tiles)
     logits, valid = tiles.logits(model, progress=progress)
@@ -146,7 +146,7 @@ def set_temperature(model: Model, tiles: Labelled, *, progress: Progress | None 
     model.card = model.card.model_copy(update={"temperature": round(temperature, 4)})
 
 
-def count_by_class(tiles: Labelled, which: NDArray[np.int64]) -> dict[str, int]:
+def count_by_class(tiles: Labeled, which: NDArray[np.int64]) -> dict[str, int]:
     """Count some tiles by class."""
     counts = np.bincount(tiles.labels[which], minlength=len(tiles.classes))
     return dict(zip(tiles.classes, counts.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Divide labelled tiles into folds: whole groups, every class in every fold, even sizes."""
+"""Divide labeled tiles into folds: whole groups, every class in every fold, even sizes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from atlas_wsi.errors import DatasetError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from atlas_wsi.training.tiles import Labelled
+    from atlas_wsi.training.tiles import Labeled
 
 _DRAWS = 200
 
 
-def make_folds(tiles: Labelled, *, n: int, seed: int) -> NDArray[np.int64]:
+def make_folds(tiles: Labeled, *, n: int, seed: int) -> NDArray[np.int64]:
     """Divide tiles into folds by whole groups, so that every fold has tiles of every class.
 
     Large groups are dealt first, each to the fold that lacks its classes or has the fewest of

@@ -164,7 +164,7 @@ def _name(value: Any) -> str | None:
 def _apart(
     names: list[str], polygons: list[shapely.Polygon], path: Path
 ) -> tuple[list[str], list[shapely.Polygon]]:
-    """Give what two classes share to the smaller area: a tumour drawn within tissue is tumour."""
+    """Give what two classes share to the smaller area: a tumor drawn within tissue is tumor."""
     import shapely
 
     shapes = np.array(polygons, dtype=object)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from atlas_wsi.models.model import Model
     from atlas_wsi.models.start import Start
     from atlas_wsi.training.batches import Batch
-    from atlas_wsi.training.tiles import Labelled, TileSet
+    from atlas_wsi.training.tiles import Labeled, TileSet
 
 __all__ = ["SLIDE_LOSS", "Recipe", "channel_statistics", "losses", "train"]
 
@@ -41,13 +41,13 @@ def losses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the losses of a batch."""
     found = (run or model)(
-        model.normalise(batch.images).contiguous(memory_format=torch.channels_last),
+        model.normalize(batch.images).contiguous(memory_format=torch.channels_last),
         batch.active,
         n_scales=batch.n_scales,
     )
     logs = functional.log_softmax(found.cells.float(), dim=1)
-    labelled = parallel.total(batch.shares.sum()).clamp(min=1e-6)
-    dense = -(logs * batch.shares).sum() / labelled
+    labeled = parallel.total(batch.shares.sum()).clamp(min=1e-6)
+    dense = -(logs * batch.shares).sum() / labeled
     whole = batch.shares.sum(dim=(2, 3))
     has_label = whole.sum(dim=1) > 0
     target = whole[has_label] / whole[has_label].sum(dim=1, keepdim=True)
@@ -57,12 +57,12 @@ def losses(
 
 
 def train(
-    tiles: Labelled,
+    tiles: Labeled,
     card: ModelCard,
     recipe: Recipe,
     *,
     init: Model | Start | None = None,
-    validation: Labelled | None = None,
+    validation: Labeled | None = None,
     checkpoint: Path | None = None,
     history: History | None = None,
     progress: Progress | None = None,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def marks_of(paths: Sequence[str]) -> list[str]:
-    """Return what slides are recognised by wherever they are copied to: a digest of name and size."""
+    """Return what slides are recognized by wherever they are copied to: a digest of name and size."""
     found = []
     for path in paths:
         size = 0 if "://" in path else Path(path).stat().st_size

@@ -1,4 +1,4 @@
-"""How good predictions of tiles are, and how good colour alone would be."""
+"""How good predictions of tiles are, and how good color alone would be."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tile_logits(
     with torch.inference_mode():
         for start in range(0, len(images), batch):
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + batch]))
-            x_BCYX = model.normalise(part.to(device))
+            x_BCYX = model.normalize(part.to(device))
             found = model(x_BCYX.to(model.encoder.fc.weight.dtype))
             out.append(found.cells.float().cpu().numpy())
             inside.append(found.valid.cpu().numpy())
@@ -72,7 +72,7 @@ def confusion(
     return flat.reshape(n_classes, n_classes).astype(np.int64)
 
 
-def summarise(counts: NDArray[np.int64]) -> dict[str, float]:
+def summarize(counts: NDArray[np.int64]) -> dict[str, float]:
     """Compute accuracy, balanced accuracy and recall from a confusion matrix."""
     seen = counts.sum(axis=1)
     recall = np.diag(counts)[seen > 0] / seen[seen > 0]
@@ -83,7 +83,7 @@ def summarise(counts: NDArray[np.int64]) -> dict[str, float]:
 
 
 def color_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Describe tiles by their colours alone.
+    """Describe tiles by their colors alone.
 
     `images`: uint8 `(N, rows, cols, 3)`. Returns: float32 `(N, 21)`: mean, deviation and five
     percentiles of each channel.
@@ -102,7 +102,7 @@ def color_baseline(
     held_out: NDArray[np.uint8],
     n_classes: int,
 ) -> NDArray[np.int64]:
-    """Predict tiles from their colours alone, by logistic regression with squares."""
+    """Predict tiles from their colors alone, by logistic regression with squares."""
     known, asked = color_features(train), color_features(held_out)
     mean, std = known.mean(axis=0), known.std(axis=0) + 1e-6
 
@@ -112,14 +112,14 @@ def color_baseline(
 
     x, y = prepare(known), torch.from_numpy(labels)
     weight = torch.zeros(x.shape[1], n_classes, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(x @ weight, y) + 1e-3 * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         return (prepare(asked) @ weight).argmax(dim=1).numpy()

@@ -50,7 +50,7 @@ def make_mosaic(
     """Make a picture of areas of several classes.
 
     Half of the pictures have one stain or light all over, as a slide has; in the others every
-    tile has its own, so that colour tells nothing.
+    tile has its own, so that color tells nothing.
     """
     n_classes = len(tiles.classes)
     area = _areas(shape, n_classes + int(stain), rng)  # the last number is glass

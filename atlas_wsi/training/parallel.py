@@ -1,7 +1,7 @@
 """Training by several processes that torchrun started: a batch in parts, one result.
 
 Every process holds the whole model and makes its own pictures of a batch. Sums that a step needs
-(labelled area, batch-norm statistics, gradients) go over all of them, so the number of processes
+(labeled area, batch-norm statistics, gradients) go over all of them, so the number of processes
 decides how fast a model is trained, not which.
 """
 
@@ -129,15 +129,15 @@ class _SharedNorm(nn.BatchNorm2d):
             counts = 0.0 if self.idle else 1.0
             n = total(torch.tensor(counts * x.numel() / x.shape[1], device=x.device))
             mean = _Sum.apply(counts * _over_pixels(x)).div(n).to(x.dtype)
-            centred = x - mean[:, None, None]
-            var = _Sum.apply(counts * _over_pixels(centred.square())).div(n).to(x.dtype)
+            centerd = x - mean[:, None, None]
+            var = _Sum.apply(counts * _over_pixels(centerd.square())).div(n).to(x.dtype)
             with torch.no_grad():
                 assert self.running_mean is not None
                 assert self.running_var is not None
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(var * n / (n - 1), self.momentum)
             scale = self.weight * torch.rsqrt(var + self.eps)
-            return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x_BCYX.dtype)
+            return (centerd * scale[:, None, None] + self.bias[:, None, None]).to(x_BCYX.dtype)
 
 
 def _over_pixels(x_BCYX: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ class Recipe:
     singles: int = 3
     """Every how many steps single tiles are shown, mosaics at the others; 1 for tiles alone."""
     jitter: float = 1.0
-    """How strongly colours change; strong jitter keeps a model from living off colour."""
+    """How strongly colors change; strong jitter keeps a model from living off color."""
     checks: int = 12
     """How often in all the averaged weights are measured on the validation tiles and stored."""
     patience: int = 0

@@ -1,4 +1,4 @@
-"""Labelled tiles cut out of areas of slides or scenes whose class somebody has told."""
+"""Labeled tiles cut out of areas of slides or scenes whose class somebody has told."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read_regions(
     labels: Labels | None = None,
     progress: Progress | None = None,
 ) -> TileSet:
-    """Cut tiles out of labelled areas."""
+    """Cut tiles out of labeled areas."""
     rng = np.random.default_rng(seed)
     table = read_list(path)
     images: list[NDArray[np.uint8]] = []

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.training.history import History
     from atlas_wsi.training.recipe import Recipe
-    from atlas_wsi.training.tiles import Labelled
+    from atlas_wsi.training.tiles import Labeled
 
 __all__ = [
     "Evaluation",
@@ -40,7 +40,7 @@ __all__ = [
     "write_card",
 ]
 
-Some = TypeVar("Some", bound="Labelled")
+Some = TypeVar("Some", bound="Labeled")
 """Tiles, or slides: a part of them is of the same kind."""
 
 
@@ -84,7 +84,7 @@ def train_tiles(
 
 
 def train_set(
-    tiles: Labelled,
+    tiles: Labeled,
     *,
     name: str,
     domain: Literal["slide", "scene"],
@@ -102,7 +102,7 @@ def train_set(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Model:
-    """Train a model on labelled tiles, wherever they were cut out of, or on slides."""
+    """Train a model on labeled tiles, wherever they were cut out of, or on slides."""
     told = {"held_out": held_out, "validation": validation} if parts is None else {}
     if parts is None:
         known, chosen, asked = split_three(
@@ -167,7 +167,7 @@ def held_out_tiles(model: Model, tiles: Some) -> Some:
 
 
 def _parts_in(
-    facts: Mapping[str, Any], tiles: Labelled
+    facts: Mapping[str, Any], tiles: Labeled
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the training and the held-out tiles of what a card says."""
     seed, validation = int(facts["seed"]), float(facts.get("validation", 0))

@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from atlas_wsi.streaming.forward import SlideLogits
     from atlas_wsi.tissue.mask import TissueMask
     from atlas_wsi.training.recipe import Recipe
-    from atlas_wsi.training.tables import LabelledSlide
+    from atlas_wsi.training.tables import LabeledSlide
 
 EVIDENCE_LOSS = 0.5
 """Weight of the heatmap's loss beside the slide score's."""
 
-_SHOWN = 64  # windows that colours and batch norms are measured on
+_SHOWN = 64  # windows that colors and batch norms are measured on
 _MEASURED = 16  # of them, a step, before batch norm is kept
 
 
@@ -65,14 +65,14 @@ class SlideSet:
 
     unit: ClassVar[str] = "slides"
 
-    rows: tuple[LabelledSlide, ...]
+    rows: tuple[LabeledSlide, ...]
     """The lines of the table."""
     masks: tuple[TissueMask, ...]
     """Tissue of each."""
     classes: tuple[str, ...]
     """Names of the labels, sorted."""
     mpp: float
-    """Micrometres a pixel that a model sees."""
+    """Micrometers a pixel that a model sees."""
     seed: int
     """Decides which windows are in `images`."""
     sampling: Sampling
@@ -108,7 +108,7 @@ class SlideSet:
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
-        """A sample of windows with tissue, to measure colours and batch norms on."""
+        """A sample of windows with tissue, to measure colors and batch norms on."""
         rng = np.random.default_rng(self.seed)
         images: list[NDArray[np.uint8]] = []
         order = rng.permutation(len(self))[:_SHOWN]
@@ -153,14 +153,14 @@ class SlideSet:
 
 
 def find_slides(
-    rows: Sequence[LabelledSlide],
+    rows: Sequence[LabeledSlide],
     *,
     mpp: float,
     seed: int = 0,
     sampling: Sampling | None = None,
     progress: Progress | None = None,
 ) -> SlideSet:
-    """Find the tissue of labelled slides."""
+    """Find the tissue of labeled slides."""
     classes = class_names(rows)
     if len(classes) < 2:
         raise DatasetError(

@@ -34,8 +34,8 @@ def new_model(n_classes: int, card: ModelCard, recipe: Recipe, init: Model | Sta
     if start is not None:
         taken = take_weights(model, start)
         facts["init"] = {"name": start.name, "taken": str(taken), "training": dict(start.training)}
-        if start.normalisation is not None:
-            mean, std = start.normalisation
+        if start.normalization is not None:
+            mean, std = start.normalization
             card = card.model_copy(update={"mean": mean, "std": std})
     model.card = card.model_copy(update={"training": facts})
     model.encoder.stem.to(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from torch import nn
 
 from atlas_wsi.training import parallel
 from atlas_wsi.training.history import read_checkpoint, write_checkpoint
-from atlas_wsi.training.metrics import confusion, mean_probabilities, summarise
+from atlas_wsi.training.metrics import confusion, mean_probabilities, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.training.history import History
     from atlas_wsi.training.recipe import Recipe
-    from atlas_wsi.training.tiles import Labelled
+    from atlas_wsi.training.tiles import Labeled
 
 _EMA = 0.998
 _MEASURED = 1024
@@ -46,19 +46,19 @@ class Work(Protocol):
 
 
 class Run:
-    """Weights, their average, the optimiser and the best weights so far."""
+    """Weights, their average, the optimizer and the best weights so far."""
 
     def __init__(self, model: Model, recipe: Recipe, history: History) -> None:
         self.model, self.average = model, copy.deepcopy(model)
         self.recipe, self.history = recipe, history
-        self.optimiser = _optimiser(model, recipe)
+        self.optimizer = _optimizer(model, recipe)
         self.best: dict[str, torch.Tensor] = {}
 
     def train(
         self,
         work: Work,
-        tiles: Labelled,
-        validation: Labelled | None,
+        tiles: Labeled,
+        validation: Labeled | None,
         *,
         checkpoint: Path | None,
         report: Progress,
@@ -94,16 +94,16 @@ class Run:
             checkpoint.unlink(missing_ok=True)
 
     def _step(self, work: Work, batch: Any, step: int, rate: float, cancel: CancelToken) -> float:
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss = work.learn(batch, step, cancel)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
+        self.optimizer.step()
         _follow(self.average, self.model, keep=min(_EMA, step / (step + 10)))
         return loss
 
-    def _check(self, step: int, rate: float, loss: float, validation: Labelled | None) -> None:
+    def _check(self, step: int, rate: float, loss: float, validation: Labeled | None) -> None:
         """Measure the averaged weights and keep them if they are the best."""
         for mean, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mean.copy_(now)
@@ -113,7 +113,7 @@ class Run:
             counts = confusion(validation.labels, p.argmax(axis=1), len(validation.classes))
             own = p[np.arange(len(p)), validation.labels]
             row["validation_loss"] = float(-np.log(np.maximum(own, 1e-12)).mean())
-            row["validation_balanced_accuracy"] = summarise(counts)["balanced_accuracy"]
+            row["validation_balanced_accuracy"] = summarize(counts)["balanced_accuracy"]
         self.history.add(parallel.share(row))
         if self.history.checks_since_best == 0:
             self.best = copy.deepcopy(self.average.state_dict())
@@ -133,7 +133,7 @@ class Run:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "best": self.best,
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "history": self.history.rows,
         }
         write_checkpoint(path, state)
@@ -146,12 +146,12 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.best = state["best"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.history.rows[:] = state["history"]
         return int(state["step"])
 
 
-def _optimiser(model: Model, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(model: Model, recipe: Recipe) -> torch.optim.Optimizer:
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     return torch.optim.AdamW(
@@ -197,7 +197,7 @@ def measure_norms(model: Model, batches: Sequence[NDArray[np.uint8]]) -> None:
         norm.momentum = None  # the plain mean over what follows
         norm.train()
     for images in batches:
-        x_BCYX = model.normalise(
+        x_BCYX = model.normalize(
             torch.from_numpy(images).to(model.encoder.fc.weight.device)
         ).contiguous(memory_format=torch.channels_last)
         model.encoder.stem(x_BCYX)

@@ -35,7 +35,7 @@ _PARTS: dict[str, Part] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledSlide:
+class LabeledSlide:
     """A slide, what it shows, and the patient it is of."""
 
     slide: str
@@ -81,7 +81,7 @@ def find(path: Path, name: str) -> str:
     return str(found)
 
 
-def read_slides(path: str | os.PathLike[str]) -> list[LabelledSlide]:
+def read_slides(path: str | os.PathLike[str]) -> list[LabeledSlide]:
     """Read a table of slides and their labels."""
     path = Path(path)
     found = []
@@ -93,7 +93,7 @@ def read_slides(path: str | os.PathLike[str]) -> list[LabelledSlide]:
                 "held-out."
             )
         found.append(
-            LabelledSlide(
+            LabeledSlide(
                 slide=find(path, row["slide"].strip()),
                 label=row["label"].strip(),
                 group=(row.get("group") or row["slide"]).strip(),
@@ -114,12 +114,12 @@ def read_slides(path: str | os.PathLike[str]) -> list[LabelledSlide]:
     return found
 
 
-def is_split(slides: Sequence[LabelledSlide]) -> bool:
+def is_split(slides: Sequence[LabeledSlide]) -> bool:
     """Tell whether the table says what slides are for."""
     return slides[0].part is not None
 
 
-def held_out(slides: Sequence[LabelledSlide], card: ModelCard) -> NDArray[np.int64]:
+def held_out(slides: Sequence[LabeledSlide], card: ModelCard) -> NDArray[np.int64]:
     """Return the slides that the table holds out, none of which the model was trained on."""
     asked = np.flatnonzero([one.part == "held-out" for one in slides])
     if not len(asked):
@@ -138,7 +138,7 @@ def held_out(slides: Sequence[LabelledSlide], card: ModelCard) -> NDArray[np.int
     return asked
 
 
-def given_parts(slides: Sequence[LabelledSlide]) -> Parts | None:
+def given_parts(slides: Sequence[LabeledSlide]) -> Parts | None:
     """Return what the table says that slides are for."""
     if not is_split(slides):
         return None
@@ -152,6 +152,6 @@ def given_parts(slides: Sequence[LabelledSlide]) -> Parts | None:
     return Parts(known=known, chosen=chosen, asked=asked)
 
 
-def class_names(slides: Sequence[LabelledSlide]) -> tuple[str, ...]:
+def class_names(slides: Sequence[LabeledSlide]) -> tuple[str, ...]:
     """Return the labels that occur."""
     return tuple(sorted({one.label for one in slides}))

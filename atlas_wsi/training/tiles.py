@@ -1,4 +1,4 @@
-"""Labelled tiles: class folders on disk, split so that copies never cross."""
+"""Labeled tiles: class folders on disk, split so that copies never cross."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DRAWS = 1000
 _DEEP_MODES = {"I", "F"}
 
 
-class Labelled(Protocol):
+class Labeled(Protocol):
     """What a model is trained and measured on: tiles, or whole slides."""
 
     unit: ClassVar[str]
@@ -181,7 +181,7 @@ def read_tiles(
 
 
 def split(
-    tiles: Labelled, *, held_out: float, seed: int
+    tiles: Labeled, *, held_out: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divide tiles into training and held-out ones, class by class and by whole groups."""
     rng = np.random.default_rng(seed)
@@ -197,7 +197,7 @@ def split(
 
 
 def _draw_pure(
-    tiles: Labelled, classes_of: dict[str, set[int]], held_out: float, rng: np.random.Generator
+    tiles: Labeled, classes_of: dict[str, set[int]], held_out: float, rng: np.random.Generator
 ) -> set[str]:
     """Draw groups class by class."""
     out: set[str] = set()
@@ -214,7 +214,7 @@ def _draw_pure(
 
 
 def _draw_mixed(
-    tiles: Labelled, classes_of: dict[str, set[int]], held_out: float, rng: np.random.Generator
+    tiles: Labeled, classes_of: dict[str, set[int]], held_out: float, rng: np.random.Generator
 ) -> set[str]:
     """Draw groups of several classes, such as slides, so that both sides have every class."""
     groups = sorted(classes_of)
@@ -232,7 +232,7 @@ def _draw_mixed(
 
 
 def split_three(
-    tiles: Labelled, *, held_out: float, validation: float, seed: int
+    tiles: Labeled, *, held_out: float, validation: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Divide tiles into those to train on, to choose by, and to measure once at the end."""
     known, asked = split(tiles, held_out=held_out, seed=seed)

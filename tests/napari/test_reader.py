@@ -38,7 +38,7 @@ def test_napari_asks_this_plugin_for_slides(name):
     assert "atlas-wsi" in {r.plugin_name for r in manager.iter_compatible_readers([name])}
 
 
-def test_a_slide_lies_in_micrometres_and_ends_in_a_small_level(slide_path):
+def test_a_slide_lies_in_micrometers_and_ends_in_a_small_level(slide_path):
     viewer = show(get_reader(str(slide_path))(str(slide_path)))
     (layer,) = viewer.layers
     assert layer.multiscale
@@ -99,7 +99,7 @@ def test_the_world_leads_back_to_level_0(result):
     np.testing.assert_allclose(frame.to_level0((50, 100)), (100.5, 200.5))
 
 
-def test_a_scene_lies_on_the_map_in_metres(tmp_path):
+def test_a_scene_lies_on_the_map_in_meters(tmp_path):
     path = tmp_path / "scene.tif"
     make_scene(path)
     with atlas_wsi.open_slide(path) as scene:

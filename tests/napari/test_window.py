@@ -331,7 +331,7 @@ def test_drawn_annotations_are_saved_with_their_class_and_place(predicted, tmp_p
         (feature,) = json.loads(Path(path).read_text())["features"]
         assert feature["properties"]["classification"]["name"] == "green"
         polygon = shapely.from_geojson(json.dumps(feature["geometry"]))
-        # micrometres of the viewer are pixels of 0.5 um, corner to corner half a pixel off
+        # micrometers of the viewer are pixels of 0.5 um, corner to corner half a pixel off
         assert polygon.bounds == pytest.approx((200.5, 200.5, 600.5, 500.5))
         assert slide.mpp == (0.5, 0.5)
 

@@ -1,4 +1,4 @@
-"""The selective scan on the CPU in torch alone: vectorised over windows, states and channels.
+"""The selective scan on the CPU in torch alone: vectorized over windows, states and channels.
 
 A few windows at a time, so that the state stays in the cache; exponentials and the readout of a
 chunk of steps are one operation each, and a step of the recurrence is one fused multiply-add.

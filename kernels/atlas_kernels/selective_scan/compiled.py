@@ -2,7 +2,7 @@
 
 Sixteen channels are the lanes of a vector; a window's steps run one after the other, so that the
 state never leaves the registers and the cache. The exponential is a polynomial that the compiler
-can vectorise (relative error below 3e-7).
+can vectorize (relative error below 3e-7).
 """
 
 # B sequences, D channels, N states a channel, L steps, W lanes

@@ -147,7 +147,7 @@ def _legend(
 
 
 class _whole:
-    """A neighbour to write to, which takes the file's name when it is whole."""
+    """A neighbor to write to, which takes the file's name when it is whole."""
 
     def __init__(self, path: Path) -> None:
         self._path = Path(path)

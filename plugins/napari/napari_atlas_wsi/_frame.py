@@ -31,8 +31,8 @@ class Frame:
             crs = CRS.from_wkt(slide.crs)
             if crs.is_projected:
                 a, b, c, d, e, f = slide.transform
-                metres = crs.linear_units_factor[1]
-                matrix = np.array([[e, d, f], [b, a, c], [0, 0, 1 / metres]]) * metres
+                meters = crs.linear_units_factor[1]
+                matrix = np.array([[e, d, f], [b, a, c], [0, 0, 1 / meters]]) * meters
                 return cls(matrix=matrix, unit="m", is_map=True)
         mpp, unit = slide.mpp or (1.0, 1.0), "um" if slide.mpp else "pixel"
         if slide.is_georeferenced:

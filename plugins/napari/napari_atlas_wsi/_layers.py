@@ -104,7 +104,7 @@ def heatmap_layers(
 
 
 def class_colormap(heatmap: Heatmap) -> Any:
-    """Return the colours of a class map, in which 0 is transparent."""
+    """Return the colors of a class map, in which 0 is transparent."""
     from napari.utils.colormaps import DirectLabelColormap
 
     colors: dict[int | None, Any] = {None: "transparent", UNPREDICTED: "transparent"}

@@ -55,7 +55,7 @@ def _facts(layer: Layer) -> LayerTuple:
 
 
 def _refuse_mixture(layers: list[LayerTuple]) -> None:
-    """One window shows micrometres or a map: both at once is beyond its range."""
+    """One window shows micrometers or a map: both at once is beyond its range."""
     frames = [facts["metadata"].get(FRAME_KEY) for _, facts, _ in layers]
     units = {frame.unit for frame in frames if frame is not None}
     if len(units) > 1:

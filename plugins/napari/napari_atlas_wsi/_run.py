@@ -40,7 +40,7 @@ class Job:
     areas: list[NDArray[np.float64]] | None = None
     """Level-0 areas `(n, 2)` of `(y, x)`, for view and drawn areas."""
     mpp: float | None = None
-    """Micrometres a pixel of the slide, in place of what the file says."""
+    """Micrometers a pixel of the slide, in place of what the file says."""
     device: str = "auto"
     """As `atlas_wsi.predict` takes it."""
     memory: str = "1GB"

@@ -12,7 +12,7 @@ from atlas_wsi.heatmap.heatmap import Heatmap, ModelUsed, Run, SlideInfo
 from atlas_wsi.tissue.mask import TissueMask
 
 COLORS = ("#c83232", "#96c896", "#a05aa0", "#f0c800", "#1f77b4")
-CLASSES = ("tumour", "stroma", "immune cells", "necrosis", "mucosa")
+CLASSES = ("tumor", "stroma", "immune cells", "necrosis", "mucosa")
 
 
 def make_heatmap(

@@ -77,7 +77,7 @@ def test_steps_of_single_cells_are_smoothed(make_heatmap) -> None:
     assert ring.length / 64 < 1.15 * 2 * np.pi * 25  # of a staircase it is 8 / (2 pi) = 1.27
 
 
-def test_neighbours_share_their_border(make_heatmap) -> None:
+def test_neighbors_share_their_border(make_heatmap) -> None:
     rows, cols = np.ogrid[:40, :40]
     heatmap = make_heatmap(winner=(rows * 2 + cols > 60).astype(int), slide_shape=(2560, 2560))
     first, second = (r.polygon for r in find_regions(heatmap).regions)
@@ -85,7 +85,7 @@ def test_neighbours_share_their_border(make_heatmap) -> None:
     assert shapely.union(first, second).equals(shapely.box(0, 0, 2560, 2560))
 
 
-def test_a_patch_too_small_goes_to_its_neighbour_or_vanishes(make_heatmap) -> None:
+def test_a_patch_too_small_goes_to_its_neighbor_or_vanishes(make_heatmap) -> None:
     winner = np.full((20, 20), -1)
     winner[2:14, 2:14] = 0
     winner[5, 5:8] = 1

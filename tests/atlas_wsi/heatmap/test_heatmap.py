@@ -26,19 +26,19 @@ def test_a_result_gives_the_same_classes_after_it_was_stored_in_half_precision(
     np.testing.assert_array_equal(full.argmax(), half.argmax())
 
 
-def test_areas_are_square_millimetres_of_the_slide_only(make_heatmap) -> None:
+def test_areas_are_square_millimeters_of_the_slide_only(make_heatmap) -> None:
     # 2 x 2 cells of 64 px = 32 um; the slide ends in the middle of the second row and column.
     winner = np.array([[0, 1], [1, -1]])
     result = make_heatmap(winner=winner, n_classes=2, slide_shape=(96, 96))
     assert result.area_unit == "mm2"
-    assert result.areas() == pytest.approx({"tumour": 32e-3**2, "stroma": 32e-3**2})
+    assert result.areas() == pytest.approx({"tumor": 32e-3**2, "stroma": 32e-3**2})
 
 
-def test_areas_of_a_scene_are_square_metres(make_heatmap) -> None:
+def test_areas_of_a_scene_are_square_meters(make_heatmap) -> None:
     result = make_heatmap(winner=np.zeros((2, 2), int), n_classes=1, is_scene=True)
     rows, cols = result.slide.shape
     assert result.area_unit == "m2"
-    assert result.areas() == pytest.approx({"tumour": rows * cols * 100})
+    assert result.areas() == pytest.approx({"tumor": rows * cols * 100})
 
 
 def test_a_cell_is_as_large_as_its_pixels(make_heatmap) -> None:
@@ -55,7 +55,7 @@ def test_arrays_that_do_not_fit_their_grid_are_refused(heatmap: Heatmap) -> None
     fields = {name: getattr(heatmap, name) for name in Heatmap.__slots__}
     with pytest.raises(ValueError, match=r"expected floats \(3, 30, 40\)"):
         Heatmap(**{**fields, "probabilities": heatmap.probabilities[:2]})
-    with pytest.raises(ValueError, match="2 colours"):
+    with pytest.raises(ValueError, match="2 colors"):
         Heatmap(**{**fields, "colors": heatmap.colors[:2]})
 
 

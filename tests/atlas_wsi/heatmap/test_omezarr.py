@@ -64,7 +64,7 @@ def test_every_level_lies_over_the_slide(path: Path, large: Heatmap, name: str) 
         scale, translation = dataset["coordinateTransformations"]
         cell = [s * 2**number * m for s, m in zip(grid.step_px, large.slide.mpp, strict=True)]
         assert scale["scale"][-2:] == pytest.approx(cell)
-        # The corner of the first cell is the corner of the slide, half a pixel before its centre.
+        # The corner of the first cell is the corner of the slide, half a pixel before its center.
         corner = [t - c / 2 for t, c in zip(translation["translation"][-2:], cell, strict=True)]
         assert corner == pytest.approx([-m / 2 for m in large.slide.mpp])
         array = group[dataset["path"]]
@@ -96,7 +96,7 @@ def test_labels_are_the_classes_and_the_tissue(path: Path, large: Heatmap) -> No
     assert label["source"] == {"image": "../../"}
 
 
-def test_scenes_are_measured_in_metres(scene: Heatmap, tmp_path: Path) -> None:
+def test_scenes_are_measured_in_meters(scene: Heatmap, tmp_path: Path) -> None:
     write_omezarr(scene, tmp_path / "s.ome.zarr")
     multiscale = zarr.open_group(str(tmp_path / "s.ome.zarr"), mode="r").attrs["ome"][
         "multiscales"

@@ -44,14 +44,14 @@ def test_slides_of_any_shape_give_a_picture_that_fits_a_screen(
     assert share(picture, (120, 200, 230)) > 0.001
 
 
-def test_the_slide_is_drawn_in_its_colours_and_the_classes_over_it_in_grey(
+def test_the_slide_is_drawn_in_its_colors_and_the_classes_over_it_in_gray(
     make_heatmap, tmp_path: Path
 ) -> None:
     heatmap = make_heatmap(winner=np.where(np.arange(40) < 20, -1, 0)[None].repeat(30, 0))
     picture = drawn(heatmap, tmp_path / "a.png", thumbnail_of(heatmap))
     assert share(picture, (120, 200, 230)) > 0.2  # the whole slide on the left
-    grey = round(np.dot((120, 200, 230), (0.299, 0.587, 0.114)))
-    assert share(picture, (grey,) * 3) > 0.1  # glass in the overlay
+    gray = round(np.dot((120, 200, 230), (0.299, 0.587, 0.114)))
+    assert share(picture, (gray,) * 3) > 0.1  # glass in the overlay
     reddish = (picture[..., 0] - picture[..., 1] > 50) & (picture[..., 0] - picture[..., 2] > 50)
     assert reddish.mean() > 0.1
 

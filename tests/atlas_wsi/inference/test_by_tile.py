@@ -28,7 +28,7 @@ CONFIG = {
     "spec_version": "1.0",
     "architecture": "tiny",
     "num_classes": 2,
-    "class_names": ["Benign", "Tumour cells"],
+    "class_names": ["Benign", "Tumor cells"],
     "patch_size_pixels": PATCH,
     "spacing_um_px": MPP,
     "transform": [
@@ -119,7 +119,7 @@ def by_hand(path):
 def test_cells_are_what_the_network_says_of_each_patch(tmp_path, path, by_hand, kind, batch_size):
     model = atlas_wsi.load_tile_classifier(write_model(tmp_path / "m", kind), trust=True)
     result = atlas_wsi.predict(path, model, batch_size=batch_size)
-    assert result.classes == ("Benign", "Tumour cells")
+    assert result.classes == ("Benign", "Tumor cells")
     assert result.probabilities.shape == by_hand.shape
     assert result.grid.step_px == pytest.approx((160, 160))
     known = np.isfinite(result.probabilities[0])
@@ -150,9 +150,9 @@ def test_onnx_that_takes_one_patch_at_a_time_gives_the_same(tmp_path, path, by_h
 
 
 def test_one_class_is_read_as_a_sigmoid_beside_the_rest(tmp_path, path):
-    config = {"num_classes": 1, "class_names": ["Tumour"]}
+    config = {"num_classes": 1, "class_names": ["Tumor"]}
     model = atlas_wsi.load_tile_classifier(write_model(tmp_path / "m", "onnx", config))
-    assert model.card.class_names == ("Tumour", "other")
+    assert model.card.class_names == ("Tumor", "other")
     patches = np.random.default_rng(0).integers(0, 256, (3, PATCH, PATCH, 3), dtype=np.uint8)
     logits = make_net(1)(model.config.prepare(patches))[:, 0]
     found = model.probabilities(patches)
@@ -238,7 +238,7 @@ def test_tile_classifiers_are_listed_and_shown_without_being_loaded(tmp_path, mo
     mine = [m for m in listed if m["id"] == "lymphocytes"]
     assert [(m["where"], m["backbone"]) for m in mine] == [("local", "by tile")]
     shown = CliRunner().invoke(app, ["models", "show", "lymphocytes"]).output
-    assert "Tumour cells" in shown
+    assert "Tumor cells" in shown
     assert "Resize" in shown
 
 

@@ -124,7 +124,7 @@ def test_streamed_is_dense_for_any_size_mask_cut_and_store(case):
     active.flat[rng.integers(active.size)] = True
 
     with torch.inference_mode():
-        x = model.normalise(torch.from_numpy(image[None]))
+        x = model.normalize(torch.from_numpy(image[None]))
         dense = model(x, active_windows=active)
     streamed, _ = stream(model, image, active, side=side, batch=batch, in_ram=in_ram, shares=shares)
 
@@ -144,7 +144,7 @@ def test_cells_of_every_size_agree_with_the_dense_pass(cell_tokens):
     image = np.random.default_rng(0).integers(0, 256, (300, 410, 3), dtype=np.uint8)
     active = np.ones(windows_of(model, image.shape[:2]), bool)
     with torch.inference_mode():
-        dense = model(model.normalise(torch.from_numpy(image[None])), cell_tokens=cell_tokens)
+        dense = model(model.normalize(torch.from_numpy(image[None])), cell_tokens=cell_tokens)
     streamed, _ = stream(
         model, image, active, side=2, batch=3, in_ram=True, cell_tokens=cell_tokens
     )

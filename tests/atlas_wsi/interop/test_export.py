@@ -213,7 +213,7 @@ def test_the_digital_slide_archive_takes_the_annotations(run, result, heatmap, t
         values = np.reshape(grid["values"], (-1, grid["gridWidth"]))
         np.testing.assert_allclose(values, np.nan_to_num(heatmap.probabilities[k]), atol=1e-4)
         assert len(grid["colorRange"]) == len(grid["rangeValues"])
-        # a value of a contour belongs to a point: the centre of its cell
+        # a value of a contour belongs to a point: the center of its cell
         (y, x), (step_y, step_x) = heatmap.grid.origin_px, heatmap.grid.step_px
         assert grid["origin"][:2] == [x + step_x / 2, y + step_y / 2]
 

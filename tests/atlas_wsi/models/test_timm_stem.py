@@ -86,7 +86,7 @@ def test_a_slide_streams_to_what_the_dense_pass_gives(path):
     np.testing.assert_allclose(
         windows.probabilities[:, known], streamed.probabilities[:, known], atol=1e-4
     )
-    dense = model(model.normalise(torch.from_numpy(pixels.copy())[None]), everywhere)
+    dense = model(model.normalize(torch.from_numpy(pixels.copy())[None]), everywhere)
     expected = dense.cells[0].softmax(dim=0).numpy()
     np.testing.assert_allclose(streamed.probabilities[:, known], expected[:, known], atol=1e-4)
 

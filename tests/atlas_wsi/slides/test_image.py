@@ -19,7 +19,7 @@ from atlas_wsi.slides.image import MAX_PIXELS, open_image
 from atlas_wsi.slides.open import open_slide
 
 
-def colours(rows, cols, channels=3):
+def colors(rows, cols, channels=3):
     rng = np.random.default_rng(3)
     return rng.integers(0, 256, (rows, cols, channels), dtype=np.uint8)
 
@@ -32,7 +32,7 @@ def read_all(backend):
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp"])
 def test_lossless_formats_come_back(tmp_path, suffix):
-    pixels = colours(130, 70)
+    pixels = colors(130, 70)
     path = tmp_path / f"image{suffix}"
     Image.fromarray(pixels).save(path, lossless=True)
     with pickle.loads(pickle.dumps(open_slide(path))) as slide:
@@ -46,7 +46,7 @@ def test_lossless_formats_come_back(tmp_path, suffix):
 
 def test_jpeg_reads_as_pillow_decodes_it(tmp_path):
     path = tmp_path / "image.jpg"
-    Image.fromarray(colours(64, 48)).save(path, quality=80)
+    Image.fromarray(colors(64, 48)).save(path, quality=80)
     pixels, valid = read_all(open_image(path))
     np.testing.assert_array_equal(pixels, np.asarray(Image.open(path)))
     assert valid.all()
@@ -80,10 +80,10 @@ def test_16_bits_are_kept(tmp_path, channels):
 
 
 def test_gray_is_one_channel(tmp_path):
-    Image.fromarray(colours(9, 8, 1)[..., 0]).save(tmp_path / "gray.png")
+    Image.fromarray(colors(9, 8, 1)[..., 0]).save(tmp_path / "gray.png")
     backend = open_image(tmp_path / "gray.png")
     assert backend.meta.channel_names == ("gray",)
-    np.testing.assert_array_equal(read_all(backend)[0], colours(9, 8, 1))
+    np.testing.assert_array_equal(read_all(backend)[0], colors(9, 8, 1))
 
 
 def test_black_and_white_is_0_and_255(tmp_path):
@@ -91,7 +91,7 @@ def test_black_and_white_is_0_and_255(tmp_path):
     assert read_all(open_image(tmp_path / "bits.png"))[0].ravel().tolist() == [255, 0]
 
 
-def test_a_palette_becomes_colours(tmp_path):
+def test_a_palette_becomes_colors(tmp_path):
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
@@ -101,7 +101,7 @@ def test_a_palette_becomes_colours(tmp_path):
 
 
 def test_transparent_pixels_are_not_valid(tmp_path):
-    stored = colours(2, 2, 4)
+    stored = colors(2, 2, 4)
     stored[..., 3] = [[255, 0], [1, 255]]
     Image.fromarray(stored).save(tmp_path / "rgba.png")
     backend = open_image(tmp_path / "rgba.png")
@@ -111,7 +111,7 @@ def test_transparent_pixels_are_not_valid(tmp_path):
     assert valid.tolist() == [[True, False], [True, True]]
 
 
-def test_a_transparent_colour_is_not_valid(tmp_path):
+def test_a_transparent_color_is_not_valid(tmp_path):
     image = Image.new("RGB", (2, 1), (1, 2, 3))
     image.putpixel((1, 0), (9, 9, 9))
     image.save(tmp_path / "key.png", transparency=(9, 9, 9))
@@ -168,7 +168,7 @@ def test_an_image_near_the_limit_opens_without_a_warning(tmp_path, recwarn):
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_a_truncated_image_is_one_hole(tmp_path, suffix):
     path = tmp_path / f"image{suffix}"
-    Image.fromarray(colours(300, 300)).save(path)
+    Image.fromarray(colors(300, 300)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with open_slide(path, strict=True) as slide, pytest.raises(UnreadableSlideError):
         slide.read_region(0, 0, 300, 300)
@@ -181,14 +181,14 @@ def test_a_truncated_image_is_one_hole(tmp_path, suffix):
 @pytest.mark.parametrize("keep", [4, 12, 25, 40, 300])
 def test_a_cut_off_header_is_an_error_of_ours(tmp_path, suffix, keep):
     path = tmp_path / f"image{suffix}"
-    Image.fromarray(colours(30, 30)).save(path)
+    Image.fromarray(colors(30, 30)).save(path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(SlideError), open_slide(path, strict=True) as slide:
         slide.read_region(0, 0, 30, 30)
 
 
 def test_other_formats_are_not_its_business(tmp_path):
-    tifffile.imwrite(tmp_path / "image.tif", colours(8, 8))
+    tifffile.imwrite(tmp_path / "image.tif", colors(8, 8))
     with pytest.raises(UnsupportedFormatError):
         open_image(tmp_path / "image.tif")
     (tmp_path / "notes.png").write_text("no image at all")

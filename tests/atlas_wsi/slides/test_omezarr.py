@@ -134,7 +134,7 @@ def test_an_image_on_a_web_server_is_read_in_parts(tmp_path, server, version):
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
-    ("value", "unit", "micrometres"),
+    ("value", "unit", "micrometers"),
     [
         (0.5, "micrometer", 0.5),
         (250.0, "nanometer", 0.25),
@@ -142,10 +142,10 @@ def test_an_image_on_a_web_server_is_read_in_parts(tmp_path, server, version):
         (10.0, "meter", 1e7),
     ],
 )
-def test_units_become_micrometres(tmp_path, version, value, unit, micrometres):
+def test_units_become_micrometers(tmp_path, version, value, unit, micrometers):
     make_ome_zarr(tmp_path / "a.zarr", noise(8, 8), mpp=value, unit=unit, version=version)
     meta = open_omezarr(tmp_path / "a.zarr").meta
-    assert meta.mpp == pytest.approx((micrometres, micrometres))
+    assert meta.mpp == pytest.approx((micrometers, micrometers))
     assert meta.mpp_source == "OME-Zarr scale"
 
 
@@ -187,7 +187,7 @@ def test_fluorescence_channels_keep_their_names_and_a_black_background(tmp_path)
     assert "colorinterp" not in meta.properties
 
 
-def test_three_channels_coloured_red_green_blue_are_one_photograph(tmp_path):
+def test_three_channels_colored_red_green_blue_are_one_photograph(tmp_path):
     channels = [("0", "FF0000"), ("1", "00FF00"), ("2", "0000FF")]
     make_ome_zarr(tmp_path / "a.zarr", noise(8, 8, dtype="uint16"), channels=channels)
     meta = open_omezarr(tmp_path / "a.zarr").meta

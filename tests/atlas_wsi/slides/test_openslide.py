@@ -142,8 +142,8 @@ def test_a_level_with_missing_tiles_is_left_to_openslide(svs, tmp_path):
 
 
 @pytest.mark.parametrize(("photometric", "subsampling"), [("rgb", (1, 1)), ("ycbcr", (2, 1))])
-def test_other_colour_forms_equal_openslides(tmp_path, pixels, photometric, subsampling):
-    path = tmp_path / "colour.svs"
+def test_other_color_forms_equal_openslides(tmp_path, pixels, photometric, subsampling):
+    path = tmp_path / "color.svs"
     tifffile.imwrite(
         path,
         pixels,

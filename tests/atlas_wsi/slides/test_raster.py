@@ -211,7 +211,7 @@ def test_a_projected_pixel_has_its_nominal_size(tmp_path):
     assert not meta.warnings
 
 
-def test_feet_become_metres(tmp_path):
+def test_feet_become_meters(tmp_path):
     meta = mpp_of(tmp_path / "a.tif", "EPSG:2263", from_origin(1e6, 2e5, 3, 3))
     assert meta.mpp == pytest.approx((3 * 0.3048006096e6,) * 2)
 
@@ -224,7 +224,7 @@ def test_a_turned_pixel_has_the_length_of_its_sides(tmp_path):
 
 @pytest.mark.parametrize("latitude", [-70.0, 0.0, 47.0])
 @pytest.mark.parametrize("longitude", [15.0, 179.9995])
-def test_degrees_become_metres_on_the_ellipsoid(tmp_path, latitude, longitude):
+def test_degrees_become_meters_on_the_ellipsoid(tmp_path, latitude, longitude):
     step = 1e-4
     corner = from_origin(longitude - 10 * step, latitude + 5 * step, step, step)
     meta = mpp_of(tmp_path / "a.tif", "EPSG:4326", corner)
@@ -288,14 +288,14 @@ def test_other_formats_of_gdal_open(tmp_path, suffix, driver):
         )
 
 
-def test_numbers_of_a_colour_table_are_kept_and_told(tmp_path):
+def test_numbers_of_a_color_table_are_kept_and_told(tmp_path):
     path = write(tmp_path / "classes.tif", np.array([[[0, 1, 2]]], np.uint8))
     with rasterio.open(path, "r+") as dataset:
         dataset.colorinterp = [ColorInterp.palette]
         dataset.write_colormap(1, {1: (255, 0, 0, 255), 2: (0, 255, 0, 255)})
     backend = open_raster(path)
     assert backend.read_block(0, whole(backend.meta.levels[0])).ravel().tolist() == [0, 1, 2]
-    assert "colour table" in backend.meta.warnings[0]
+    assert "color table" in backend.meta.warnings[0]
 
 
 def test_what_gdal_does_not_know_is_refused(tmp_path):

@@ -176,8 +176,8 @@ def test_missing_pixels_do_not_bleed_into_coarse_levels(tmp_path):
     tifffile.imwrite(path, stored, photometric="rgb", extrasamples=["unassalpha"], tile=(256, 256))
     with open_slide(path, mpp=1.0) as slide:
         for read in (slide.levels[1].compute(), slide.read_region(0, 0, 300, 300, mpp=3.7)):
-            colours = {tuple(int(v) for v in c) for c in np.unique(read.reshape(-1, 3), axis=0)}
-            assert colours == {(120, 130, 140), (255, 255, 255)}
+            colors = {tuple(int(v) for v in c) for c in np.unique(read.reshape(-1, 3), axis=0)}
+            assert colors == {(120, 130, 140), (255, 255, 255)}
         valid = slide.read_valid(0, 0, 750, 650, mpp=2.0)
         expected = 1 - 601 * 563 / (1500 * 1300)
         assert valid.mean() == pytest.approx(expected, abs=0.003)

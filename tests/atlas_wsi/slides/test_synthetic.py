@@ -30,8 +30,8 @@ def test_tissue_covers_the_share_asked_for(tmp_path, tissue):
     make_svs(tmp_path / "one.svs", (2000, 3000), tissue=tissue, levels=3, quality=90)
     with open_slide(tmp_path / "one.svs") as slide:
         small = slide.read_region(0, 0, 125, 187, mpp=8.0).astype(int)
-        coloured = (small.max(axis=-1) - small.min(axis=-1) > 12).mean()
-        assert coloured == pytest.approx(tissue, abs=0.08)
+        colored = (small.max(axis=-1) - small.min(axis=-1) > 12).mean()
+        assert colored == pytest.approx(tissue, abs=0.08)
 
 
 def test_levels_show_the_same_picture(svs):

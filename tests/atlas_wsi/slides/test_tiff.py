@@ -48,21 +48,21 @@ def test_pixels_are_those_written(tmp_path, pixels, options, dtype):
     np.testing.assert_array_equal(read, stored)
 
 
-def test_grey_palette_bilevel_and_inverted_samples_become_what_they_mean(tmp_path, pixels):
-    grey = pixels[..., 0]
-    tifffile.imwrite(tmp_path / "grey.tif", grey)
-    np.testing.assert_array_equal(read_all(tmp_path / "grey.tif")[..., 0], grey)
+def test_gray_palette_bilevel_and_inverted_samples_become_what_they_mean(tmp_path, pixels):
+    gray = pixels[..., 0]
+    tifffile.imwrite(tmp_path / "gray.tif", gray)
+    np.testing.assert_array_equal(read_all(tmp_path / "gray.tif")[..., 0], gray)
 
-    tifffile.imwrite(tmp_path / "white.tif", grey, photometric="miniswhite")
-    np.testing.assert_array_equal(read_all(tmp_path / "white.tif")[..., 0], 255 - grey)
+    tifffile.imwrite(tmp_path / "white.tif", gray, photometric="miniswhite")
+    np.testing.assert_array_equal(read_all(tmp_path / "white.tif")[..., 0], 255 - gray)
 
     table = np.random.default_rng(0).integers(0, 256, (3, 256), dtype=np.uint16)
     options = {"photometric": "palette", "colormap": table * 257}
-    tifffile.imwrite(tmp_path / "palette.tif", grey, **options)
-    np.testing.assert_array_equal(read_all(tmp_path / "palette.tif"), table.T[grey])
+    tifffile.imwrite(tmp_path / "palette.tif", gray, **options)
+    np.testing.assert_array_equal(read_all(tmp_path / "palette.tif"), table.T[gray])
 
-    tifffile.imwrite(tmp_path / "bits.tif", grey > 100, photometric="minisblack")
-    np.testing.assert_array_equal(read_all(tmp_path / "bits.tif")[..., 0], (grey > 100) * 255)
+    tifffile.imwrite(tmp_path / "bits.tif", gray > 100, photometric="minisblack")
+    np.testing.assert_array_equal(read_all(tmp_path / "bits.tif")[..., 0], (gray > 100) * 255)
 
 
 def test_transparent_pixels_are_no_observation(tmp_path, pixels):

@@ -26,7 +26,7 @@ HE, PALE, IHC_PALE = (205, 120, 170), (228, 205, 222), (182, 198, 222)
 GLASSES = {
     "white": (255, 255, 255),
     "light": (243, 243, 244),
-    "grey": (205, 205, 207),
+    "gray": (205, 205, 207),
     "bluish": (228, 226, 238),
     "yellowish": (250, 247, 236),
 }
@@ -114,7 +114,7 @@ def test_black_borders_are_no_tissue(tmp_path: Path) -> None:
     assert overlap(find(tmp_path, picture).mask, expected) > 0.9
 
 
-def test_white_padding_does_not_turn_grey_glass_into_tissue(tmp_path: Path) -> None:
+def test_white_padding_does_not_turn_gray_glass_into_tissue(tmp_path: Path) -> None:
     picture = with_tissue(glass_of((238, 234, 237)), HE)
     picture[:, :70] = 255
     picture[:25] = 255

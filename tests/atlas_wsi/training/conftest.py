@@ -1,4 +1,4 @@
-"""Tiny labelled tiles: textures that differ in form, not only in colour."""
+"""Tiny labeled tiles: textures that differ in form, not only in color."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLASSES = ("dots", "lines", "plain")
 
 
 def draw(name: str, rng: np.random.Generator, side: int) -> np.ndarray:
-    """A texture on a ground of random colour."""
+    """A texture on a ground of random color."""
     ground = rng.integers(120, 200, 3)
     tile = np.broadcast_to(ground, (side, side, 3)).astype(float).copy()
     if name == "lines":

@@ -51,7 +51,7 @@ def feature(name, x):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Six slides whose left half is tumour, and a model that was trained on some of them."""
+    """Six slides whose left half is tumor, and a model that was trained on some of them."""
     folder = tmp_path_factory.mktemp("regions")
     rows = [("slide", "regions", "group")]
     for i in range(6):
@@ -114,10 +114,10 @@ def test_dice_is_what_counting_by_hand_gives(folder):
     cells = predict_cells(model, rows)
     with open_slide(rows[0].slide) as slide:
         said = predict(slide, model).argmax()
-    tumour = model.card.class_names.index("Tumor")
+    tumor = model.card.class_names.index("Tumor")
     truth = np.arange(said.shape[1]) * 64 < SIDE
-    both = ((said == tumour) & truth).sum()
-    dice = 2 * both / ((said == tumour).sum() + truth.sum() * said.shape[0])
+    both = ((said == tumor) & truth).sum()
+    dice = 2 * both / ((said == tumor).sum() + truth.sum() * said.shape[0])
 
     assert measure_cells(model, cells).metrics["dice Tumor"] == pytest.approx(dice)
     assert len(np.unique(cells.groups)) > 1  # blocks, where all is of one patient

@@ -120,8 +120,8 @@ def test_a_scene_across_the_date_line_keeps_its_areas(tmp_path):
     with open_slide(path) as slide:
         (sea,) = areas_by_class(tmp_path / "a.geojson", slide)["sea"]
     x, y = transform("EPSG:4326", "EPSG:32760", [179.925], [-17.85])
-    centre = ((x[0] - 8.1e5) / 100, (8.1e6 - y[0]) / 100)
-    assert sea.centroid.coords[0] == pytest.approx(centre, abs=0.1)
+    center = ((x[0] - 8.1e5) / 100, (8.1e6 - y[0]) / 100)
+    assert sea.centroid.coords[0] == pytest.approx(center, abs=0.1)
 
 
 def test_numbers_are_classes_and_empty_cells_are_none(scene, tmp_path):
@@ -159,20 +159,20 @@ def test_a_name_is_no_class_where_others_are_classified(slide, tmp_path):
 
 
 def test_what_two_classes_share_is_of_the_smaller(slide, tmp_path):
-    tissue, tumour, hole = (shapely.box(a, a, b, b) for a, b in ((0, 400), (100, 200), (120, 140)))
+    tissue, tumor, hole = (shapely.box(a, a, b, b) for a, b in ((0, 400), (100, 200), (120, 140)))
     beside = shapely.box(400, 0, 500, 400)  # touches, shares nothing
     path = write(
         tmp_path / "a.geojson",
         features(
-            (tumour, {"class": "tumour"}),
+            (tumor, {"class": "tumor"}),
             (tissue, {"class": "tissue"}),
             (hole, {"class": "tissue"}),
             (beside, {"class": "glass"}),
         ),
     )
     found = {k: shapely.union_all(v) for k, v in areas_by_class(path, slide).items()}
-    assert found["tumour"].equals(tumour.difference(hole))
-    assert found["tissue"].equals(tissue.difference(tumour).union(hole))
+    assert found["tumor"].equals(tumor.difference(hole))
+    assert found["tissue"].equals(tissue.difference(tumor).union(hole))
     assert found["glass"].equals(beside)
 
 

@@ -15,7 +15,7 @@ COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)
 
 
 def flat_tiles(side: int = 96) -> TileSet:
-    """One colour a class, far apart even after changes of light and stain."""
+    """One color a class, far apart even after changes of light and stain."""
     labels = np.arange(9) % 3
     return TileSet(
         images=np.ascontiguousarray(

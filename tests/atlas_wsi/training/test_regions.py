@@ -32,7 +32,7 @@ def feature(name: str, x: int, size: int = 512) -> dict:
 
 @pytest.fixture
 def table(tmp_path):
-    """Four slides: the left half is tumour, the right half stroma."""
+    """Four slides: the left half is tumor, the right half stroma."""
     rows = [("slide", "regions", "group")]
     rng = np.random.default_rng(0)
     for i in range(4):

@@ -74,7 +74,7 @@ def sampled(model, image, active, places, **options):
 def test_with_every_window_sampled_the_gradient_is_that_of_the_dense_pass(name):
     model, image = make_model(*CONFIGS[name]), make_image()
     active = np.random.default_rng(2).random((5, 7)) < 0.7
-    found = model(model.normalise(torch.from_numpy(image[None])), torch.from_numpy(active))
+    found = model(model.normalize(torch.from_numpy(image[None])), torch.from_numpy(active))
     dense = gradients(model, loss_of(found.cells[0], found.valid[0], found.slide[0]))
     found = sampled(model, image, active, range(int(active.sum())))
     streamed = gradients(model, loss_of(found.cells, found.valid, found.slide))
@@ -88,7 +88,7 @@ def test_with_every_window_sampled_the_gradient_is_that_of_the_dense_pass(name):
 def test_the_scores_do_not_depend_on_the_sample(name):
     model, image = make_model(*CONFIGS[name]), make_image()
     with torch.inference_mode():
-        dense = model(model.normalise(torch.from_numpy(image[None])))
+        dense = model(model.normalize(torch.from_numpy(image[None])))
     for places in ([0], [3, 4, 20], range(35)):
         found = sampled(model, image, None, places)
         torch.testing.assert_close(found.slide, dense.slide[0], atol=1e-4, rtol=1e-4)

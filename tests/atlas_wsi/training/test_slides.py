@@ -33,7 +33,7 @@ TINY = Recipe(dim=32, depths=(1, 1), n_scales=2, jitter=0.5, rate=1.5e-3, epochs
 
 
 def make_slide(path, color, seed):
-    """Write glass with three round pieces of tissue of one colour."""
+    """Write glass with three round pieces of tissue of one color."""
     rng = np.random.default_rng(seed)
     pixels = np.full((SIDE_PX, SIDE_PX, 3), 242.0)
     y, x = np.mgrid[:SIDE_PX, :SIDE_PX]

@@ -17,7 +17,7 @@ from atlas_wsi.progress import CancelToken
 from atlas_wsi.slides.synthetic import make_svs
 from atlas_wsi.training.dense import evaluate_mosaics
 from atlas_wsi.training.loop import Recipe
-from atlas_wsi.training.metrics import color_baseline, confusion, summarise
+from atlas_wsi.training.metrics import color_baseline, confusion, summarize
 from atlas_wsi.training.run import evaluate, held_out_tiles, train_tiles, write_card
 from atlas_wsi.training.tiles import read_tiles
 
@@ -44,7 +44,7 @@ def trained(tile_folder, tmp_path_factory):
     return path
 
 
-def test_textures_are_learnt_that_colour_cannot_tell(trained):
+def test_textures_are_learned_that_color_cannot_tell(trained):
     metrics = load_model(trained).card.metrics
     assert metrics["balanced_accuracy"] > 0.6
     assert set(metrics) >= {"accuracy", "colour_baseline_accuracy", "recall dots"}
@@ -194,12 +194,12 @@ def test_another_folder_has_no_held_out_tiles(trained, make_folder):
 def test_figures_come_from_the_confusion_matrix():
     counts = confusion(np.array([0, 0, 0, 1, 2]), np.array([0, 0, 1, 1, 0]), 3)
     assert counts.tolist() == [[2, 1, 0], [0, 1, 0], [1, 0, 0]]
-    figures = summarise(counts)
+    figures = summarize(counts)
     assert figures["accuracy"] == pytest.approx(3 / 5)
     assert figures["balanced_accuracy"] == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
-def test_colour_alone_tells_colours_and_nothing_else():
+def test_color_alone_tells_colors_and_nothing_else():
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
     colors = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
