@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from atlas_wsi.models.tile_classifier import TileClassifier, load_tile_classifier
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.slides.open import open_slide
+    from atlas_wsi.slides.resolution import parse_gsd
     from atlas_wsi.slides.samples import fetch_sample
     from atlas_wsi.slides.slide import Slide
+    from atlas_wsi.streaming.plan import parse_bytes
     from atlas_wsi.tissue.mask import TissueMask, tissue_mask
     from atlas_wsi.tissue.windows import WindowGrid
 
@@ -57,6 +59,8 @@ _HOME = {
     "load_tile_classifier": "atlas_wsi.models.tile_classifier",
     "open_result": "atlas_wsi.heatmap.write",
     "open_slide": "atlas_wsi.slides.open",
+    "parse_bytes": "atlas_wsi.streaming.plan",
+    "parse_gsd": "atlas_wsi.slides.resolution",
     "predict": "atlas_wsi.inference.predict",
     "predict_archive": "atlas_wsi.batch.run",
     "shipped_models": "atlas_wsi.models.registry",
@@ -91,6 +95,8 @@ __all__ = [
     "load_tile_classifier",
     "open_result",
     "open_slide",
+    "parse_bytes",
+    "parse_gsd",
     "predict",
     "predict_archive",
     "shipped_models",

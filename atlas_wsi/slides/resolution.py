@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +23,34 @@ def check_mpp(mpp: float | tuple[float, float]) -> tuple[float, float]:
     if not all(math.isfinite(value) and value > 0 for value in (y, x)):
         raise ValueError(f"mpp must be finite and positive, got {mpp!r}.")
     return float(y), float(x)
+
+
+_METERS = {"": 1.0, "mm": 1e-3, "cm": 1e-2, "m": 1.0, "km": 1e3}
+
+
+def parse_gsd(text: str) -> float:
+    """Read a ground sampling distance as micrometers per pixel.
+
+    Parameters
+    ----------
+    text
+        Such as ``"10m"``, ``"30cm"`` or ``"1km"``; a bare number is in meters.
+
+    Returns
+    -------
+    float
+        Micrometers per pixel.
+
+    Raises
+    ------
+    ValueError
+        If it is not a positive length.
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*(|mm|cm|m|km)\s*", text)
+    size = float(match[1]) * _METERS[match[2]] * 1e6 if match else 0.0
+    if not 0 < size < math.inf:
+        raise ValueError(f"'{text}' is not a ground sampling distance such as 10m, 30cm or 1km")
+    return size
 
 
 def from_openslide(properties: Mapping[str, str]) -> tuple[tuple[float, float] | None, str]:

@@ -88,7 +88,23 @@ def _cost(tile: MacroTile) -> int:
 
 
 def parse_bytes(text: str | int) -> int:
-    """Read an amount of memory."""
+    """Read an amount of memory.
+
+    Parameters
+    ----------
+    text
+        Such as ``"4GB"``, or bytes.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Raises
+    ------
+    ValueError
+        If it is not an amount of memory.
+    """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(?:i?B)?\s*", str(text).upper())
     if not match:
         raise ValueError(f"'{text}' is not an amount of memory; expected such as 4GB or 800MB")
