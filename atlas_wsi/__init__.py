@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from atlas_wsi.batch.report import write_report
     from atlas_wsi.batch.run import predict_archive
     from atlas_wsi.batch.status import archive_status
+    from atlas_wsi.files import write_whole
     from atlas_wsi.grid import Box, Grid
     from atlas_wsi.heatmap.geojson import Annotation, write_annotations, write_geojson
     from atlas_wsi.heatmap.heatmap import AttentionMap, Heatmap
@@ -68,6 +69,7 @@ _HOME = {
     "write_annotations": "atlas_wsi.heatmap.geojson",
     "write_geojson": "atlas_wsi.heatmap.geojson",
     "write_report": "atlas_wsi.batch.report",
+    "write_whole": "atlas_wsi.files",
 }
 
 __all__ = [
@@ -104,6 +106,7 @@ __all__ = [
     "write_annotations",
     "write_geojson",
     "write_report",
+    "write_whole",
 ]
 
 

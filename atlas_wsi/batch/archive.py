@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import secrets
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atlas_wsi.heatmap.write import disk_errors
+from atlas_wsi.files import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,13 +56,8 @@ def write_archive(journal: Journal) -> Path:
         [_flat(row) for row in rows], schema=pa.schema(list((_COLUMNS | extra).items()))
     )
     path = journal.out / "archive.parquet"
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with disk_errors(path):
-        try:
-            pq.write_table(table, partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with write_whole(path) as partial:
+        pq.write_table(table, partial)
     return path
 
 

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atlas_wsi.batch.journal import write_whole
 from atlas_wsi.batch.lease import read_tries, wait_for
 from atlas_wsi.batch.options import agree_on_options
 from atlas_wsi.batch.source import list_slides, name_slides
 from atlas_wsi.errors import ResultExistsError
-from atlas_wsi.heatmap.write import SUMMARY, disk_errors
+from atlas_wsi.files import disk_errors, write_text
+from atlas_wsi.heatmap.write import SUMMARY
 from atlas_wsi.models.registry import load_model
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def begin(
             if journal.options_file.is_file():
                 agree_on_options(journal.options_file, options)
             else:
-                write_whole(journal.options_file, options.model_dump_json(indent=1) + "\n")
+                write_text(journal.options_file, options.model_dump_json(indent=1) + "\n")
             known = journal.read_slides()
             slides = name_slides(found, known)
             if slides != known:

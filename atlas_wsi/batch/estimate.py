@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from atlas_wsi.batch.journal import Journal
 from atlas_wsi.batch.run import predict_archive
 from atlas_wsi.batch.source import list_slides
 from atlas_wsi.errors import ArchiveError
+from atlas_wsi.files import write_csv
 
 if TYPE_CHECKING:
     import os
@@ -111,7 +111,5 @@ def _size(path: str) -> int | None:
 
 
 def _write_csv(path: Path, slides: Sequence[tuple[str, float | None]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("slide", "mpp"))
-        table.writerows((source, "" if mpp is None else mpp) for source, mpp in slides)
+    rows = [(source, "" if mpp is None else mpp) for source, mpp in slides]
+    write_csv(path, ("slide", "mpp"), rows)

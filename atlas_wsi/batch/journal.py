@@ -19,18 +19,17 @@ file is renamed into place when it is whole.
 from __future__ import annotations
 
 import datetime as dt
-import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
 from atlas_wsi.errors import CorruptResultError
+from atlas_wsi.files import write_text
 from atlas_wsi.heatmap.heatmap import Count, Positive, Record
-from atlas_wsi.heatmap.write import disk_errors
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
 
 
@@ -159,7 +158,7 @@ class Journal:
     def write_slides(self, slides: list[SlideAsked]) -> None:
         """Write which slides were asked for."""
         lines = [slide.model_dump_json(exclude_none=True) + "\n" for slide in slides]
-        write_whole(self.slides_file, "".join(lines))
+        write_text(self.slides_file, "".join(lines))
 
     def read_rows(self) -> dict[str, Row]:
         """Read how slides ended."""
@@ -185,7 +184,7 @@ class Journal:
 
     def write_row(self, row: Row) -> None:
         """Record how a slide ended."""
-        write_whole(self._row_file(row.name), row.model_dump_json(indent=1) + "\n")
+        write_text(self._row_file(row.name), row.model_dump_json(indent=1) + "\n")
 
     def remove_row(self, name: str) -> None:
         """Forget how a slide ended, so that it is done again."""
@@ -201,20 +200,6 @@ def _read_row(path: Path) -> Row | None:
         return Row.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that nobody ever reads half of it."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with disk_errors(path):
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def now() -> str:

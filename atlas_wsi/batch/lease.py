@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 import psutil
 from pydantic import ValidationError
 
-from atlas_wsi.batch.journal import now, write_whole
+from atlas_wsi.batch.journal import now
+from atlas_wsi.files import disk_errors, machine, write_text
 from atlas_wsi.heatmap.heatmap import Count, Record
-from atlas_wsi.heatmap.write import disk_errors, machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -185,7 +185,7 @@ class Lease:
         """Let others try."""
         if self.is_mine:
             ended = {"ended": True, "error": error, "reason": reason, "counts": counts}
-            write_whole(self.path, self.holder.model_copy(update=ended).model_dump_json())
+            write_text(self.path, self.holder.model_copy(update=ended).model_dump_json())
 
     def settle(self) -> None:
         """Remove all tries of a slide whose outcome is recorded."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import shutil
 from dataclasses import dataclass
 from importlib import resources
@@ -18,7 +17,8 @@ import numpy as np
 from atlas_wsi.batch.journal import Journal, Row
 from atlas_wsi.batch.pictures import TILE_PX, write_pictures
 from atlas_wsi.errors import AtlasError, CorruptResultError
-from atlas_wsi.heatmap.write import disk_errors, open_result
+from atlas_wsi.files import write_whole
+from atlas_wsi.heatmap.write import open_result
 from atlas_wsi.progress import Progress, silent
 from atlas_wsi.slides.open import open_slide
 
@@ -98,15 +98,10 @@ def write_report(
     report = progress or silent
     rows = list(journal.read_rows().values())
     target = journal.out / FOLDER
-    fresh = journal.out / f".{FOLDER}.{secrets.token_hex(4)}"
-    with disk_errors(target):
-        try:
-            (fresh / "slides").mkdir(parents=True)
-            shown = _draw_slides(rows, journal.out, target, fresh, viewer_px, report)
-            _write_pages(journal, rows, shown, fresh)
-            _put_in_place(fresh, target)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    with write_whole(target) as fresh:
+        (fresh / "slides").mkdir(parents=True)
+        shown = _draw_slides(rows, journal.out, target, fresh, viewer_px, report)
+        _write_pages(journal, rows, shown, fresh)
     return target / "index.html"
 
 
@@ -227,12 +222,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.0f} h"
-
-
-def _put_in_place(fresh: Path, target: Path) -> None:
-    """Swap the folders; readers see the old pages or the new ones."""
-    old = fresh.with_name(f"{fresh.name}.old")
-    if target.exists():
-        target.rename(old)
-    fresh.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -19,12 +19,13 @@ from distributed.comm.core import CommClosedError
 from atlas_wsi.batch.archive import write_archive
 from atlas_wsi.batch.begin import begin, sweep
 from atlas_wsi.batch.clusters import connect
-from atlas_wsi.batch.journal import Journal, write_whole
+from atlas_wsi.batch.journal import Journal
 from atlas_wsi.batch.options import BatchOptions, HowToRun
 from atlas_wsi.batch.status import archive_status
 from atlas_wsi.batch.task import BatchWorker, Outcome, plugin_name, run_slide
 from atlas_wsi.batch.verify import find_damaged
 from atlas_wsi.errors import ArchiveError, DiskFullError
+from atlas_wsi.files import write_text
 from atlas_wsi.progress import CancelToken, silent
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ class Launcher:
     def _drain(self, client: Client, futures: list[Future[Outcome]]) -> None:
         """Begin no slide any more; those that are begun come to their end."""
         self._draining = True
-        write_whole(self.journal.stop_file(self.run), "")
+        write_text(self.journal.stop_file(self.run), "")
         begun = {key for keys in client.processing().values() for key in keys}
         client.cancel([future for future in futures if future.key not in begun])
         _log.warning("Slides that are begun are finished; no other is begun.")

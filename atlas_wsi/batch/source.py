@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import posixpath
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 
 from atlas_wsi.batch.journal import SlideAsked
 from atlas_wsi.errors import ArchiveError
-from atlas_wsi.heatmap.write import folder_name
+from atlas_wsi.files import folder_name, read_csv
 from atlas_wsi.slides.slide import slide_name
 
 if TYPE_CHECKING:
@@ -94,28 +93,19 @@ def _is_slide_folder(fs: Any, root: str) -> bool:
 
 def _read_csv(text: str) -> list[tuple[str, float | None]]:
     base = posixpath.dirname(text) if "://" in text else str(Path(text).absolute().parent)
-    try:
-        with fsspec.open(text, "rt", encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
-            names = [str(name).strip() for name in table.fieldnames or ()]
-            column = next((name for name in _COLUMNS if name in names), None)
-            if column is None:
-                raise ArchiveError(
-                    f"{text} has the columns {', '.join(names) or 'none'}; expected one named "
-                    "'slide' or 'wsi', and perhaps 'mpp'."
-                )
-            table.fieldnames = names
-            found: dict[str, float | None] = {}
-            for row in table:
-                slide = (row[column] or "").strip()
-                if slide:
-                    mpp = (row.get("mpp") or "").strip()
-                    found[_beside(base, slide)] = _mpp(mpp, f"{text}, line {table.line_num}")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        if isinstance(error, ArchiveError):
-            raise
-        raise ArchiveError(f"{text} cannot be read: {error}.") from error
-    return list(found.items())
+    names, rows = read_csv(text, error=ArchiveError)
+    column = next((name for name in _COLUMNS if name in names), None)
+    if column is None:
+        raise ArchiveError(
+            f"{text} has the columns {', '.join(names) or 'none'}; expected one named 'slide' or "
+            "'wsi', and perhaps 'mpp'."
+        )
+    slides = {
+        _beside(base, row[column]): _mpp(row.get("mpp", ""), f"{text}, line {line}")
+        for line, row in enumerate(rows, start=2)
+        if row[column]
+    }
+    return list(slides.items())
 
 
 def _beside(base: str, slide: str) -> str:

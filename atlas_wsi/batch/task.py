@@ -31,7 +31,8 @@ from atlas_wsi.errors import (
     ResultExistsError,
     UnreachableSlideError,
 )
-from atlas_wsi.heatmap.write import DISK_FULL, SUMMARY, find_damage, read_summary
+from atlas_wsi.files import DISK_FULL
+from atlas_wsi.heatmap.write import SUMMARY, find_damage, read_summary
 from atlas_wsi.inference.predict import choose_model, predict
 from atlas_wsi.inference.provenance import peak_memory_bytes
 from atlas_wsi.progress import CancelToken

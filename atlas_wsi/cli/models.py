@@ -119,15 +119,14 @@ def _of_model(name: str) -> tuple[ModelCard, dict[str, Any]]:
 
 def _of_tile_classifier(name: str) -> tuple[ModelCard, dict[str, Any]]:
     """Read the configuration alone: the network may be a program that nobody trusted yet."""
-    import hashlib
-
+    from atlas_wsi.files import sha256_of
     from atlas_wsi.models.wsinfer import card_of, read_config
 
     config, weights = read_config(name)
     return card_of(config, weights), {
         "backbone": "tile classifier: sees one patch at a time",
         "transform": [step.model_dump(mode="json") for step in config.transform],
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "sha256": sha256_of(weights),
     }
 
 

@@ -199,7 +199,8 @@ def _one(
     formats: list[str] | None,
     **options: Any,
 ) -> dict[str, Any]:
-    from atlas_wsi.heatmap.write import check_writable, folder_name
+    from atlas_wsi.files import folder_name
+    from atlas_wsi.heatmap.write import check_writable
     from atlas_wsi.inference.model_tissue import find_tissue
     from atlas_wsi.inference.predict import predict as run
     from atlas_wsi.models.registry import load_model

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from atlas_wsi.errors import AtlasError
+from atlas_wsi.files import require_extra
 
 
 def view(
@@ -36,14 +37,8 @@ def view(
 
 def _require_window() -> None:
     """Tell in words what Qt would say by ending the process."""
-    try:
-        import napari  # noqa: F401
-        import qtpy  # noqa: F401
-    except ImportError as error:
-        raise AtlasError(
-            "napari, which shows slides, is not installed.",
-            hint="Install it: pip install 'atlas-wsi[napari]'",
-        ) from error
+    for package in ("napari", "qtpy"):
+        require_extra(package, "napari", to="Showing slides", error=AtlasError)
     told = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
     if sys.platform == "linux" and not any(os.environ.get(name) for name in told):
         raise AtlasError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlas_wsi.errors import OutputNotWritableError
+from atlas_wsi.files import write_text
 from atlas_wsi.heatmap.regions import MAX_REGIONS, MIN_CELLS, Region, find_regions
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def write_geojson(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
     if not found.n_left_out:
         return ()
     left_out = f"{found.n_left_out} smaller ones are in the heatmap only"
-    return (f"{path.name} holds the {MAX_REGIONS} largest regions; {left_out}.",)
+    return (f"The {MAX_REGIONS} largest regions are written; {left_out}.",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -92,25 +92,16 @@ def write_annotations(
     OutputNotWritableError
         If the file cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
     features = [
         _annotation(slide, one.polygon, name=one.name, color=one.color, measurements={})
         for one in annotations
     ]
-    try:
-        _write_json(_collection(slide, features), partial)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputNotWritableError(f"{path} cannot be written: {error.strerror}.") from error
+    _write_json(_collection(slide, features), Path(path))
 
 
 def _write_json(collection: dict[str, Any], path: Path) -> None:
-    path.write_text(
-        json.dumps(collection, allow_nan=False, separators=(",", ":"), ensure_ascii=False),
-        encoding="utf-8",
-    )
+    text = json.dumps(collection, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    write_text(path, text)
 
 
 def _collection(slide: SlideInfo | Slide, features: list[dict[str, Any]]) -> dict[str, Any]:

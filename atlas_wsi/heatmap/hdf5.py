@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from atlas_wsi.errors import OutputNotWritableError, ResultExistsError
-from atlas_wsi.heatmap.write import disk_errors
+from atlas_wsi.errors import ResultExistsError
+from atlas_wsi.files import require_extra, write_whole
 
 if TYPE_CHECKING:
     import os
@@ -57,23 +56,11 @@ class Features:
         path = Path(path)
         if path.exists() and not overwrite:
             raise ResultExistsError(f"{path} is there.", hint="--overwrite replaces it.")
-        try:
-            import h5py
-        except ImportError as error:
-            raise OutputNotWritableError(
-                "Writing HDF5 needs h5py, which is not installed.",
-                hint="pip install 'atlas-wsi[embed]'",
-            ) from error
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        h5py = require_extra("h5py", "embed", to="Writing HDF5")
         layout = {"trident": self._trident, "clam": self._clam, "stamp": self._stamp}[flavor]
-        with disk_errors(path):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with h5py.File(part, "w") as file:
-                    layout(file)
-                return part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
+        with write_whole(path, overwrite=overwrite) as partial, h5py.File(partial, "w") as file:
+            layout(file)
+        return path
 
     def _trident(self, file: Any) -> None:
         features = file.create_dataset("features", data=self.values)

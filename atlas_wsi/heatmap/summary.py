@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from atlas_wsi.files import sha256_of
 from atlas_wsi.grid import Grid
 from atlas_wsi.heatmap.heatmap import MAX_CLASSES, Count, Positive, Record, Run, SlideInfo
 
@@ -187,6 +187,4 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 def record_file(path: Path) -> FileRecord:
     """Hash a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileRecord(bytes=file.tell(), sha256=digest)
+    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))

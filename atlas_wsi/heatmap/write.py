@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
-import platform
-import re
-import secrets
-import shutil
-import time
-from contextlib import contextmanager
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from pydantic import ValidationError
 
-from atlas_wsi.errors import (
-    AtlasError,
-    CorruptResultError,
-    DiskFullError,
-    OutputNotWritableError,
-    ResultExistsError,
-)
+from atlas_wsi.errors import CorruptResultError, OutputNotWritableError, ResultExistsError
+from atlas_wsi.files import disk_errors, folder_name, remove_leftovers, write_whole
 from atlas_wsi.heatmap.geojson import write_geojson
 from atlas_wsi.heatmap.geotiff import write_geotiff
 from atlas_wsi.heatmap.omezarr import read_omezarr, write_omezarr
@@ -32,7 +19,7 @@ from atlas_wsi.heatmap.summary import Summary, record_file, record_files
 from atlas_wsi.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -51,9 +38,6 @@ FORMATS: dict[str, tuple[str, Writer]] = {
 """Name of a format: its file in the result's folder and what writes it. ``"json"``, the summary,
 is always written, and last: it lists the others."""
 MAX_SUMMARY_BYTES = 1 << 26
-_STALE_S = 24 * 3600
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers by which a system says that a file cannot grow."""
 
 
 def write(
@@ -84,22 +68,17 @@ def write(
     chosen = [f for f in FORMATS if f in formats]
     report = progress or silent
     final = check_writable(out_dir, heatmap.slide.name, overwrite=overwrite)
-    partial = _hidden(final, "partial")
-    with disk_errors(final):
-        try:
-            partial.mkdir()
-            warnings: list[str] = []
-            for done, name in enumerate(chosen):
-                report("write", done, len(chosen) + 1)
-                file, writer = FORMATS[name]
-                warnings += writer(heatmap, partial / file, thumbnail)
-            report("write", len(chosen), len(chosen) + 1)
-            summary = Summary.of(heatmap, warnings=warnings, files=record_files(partial))
-            text = summary.model_dump_json(indent=2)
-            (partial / SUMMARY).write_text(text + "\n", encoding="utf-8")
-            _put_in_place(partial, final, overwrite=overwrite)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with write_whole(final, overwrite=overwrite) as partial:
+        partial.mkdir()
+        warnings: list[str] = []
+        for done, name in enumerate(chosen):
+            report("write", done, len(chosen) + 1)
+            file, writer = FORMATS[name]
+            warnings += writer(heatmap, partial / file, thumbnail)
+        report("write", len(chosen), len(chosen) + 1)
+        summary = Summary.of(heatmap, warnings=warnings, files=record_files(partial))
+        text = summary.model_dump_json(indent=2)
+        (partial / SUMMARY).write_text(text + "\n", encoding="utf-8")
     report("write", len(chosen) + 1, len(chosen) + 1)
     return {name: final / FORMATS[name][0] for name in chosen} | {"json": final / SUMMARY}
 
@@ -115,10 +94,9 @@ def check_writable(out_dir: str | os.PathLike[str], name: str, *, overwrite: boo
         )
     with disk_errors(final):
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        probe = _hidden(final, "partial")
-        probe.mkdir()
-        probe.rmdir()
+        remove_leftovers(folder)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{final.name}."):
+            pass
         if final.is_dir() and not any(final.iterdir()):
             return final
     if not os.path.lexists(final):
@@ -133,17 +111,6 @@ def check_writable(out_dir: str | os.PathLike[str], name: str, *, overwrite: boo
             f"There is a result in {final}.", hint="Replace it with --overwrite."
         )
     return final
-
-
-def folder_name(name: str) -> str:
-    """Make a slide's name safe as the name of a folder on any system."""
-    safe = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", name).strip(" ").rstrip(".").lstrip(".")
-    if len(safe.encode()) > 150:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-        safe = safe.encode()[:140].decode(errors="ignore").rstrip(" .") + "~" + digest
-    if re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", safe) or not safe.strip(" "):
-        safe = f"slide_{safe}"
-    return safe
 
 
 def open_result(path: str | os.PathLike[str]) -> Heatmap:
@@ -230,73 +197,3 @@ def _find_folder(path: Path) -> Path:
         f"{path} holds {len(found)} results ({names}{', ...' if len(found) > 5 else ''}).",
         hint="Open one of them.",
     )
-
-
-def _put_in_place(partial: Path, final: Path, *, overwrite: bool) -> None:
-    if not (overwrite and (final / SUMMARY).is_file()):
-        partial.rename(final)
-        return
-    old = _hidden(final, "replaced")
-    final.rename(old)
-    try:
-        partial.rename(final)
-    except BaseException:
-        old.rename(final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def machine() -> str:
-    """Name the space in which a process id is unique."""
-    space = Path("/proc/self/ns/pid")
-    inside = space.readlink() if space.is_symlink() else ""
-    return hashlib.sha256(f"{platform.node()} {inside}".encode()).hexdigest()[:8]
-
-
-def _hidden(final: Path, kind: str) -> Path:
-    token = secrets.token_hex(4)
-    return final.with_name(f".{final.name}.{kind}-{machine()}-{os.getpid()}-{token}")
-
-
-def _remove_leftovers(out_dir: Path) -> None:
-    """Remove what runs that died have left; bring back a result they were about to replace."""
-    pattern = re.compile(r"\.(.+)\.(partial|replaced)-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
-    for path in out_dir.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match is None:
-            continue
-        name, kind, owner, pid = match.groups()
-        try:
-            is_old = time.time() - path.stat().st_mtime > _STALE_S
-        except FileNotFoundError:  # its owner was quicker
-            continue
-        if not is_old and (owner != machine() or psutil.pid_exists(int(pid))):
-            continue
-        if kind == "replaced" and not (out_dir / name).exists():
-            path.rename(out_dir / name)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def disk_errors(final: Path) -> Iterator[None]:
-    """Turn what the system says of a disk into errors that say what to do."""
-    try:
-        yield
-    except AtlasError:
-        raise
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise DiskFullError(
-                f"The disk is full: {final} could not be written, nothing was kept of it.",
-                hint="Free some space or choose another output folder.",
-            ) from error
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and final.is_dir():
-            raise ResultExistsError(
-                f"{final} was written by somebody else in the meantime.",
-                hint="Replace it with --overwrite.",
-            ) from error
-        raise OutputNotWritableError(
-            f"{final} cannot be written: {error.strerror or error}.",
-            hint="Choose another output folder.",
-        ) from error

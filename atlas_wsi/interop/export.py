@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +14,12 @@ from atlas_wsi.errors import (
     ResultExistsError,
     SlideError,
 )
+from atlas_wsi.files import folder_name, write_whole
 from atlas_wsi.heatmap.geojson import write_geojson
 from atlas_wsi.heatmap.geotiff import write_geotiff
 from atlas_wsi.heatmap.heatmap import Heatmap
 from atlas_wsi.heatmap.png import write_png
-from atlas_wsi.heatmap.write import SUMMARY, disk_errors, folder_name, open_result
+from atlas_wsi.heatmap.write import SUMMARY, open_result
 from atlas_wsi.interop.dsa import write_dsa
 from atlas_wsi.interop.html import write_html
 from atlas_wsi.interop.spatial import write_spatialdata
@@ -139,15 +138,8 @@ def export_result(
     if chosen.shows_slide:
         pixels, warnings = _thumbnail(heatmap, slide)
         report("export", 2, n_steps)
-    partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
-    with disk_errors(final):
-        try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            warnings += chosen.write(heatmap, partial, pixels)
-            _check_free(final, to, overwrite=overwrite)
-            _put_in_place(partial, final)
-        finally:
-            _remove(partial)
+    with write_whole(final, overwrite=overwrite) as partial:
+        warnings += chosen.write(heatmap, partial, pixels)
     report("export", n_steps, n_steps)
     return Exported(path=final, warnings=warnings)
 
@@ -195,29 +187,6 @@ def _is_spatialdata(folder: Path) -> bool:
         return "spatialdata_attrs" in (folder / "zarr.json").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False
-
-
-def _put_in_place(partial: Path, final: Path) -> None:
-    if not partial.is_dir():
-        partial.replace(final)
-        return
-    old = partial.with_suffix(".replaced")
-    if final.exists():
-        final.rename(old)
-    try:
-        partial.rename(final)
-    except BaseException:
-        if old.exists():
-            old.rename(final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _thumbnail(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlas_wsi.errors import OutputNotWritableError
+from atlas_wsi.files import require_extra
 from atlas_wsi.heatmap.png import backdrop
 from atlas_wsi.heatmap.regions import find_regions
 from atlas_wsi.interop.tiles import predicted_tiles
@@ -32,13 +32,7 @@ def write_spatialdata(
 
     `thumbnail`: The whole slide in small, `(rows, cols, channels)`; None leaves the image out.
     """
-    try:
-        import spatialdata
-    except ImportError as error:
-        raise OutputNotWritableError(
-            f"Writing SpatialData needs spatialdata, which cannot be imported ({error}).",
-            hint="pip install 'atlas-wsi[spatialdata]'",
-        ) from error
+    spatialdata = require_extra("spatialdata", "spatialdata", to="Writing SpatialData")
     tiles, regions = predicted_tiles(heatmap), find_regions(heatmap).regions
     shapes, tables = {}, {}
     if regions:

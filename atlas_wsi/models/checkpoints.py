@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from atlas_wsi.bounded import BoundedFile
 from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError, UntrustedWeightsError
+from atlas_wsi.files import BoundedFile
 
 if TYPE_CHECKING:
     import os

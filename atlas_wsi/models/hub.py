@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from atlas_wsi.errors import UnknownModelError
+from atlas_wsi.files import require_extra
 
 HUB = "hf://"
 
@@ -21,14 +22,10 @@ def from_hub(name: str, files: tuple[str, ...]) -> Path:
 
 def download(repo: str, files: tuple[str, ...], *, revision: str | None, what: str) -> Path:
     """Take a file of a hub's repository from the cache, or else download it."""
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise UnknownModelError(
-            f"'{what}' needs huggingface_hub, which is not installed.",
-            hint="pip install 'atlas-wsi[hub]'",
-        ) from error
+    require_extra("huggingface_hub", "hub", to=what, error=UnknownModelError)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
     for file in files:
         try:
             return Path(hf_hub_download(repo, file, revision=revision, local_files_only=True))

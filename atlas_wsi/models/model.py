@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from atlas_wsi.errors import CheckpointMismatchError, OutputNotWritableError, UnknownModelError
+from atlas_wsi.files import sha256_of, write_whole
 from atlas_wsi.models.atlas import Atlas, AtlasConfig
 from atlas_wsi.models.card import ModelCard
 from atlas_wsi.models.checkpoints import (
@@ -176,23 +176,18 @@ class Model(nn.Module):
             "config": self.config.as_dict(),
             "card": self.card.model_dump(mode="json"),
         }
-        part = path.with_name(f".{path.name}.partial")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(
-                {k: v.contiguous() for k, v in state.items()},
-                part,
-                metadata={"atlas_wsi": json.dumps(facts)},
-            )
-        except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
-            raise OutputNotWritableError(
-                f"{path} cannot be written: {error}.", hint="Is there room on the disk?"
-            ) from error
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o666 & ~mask)  # safetensors makes files that only their owner reads
-        return part.replace(path)
+        tensors = {k: v.contiguous() for k, v in state.items()}
+        with write_whole(path) as partial:
+            try:
+                save_file(tensors, partial, metadata={"atlas_wsi": json.dumps(facts)})
+            except SafetensorError as error:
+                raise OutputNotWritableError(
+                    f"{path} cannot be written: {error}.", hint="Is there room on the disk?"
+                ) from error
+            mask = os.umask(0)
+            os.umask(mask)
+            partial.chmod(0o666 & ~mask)  # safetensors makes files that only their owner reads
+        return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
@@ -234,7 +229,7 @@ class Model(nn.Module):
         except (TypeError, ValueError, KeyError, ValidationError) as error:
             raise CheckpointMismatchError(f"{path}: its card is damaged: {error}") from error
         load_exactly(model, {k: v.float() for k, v in state.items()}, source=str(path))
-        model.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        model.sha256 = sha256_of(path)
         return model.eval()
 
 

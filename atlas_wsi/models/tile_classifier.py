@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError, UntrustedWeightsError
+from atlas_wsi.files import require_extra, sha256_of
 from atlas_wsi.models.wsinfer import ONNX, card_of, read_config
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def load_tile_classifier(
         config=config,
         card=card_of(config, weights),
         net=net.eval(),
-        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        sha256=sha256_of(weights),
     )
 
 
@@ -134,13 +134,7 @@ class OnnxNet(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UnknownModelError(
-                f"{path} needs onnxruntime, which is not installed.",
-                hint="pip install 'atlas-wsi[onnx]'",
-            ) from error
+        onnxruntime = require_extra("onnxruntime", "onnx", to=str(path), error=UnknownModelError)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3

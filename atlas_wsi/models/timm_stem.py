@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError
+from atlas_wsi.files import require_extra, sha256_of
 from atlas_wsi.grid import Box
 from atlas_wsi.models.checkpoints import read_weights, strip_prefixes
 from atlas_wsi.models.hub import download
@@ -102,7 +103,7 @@ class TimmEncoder(nn.Module):
         config = self.net.pretrained_cfg
         self.mean: tuple[float, ...] = tuple(config["mean"])
         self.std: tuple[float, ...] = tuple(config["std"])
-        self.sha256 = _digest(self.net) if path is None else _digest_of(path)
+        self.sha256 = _digest(self.net) if path is None else sha256_of(path)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Describe tiles by what the network gives before its classifier.
@@ -140,13 +141,7 @@ def timm_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def _timm(name: str) -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise UnknownModelError(
-            f"The encoder timm:{name} needs timm, which is not installed.",
-            hint="pip install 'atlas-wsi[timm]'",
-        ) from error
+    timm = require_extra("timm", "timm", to=f"timm:{name}", error=UnknownModelError)
     # a name alone: with a hub's address in it, timm would fetch code and weights
     if not re.fullmatch(r"[A-Za-z0-9_.]+", name) or not timm.is_model(name.split(".")[0]):
         raise UnknownModelError(
@@ -209,7 +204,3 @@ def _digest(net: nn.Module) -> str:
     for value in net.state_dict().values():
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _digest_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

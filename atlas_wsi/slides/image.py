@@ -12,8 +12,8 @@ import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from atlas_wsi.bounded import BoundedFile
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.files import BoundedFile
 from atlas_wsi.slides import resolution
 from atlas_wsi.slides.backend import Level, SlideMeta
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlas_wsi.errors import SlideError, UnreadableSlideError
+from atlas_wsi.files import write_whole
 from atlas_wsi.progress import silent
 
 if TYPE_CHECKING:
@@ -125,11 +126,8 @@ def _generated(folder: Path, progress: Progress) -> Path:
     if not target.is_file():
         progress(GENERATED, 0, 1)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".make-") as fresh:
-                made = Path(fresh) / target.name
-                make_svs(made, (80_000, 100_000), levels=5)
-                made.replace(target)
+            with write_whole(target) as partial:
+                make_svs(partial, (80_000, 100_000), levels=5)
         except OSError as error:
             raise UnreadableSlideError(
                 f"The sample {GENERATED!r} cannot be kept as {target}: {error.strerror}.",

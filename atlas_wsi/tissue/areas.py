@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from atlas_wsi.bounded import BoundedFile
 from atlas_wsi.errors import DatasetError
+from atlas_wsi.files import BoundedFile, read_json
 from atlas_wsi.grid import Grid
 from atlas_wsi.tissue.mask import TissueMask
 from atlas_wsi.tissue.shapes import crs_of, shapes_of, to_level0
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from atlas_wsi.slides.slide import Slide
 
-MAX_FILE_BYTES = 200 * 2**20
 MAX_MASK_PIXELS = 64 * 10**6
 
 
@@ -36,7 +34,7 @@ def read_areas(path: str | os.PathLike[str], slide: Slide) -> list[shapely.Polyg
     holes kept; lines and points are left out.
     """
     path = Path(path)
-    data = read_json(path)
+    data = read_json(path, "GeoJSON")
     return to_level0(shapes_of(data, path), crs_of(data, slide, path), slide, path)[0]
 
 
@@ -77,15 +75,3 @@ def _read_picture(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]
             return np.asarray(image.convert("L")) > 0
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path} is not a picture that can be read: {error}.") from error
-
-
-def read_json(path: Path) -> Any:
-    """Read a file of GeoJSON."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise DatasetError(f"{path} is larger than {MAX_FILE_BYTES // 2**20} MiB.")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is not GeoJSON: {error}.") from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_wsi.errors import DatasetError
+from atlas_wsi.files import require_extra
 from atlas_wsi.tissue.mask import TissueMask
 
 if TYPE_CHECKING:
@@ -50,13 +51,7 @@ def tiles_to_mask(path: str | os.PathLike[str], slide: Slide, grid: Grid) -> Tis
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
     """Open an HDF5 file from anybody."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise DatasetError(
-            f"Reading {path} needs h5py, which is not installed.",
-            hint="pip install 'atlas-wsi[embed]'",
-        ) from error
+    h5py = require_extra("h5py", "embed", to=f"Reading {path}", error=DatasetError)
     try:
         with h5py.File(path, "r") as file:
             yield file

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from atlas_wsi.errors import CheckpointMismatchError, OutputNotWritableError
+from atlas_wsi.files import require_extra, write_whole
 from atlas_wsi.models.checkpoints import read_plain
 from atlas_wsi.training import parallel
 
@@ -32,11 +32,8 @@ class History:
     _writer: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.tensorboard is not None and find_spec("tensorboard") is None:
-            raise OutputNotWritableError(
-                "Logging for TensorBoard needs tensorboard, which is not installed.",
-                hint="pip install 'atlas-wsi[train]'",
-            )
+        if self.tensorboard is not None:
+            require_extra("tensorboard", "train", to="Logging for TensorBoard")
 
     @contextmanager
     def logging(self, first: int) -> Iterator[None]:
@@ -123,9 +120,8 @@ class History:
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write what training needs to go on; the file is replaced whole or not at all."""
-    part = path.with_name(f".{path.name}.partial")
-    torch.save(state, part)
-    part.replace(path)
+    with write_whole(path) as partial:
+        torch.save(state, partial)
 
 
 def read_checkpoint(path: Path, *, recipe: dict[str, Any], tiles: int) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_wsi.errors import DatasetError
-from atlas_wsi.tissue.areas import read_json
+from atlas_wsi.files import read_csv, read_json, require_extra
 from atlas_wsi.tissue.shapes import crs_of, shapes_of, to_level0
 
 if TYPE_CHECKING:
@@ -49,9 +48,8 @@ class Labels:
 def read_names(path: Path) -> dict[int, str]:
     """Read the classes of a label raster."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            names = {int(row["value"]): row["class"].strip() for row in csv.DictReader(file)}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, csv.Error) as error:
+        names = {int(row["value"]): row["class"] for row in read_csv(path, ("value", "class"))[1]}
+    except ValueError as error:
         raise DatasetError(
             f"{path} is no CSV with the columns value (a whole number) and class: {error}."
         ) from error
@@ -88,7 +86,7 @@ def areas_by_class(
 
 
 def _from_geojson(path: Path, slide: Slide, column: str | None) -> _Found:
-    data = read_json(path)
+    data = read_json(path, "GeoJSON")
     features = data.get("features") if isinstance(data, dict) else data
     if not isinstance(features, list):
         raise DatasetError(
@@ -116,13 +114,7 @@ def _from_geojson(path: Path, slide: Slide, column: str | None) -> _Found:
 
 
 def _from_vector(path: Path, column: str | None) -> _Found:
-    try:
-        import geopandas
-    except ImportError as error:
-        raise DatasetError(
-            f"Reading {path} needs geopandas, which is not installed.",
-            hint="pip install 'atlas-wsi[geo]', or convert it to GeoJSON.",
-        ) from error
+    geopandas = require_extra("geopandas", "geo", to=f"Reading {path}", error=DatasetError)
     try:
         table = geopandas.read_file(path)
         geometry = table.geometry

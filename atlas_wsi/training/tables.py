@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from atlas_wsi.errors import DatasetError
+from atlas_wsi.files import read_csv
 from atlas_wsi.training.fitting import Parts
 from atlas_wsi.training.marks import marks_of, trained_on
 
@@ -50,19 +50,11 @@ class LabeledSlide:
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Read a CSV table with a heading."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = sorted(set(columns) - set(reader.fieldnames or ()))
-            if missing:
-                raise DatasetError(f"{path} lacks the column {', '.join(missing)}.")
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path} cannot be read as a CSV table: {error}.") from error
+    _, rows = read_csv(path, columns)
     if not rows:
         raise DatasetError(f"{path} lists no slides.")
     for number, row in enumerate(rows, start=2):
-        empty = [name for name in columns if not (row[name] or "").strip()]
+        empty = [name for name in columns if not row[name]]
         if empty:
             raise DatasetError(f"{path}, line {number}: the column {empty[0]} is empty.")
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 import numpy as np
 from PIL import Image
 
-from atlas_wsi.bounded import BoundedFile
 from atlas_wsi.errors import DatasetError
+from atlas_wsi.files import BoundedFile, read_csv
 from atlas_wsi.training.loop import TileWork
 from atlas_wsi.training.metrics import tile_logits
 
@@ -268,11 +267,4 @@ def _read_tile(path: Path, zoom: float) -> NDArray[np.uint8]:
 def _read_groups(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"path", "group"} <= set(reader.fieldnames or ()):
-                raise DatasetError(f"{path} needs the columns path and group.")
-            return {row["path"]: row["group"] for row in reader}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path} is not a CSV file in UTF-8: {error}") from error
+    return {row["path"]: row["group"] for row in read_csv(path, ("path", "group"))[1]}

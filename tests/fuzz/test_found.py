@@ -25,13 +25,13 @@ import atlas_wsi
 from atlas_wsi.batch.begin import begin
 from atlas_wsi.batch.journal import Journal, Row, now
 from atlas_wsi.batch.source import list_slides
-from atlas_wsi.bounded import BoundedFile
 from atlas_wsi.errors import (
     CheckpointMismatchError,
     DatasetError,
     UnreadableSlideError,
     UnsupportedFormatError,
 )
+from atlas_wsi.files import BoundedFile
 from atlas_wsi.models.checkpoints import read_weights
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.synthetic import make_svs

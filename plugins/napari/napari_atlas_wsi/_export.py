@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlas_wsi.errors import DatasetError, OutputNotWritableError
+from atlas_wsi import write_whole
+from atlas_wsi.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
@@ -27,7 +28,7 @@ def export_areas(heatmap: Heatmap, path: Path, *, threshold: float = 0.0) -> Non
     """Write the area of each class as a table."""
     areas, sure = heatmap.areas(), heatmap.areas(threshold=threshold)
     total, unit = sum(areas.values()), heatmap.area_unit
-    with _whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with write_whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         heads = ["slide", "class", f"area_{unit}", "share", f"area_{unit}_from_{threshold:g}"]
         writer.writerow([*heads, "slide_score", "model"])
@@ -43,8 +44,7 @@ def export_regions(heatmap: Heatmap, path: Path) -> None:
     """Write the regions of each class as QuPath reads them."""
     from atlas_wsi import write_geojson
 
-    with _whole(path) as partial:
-        write_geojson(heatmap, partial)
+    write_geojson(heatmap, path)
 
 
 def export_corrections(shown: ShownHeatmap, path: Path, *, whole: bool = False) -> int:
@@ -96,7 +96,7 @@ def export_view(
     axes.imshow(picture, interpolation="none", aspect="auto")
     axes.axis("off")
     _legend(figure, shown, entries, x_px=cols + 2 * _MARGIN_PX, threshold=threshold)
-    with _whole(path) as partial:
+    with write_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI)
 
 
@@ -144,27 +144,3 @@ def _legend(
         bar.tick_params(labelsize=8, length=2)
         if threshold > 0:
             write(y_px + 70, f"from {threshold:.2f} on", color="#6b6b70")
-
-
-class _whole:
-    """A neighbor to write to, which takes the file's name when it is whole."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = Path(path)
-        self._partial = self._path.with_name(f".{self._path.name}.partial")
-
-    def __enter__(self) -> Path:
-        return self._partial
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, _: object) -> None:
-        try:
-            if kind is None:
-                self._partial.replace(self._path)
-        except OSError as failure:
-            error = failure
-        self._partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputNotWritableError(
-                f"{self._path} cannot be written: {error.strerror}.",
-                hint="Choose another folder.",
-            ) from error

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import resource
 import signal
 import sys
@@ -14,7 +15,7 @@ FINISHED = os.environ.get("FAULTS_FINISHED")
 
 
 def _is_result(old: str, new: str) -> bool:
-    return ".partial-" in old and ".partial-" not in new
+    return pathlib.Path(old).is_dir() and ".partial-" in old and ".partial-" not in new
 
 
 def _watch(event: str, args: tuple) -> None:

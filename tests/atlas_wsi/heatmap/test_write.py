@@ -20,11 +20,11 @@ from atlas_wsi.errors import (
     OutputNotWritableError,
     ResultExistsError,
 )
+from atlas_wsi.files import folder_name
 from atlas_wsi.heatmap.write import (
     FORMATS,
     check_writable,
     find_damage,
-    folder_name,
     open_result,
     read_summary,
     write,
