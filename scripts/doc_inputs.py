@@ -30,7 +30,7 @@ def make_inputs(folder: Path) -> None:
     shutil.copy(atlas_wsi.fetch_sample(), folder / "slide.svs")
     make_scene(folder / "scene.tif", (512, 768))
     _slides(folder)
-    _tiles(folder / "tiles")
+    _tiles(folder / "my_tiles")
     _areas(folder)
     _networks(folder)
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/kernels.md: what compiled kernels need, and a roofline on paper.
+"""Write the tables of docs/kernels.md and the CSV of what every compiled kernel needs.
 
 python scripts/kernel_table.py                    # compiles everything: minutes
 python scripts/kernel_table.py --records FILE     # output of `python -m atlas_kernels.compile`
@@ -7,23 +7,29 @@ python scripts/kernel_table.py --records FILE     # output of `python -m atlas_k
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "kernels.md"
+RESOURCES = ROOT / "benchmarks" / "kernel_resources.csv"
+COLUMNS = (
+    "kernel", "shape", "target", "sizes", "warps", "registers", "shared_bytes", "spilled_bytes",
+)  # fmt: skip
 
 H100_BYTES_S = 3.35e12
 H100_BF16_FLOP_S = 989e12
 H100_FP32_FLOP_S = 67e12
 H100_EXP_S = 132 * 16 * 1.755e9
-"""Exponentials a second: 16 a clock on each of 132 multiprocessors at boost clock."""
+"""Exponentials per second: 16 per clock on each of 132 multiprocessors at boost clock."""
 
 
 def compile_all() -> str:
-    """Return one JSON record a line, from a process that does not interpret kernels."""
+    """Return one JSON record per line, from a process that does not interpret kernels."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     return subprocess.run(
         [sys.executable, "-m", "atlas_kernels.compile"],
@@ -34,18 +40,35 @@ def compile_all() -> str:
     ).stdout
 
 
-def resource_table(records: str) -> str:
-    """Return the table of registers, shared memory and spills."""
+def write_resources(records: str) -> None:
+    """Write registers, shared memory and spills of every entry of the tuning tables."""
+    with RESOURCES.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(COLUMNS)
+        for record in map(json.loads, records.splitlines()):
+            table.writerow(
+                [record["kernel"].replace("_kernel", ""), *(record[c] for c in COLUMNS[1:])]
+            )
+
+
+def resource_table() -> str:
+    """Summarize the CSV: one row per kernel and target."""
+    with RESOURCES.open(newline="") as file:
+        rows = list(csv.DictReader(file))
     lines = [
-        "| kernel | shape | target | sizes | warps | registers | shared, bytes | spilled, bytes |",
-        "|---|---|---|---|--:|--:|--:|--:|",
+        "| kernel | target | variants | registers | shared memory, bytes, at most | spilled |",
+        "|---|---|--:|--:|--:|--:|",
     ]
-    columns = (
-        "kernel", "shape", "target", "sizes", "warps", "registers", "shared_bytes", "spilled_bytes",
-    )  # fmt: skip
-    for record in map(json.loads, records.splitlines()):
-        cells = " | ".join(str(record[c]) for c in columns)
-        lines.append(f"| {cells} |".replace("_kernel ", " "))
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["kernel"], row["target"]), []).append(row)
+    for (kernel, target), entries in groups.items():
+        registers = [int(e["registers"]) for e in entries]
+        shared, spilled = (max(int(e[c]) for e in entries) for c in COLUMNS[-2:])
+        lines.append(
+            f"| {kernel} | {target} | {len(entries)} | {min(registers)}-{max(registers)} "
+            f"| {shared} | {spilled} |"
+        )
     return "\n".join(lines)
 
 
@@ -101,19 +124,19 @@ def roofline_table() -> str:
 
 
 def replace_between(text: str, name: str, table: str) -> str:
-    """Return the page with the table between its two marks."""
+    """Replace the table between its two marks."""
     start, stop = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
     before, rest = text.split(start)
     return before + start + table + stop + rest.split(stop)[1]
 
 
 def main() -> None:
-    """Rewrite both tables of the page."""
+    """Rewrite the CSV and both tables of the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=Path)
     given = parser.parse_args().records
-    records = given.read_text() if given else compile_all()
-    page = replace_between(PAGE.read_text(), "resources", resource_table(records))
+    write_resources(given.read_text() if given else compile_all())
+    page = replace_between(PAGE.read_text(), "resources", resource_table())
     PAGE.write_text(replace_between(page, "roofline", roofline_table()))
 
 
