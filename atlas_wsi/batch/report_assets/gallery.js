@@ -1,5 +1,5 @@
 "use strict";
-// Sorts and filters the cards of the gallery; everything it needs stands in their data attributes.
+// Sorts and filters the cards of the gallery; all values are in their data attributes.
 const gallery = document.getElementById("gallery");
 const cards = gallery ? [...gallery.children] : [];
 const order = document.getElementById("order");

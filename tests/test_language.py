@@ -1,0 +1,56 @@
+"""Plain American English in pages, templates and notebooks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+SPELLINGS = (
+    r"\w*colour\w*|grey\w*|licen[c]e\w*|\w*metre|\w*metres|cent(?:re|res|red)|labell\w+|catalogue\w*"
+    r"|behaviour\w*|neighbour\w*|favour\w*|modell\w+|artefact\w*|tumour\w*|fibre\w*|whence"
+    r"|analys(?:e|ed|ing)"
+    r"|(?:recogn|normal|optim|summar|initial|memor|organ|vector|general|standard|visual|minim"
+    r"|maxim)is(?:e|ed|es|er|ers|ing|ation|ations)"
+)
+THINGS = (
+    "pixel|slide|scene|class|band|cell|window|tile|channel|scale|fold|step|file|row|group|side"
+    "|second|token|level|patient|worker|process|thread|head|program|line|shape|dimension|axis"
+)
+RATES = (
+    r"(?:micrometers?|meters?|um|px|MB|MiB|GiB|KiB|bytes?|floats?|seconds?|times|vectors?|pixels"
+    rf"|numbers?|values?|one|each|per cent) an? (?:{THINGS})"
+    rf"|an? (?!few|lot|such)[\w-]+ an? (?:{THINGS})"
+)
+IDIOMS = (
+    r"gone on with|go(?:es)? on (?:where|there|with it)|anew|in the places? of|somebody|whoever"
+    r"|nobody|anybody|(?:do|does) not suffice|(?:that|what) is there|learned by heart|at hand"
+    r"|put together of|say(?:s)? of (?:itself|themselves)|is of no concern|up to now|in small"
+)
+BANNED = re.compile(rf"\b(?:{SPELLINGS}|{RATES}|{IDIOMS})\b", re.IGNORECASE)
+PAGES = ["*.md", "docs/**/*.md", "atlas_wsi/**/*.html.j2"]
+
+
+def _mistakes(text: str) -> list[str]:
+    flat = " ".join(text.split())
+    return [flat[max(m.start() - 30, 0) : m.end() + 20] for m in BANNED.finditer(flat)]
+
+
+def _pages() -> list[Path]:
+    return sorted(path for pattern in PAGES for path in ROOT.glob(pattern))
+
+
+@pytest.mark.parametrize("page", _pages(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_pages(page: Path) -> None:
+    assert not _mistakes(page.read_text())
+
+
+@pytest.mark.parametrize("notebook", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda p: p.name)
+def test_notebooks(notebook: Path) -> None:
+    cells = json.loads(notebook.read_text())["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    assert not _mistakes(text)
