@@ -1,12 +1,12 @@
-"""Time and memory of the three backbones against the size of the image, in one run, with a plot.
+"""Measure time and memory of the three backbones by image size, in one run, with a plot.
 
     python benchmarks/backbones.py --sizes 512 1024 2048 4096
     python benchmarks/backbones.py --sizes 512 1024 --precision float32 --repeats 1
 
 Atlas-S (384 channels), MambaVision-S, and MambaVision-S under the coarse scales of Atlas-S, all
-through the streamed pass that `predict` uses; random weights. Each measurement is a process of its
-own, so that the peak of resident memory is its own; what the process held before the pass (torch, the
-model, the image) is told apart. Backbones take turns; the least of the repeats counts.
+through the streamed pass that `predict` uses; random weights. Each measurement has its own process,
+so that peak memory is measured separately; memory held before the pass (torch, the model, the image)
+is listed apart. Backbones take turns; the fastest repeat counts.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def resident_mib() -> float:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Draw seconds and memory against pixels, both axes logarithmic."""
+    """Plot seconds and memory against pixels, both axes logarithmic."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -119,7 +119,7 @@ def table(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    """Run every measurement in a process of its own, then print and draw."""
+    """Run every measurement in its own process, then print and plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
@@ -142,7 +142,7 @@ def main() -> None:
             rows.append({"backbone": backbone, "size": size, **found})
             print(
                 f"{size:5d} px  {name:20s} {found['seconds']:8.2f} s  {found['mib']:7.0f} MiB "
-                f"beside {found['held_mib']:.0f} held, {found['millions']:.1f} M weights",
+                f"plus {found['held_mib']:.0f} held before, {found['millions']:.1f} M weights",
                 flush=True,
             )
     table(rows)

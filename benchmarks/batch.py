@@ -1,15 +1,15 @@
-"""How an archive scales: submitting 20,000 slides, and two workers against one.
+"""Measure how an archive scales: submitting 20,000 slides, and two workers against one.
 
     python benchmarks/batch.py [--slides 20000] [--archive 12] [--latency 1.0] [--json batch.json]
 
 1. No-op slides through the launcher: bytes sent to the scheduler, seconds until all are submitted,
-   slides a second from submitting to the last answer.
-2. One archive by one worker and by two. The slides lie on an HTTP server on this machine that
-   waits before each answer. The slides are small, so that few long waits stand for the many short
-   ones of a large slide in an object store: the work is bound by the store and not by the cores
-   that both workers share. Workers are started before the clock; each
-   worker does a slide of its own first, so that neither loads the model on the clock. The results
-   of both runs are compared to the bit; if they differ, nothing is printed.
+   slides per second from submission to the last answer.
+2. One archive with one worker and with two. The slides are on an HTTP server on this machine that
+   waits before each answer. The slides are small, so that a few long waits represent the many short
+   ones of a large slide in an object store: the bottleneck is the store, not the cores that both
+   workers share. Workers are started, and each predicts one slide, before timing begins, so that
+   loading the model is not measured. The results of both runs are compared to the bit; if they
+   differ, nothing is printed.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def cluster_of(workers: int) -> Iterator[Client]:
 
 
 class FarAway(BaseHTTPRequestHandler):
-    """Files in parts, each after a while."""
+    """Serve files in parts, each after a delay."""
 
     protocol_version = "HTTP/1.1"
     folder: Path
@@ -161,7 +161,7 @@ def scale(n: int, latency_s: float, folder: Path) -> dict[str, float]:
                     )
                     seconds[workers] = time.perf_counter() - begun
                     if status.count("done") != len(chosen):
-                        sys.exit(f"not all slides were done: {status.as_json()}")
+                        sys.exit(f"not all slides were finished: {status.as_json()}")
     finally:
         server.kill()
     for name in names[:n]:

@@ -1,10 +1,10 @@
-"""Time the encoder against the plain form of the same model and against timm's backbones.
+"""Time the encoder against a plain implementation of the same model and against timm's backbones.
 
     python benchmarks/encode.py --sizes 512 1024 2048 4096 --json encode.json
 
-Needs timm (`pip install timm`; its models run with random weights). The outputs of the plain form
-and ours are compared first; nothing is printed if they differ. All in one process, models in
-turn, the least of the repeats counts, ratios are to the plain float32 form of the same size.
+Needs timm (`pip install timm`; its models run with random weights). The outputs of the plain
+implementation and ours are compared first; nothing is printed if they differ. Models take turns in
+one process; the fastest repeat counts; ratios are to plain float32 of the same size.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def peer(name: str, size: int, dtype: torch.dtype):
 
 @torch.inference_mode()
 def best(call, repeats: int, limit_s: float) -> float:
-    """Return the least seconds of a few runs after a warm one."""
+    """Return the fastest of a few runs after a warm-up."""
     times = []
     for i in range(repeats + 1):
         start = time.perf_counter()
@@ -82,7 +82,7 @@ def best(call, repeats: int, limit_s: float) -> float:
 
 @torch.inference_mode()
 def check(dim: int) -> None:
-    """Refuse to time what is not equal."""
+    """Stop if the outputs differ."""
     model = make_atlas(dim, 512)
     image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     expected = PlainAtlas(model.encoder)(model.normalize(torch.from_numpy(image[None])))[0]
@@ -94,7 +94,7 @@ def check(dim: int) -> None:
 def measure(
     size: int, args: argparse.Namespace, before: dict[int, dict[str, float]]
 ) -> dict[str, float]:
-    """Time everything at one size, but what would take longer than --patience."""
+    """Time everything at one size, except what would take longer than --patience."""
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     found: dict[str, float] = {}
 
@@ -127,9 +127,9 @@ def measure(
 
 
 def table(results: dict[int, dict[str, float]]) -> None:
-    """Print ratios to the plain float32 form, and how time grows with pixels."""
+    """Print ratios to plain float32, and how time grows with pixels."""
     sizes = list(results)
-    print("\nspeed against the plain float32 form of Atlas-B (higher is faster)")
+    print("\nspeedup over plain float32 Atlas-B")
     print(f"{'':<44}" + "".join(f"{s:>9} px" for s in sizes) + "   slope")
     for name in results[sizes[0]]:
         seconds = np.array([results[s].get(name, np.nan) for s in sizes])
@@ -146,9 +146,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--limit", type=float, default=20, help="seconds; slower is run once")
+    parser.add_argument("--limit", type=float, default=20, help="seconds; slower models run once")
     parser.add_argument(
-        "--patience", type=float, default=200, help="seconds; what would take longer is left out"
+        "--patience",
+        type=float,
+        default=200,
+        help="seconds; models that would take longer are skipped",
     )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

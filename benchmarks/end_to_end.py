@@ -2,10 +2,10 @@
 
     python benchmarks/end_to_end.py --gigapixels 0.4 --memory 1GB
 
-The loop reads each window with tissue by `openslide.read_region`, brings it to the working
+The loop reads each tissue window with `openslide.read_region`, resamples it to the working
 resolution with Pillow, and runs the same model on it in float32; windows and weights are the same
-for all. It gives every window alone: the context of the slide is not there, and that is not held
-against it. Each runs in a process of its own; the least of the repeats counts.
+for all. It processes every window on its own, without the context of the slide. Each contender has
+its own process; the fastest repeat counts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Time and peak memory of `predict` on generated slides of growing size, 30% tissue.
+"""Measure time and peak memory of `predict` on synthetic slides of growing size, 30% tissue.
 
     python benchmarks/gigapixel.py --gigapixels 0.1 0.4 1.6 6.4 --memory 1GB
 
-Each size runs in a process of its own, so that its peak is its own. A slide is generated once
-into --folder and kept. The slope is that of log time against log pixels.
+Each size has its own process, so that its peak is measured separately. Slides are generated once in
+--folder. The slope is that of log time against log pixels.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Measure the Triton kernels on a GPU: time, bytes a second, and the share of the roofline.
+"""Measure the Triton kernels on a GPU: time, bytes per second, and the share of the roofline.
 
     python benchmarks/gpu.py                # every kernel, forward and backward
     python benchmarks/gpu.py --dtype float32
 
 Each kernel is compared with its float64 reference on this GPU first; one that differs is not timed.
-Nothing here has been run by its authors: they had no GPU.
+Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     dtype = getattr(torch, parser.parse_args().dtype)
     if not torch.cuda.is_available():
-        sys.exit("There is no GPU here.")
+        sys.exit("No GPU found.")
     print(torch.cuda.get_device_name(), dtype, explain("cuda", dtype=dtype))
     right = True
     for name, shape in {

@@ -1,16 +1,16 @@
-"""A task that no window can solve alone: what a cell is, a beacon more than 2,000 px away says.
+"""A task that no single window can solve: a beacon more than 2,000 px away determines the class.
 
     python benchmarks/long_context.py                 # three backbones, three seeds: minutes
     python benchmarks/long_context.py --seeds 1 --backbones atlas
 
-A field is 256 x 4096 working pixels, 16 windows of which 4 show something. At one end stands a
-beacon with upright or lying stripes; at least 2,048 px away lie windows of blotches. Blotches are of
-class "upright" or "lying" as the beacon's stripes are, and look the same in both. Where things are,
-colors, sizes and phases are random. Three figures on fields that no model saw:
+A field is 256 x 4096 working pixels, 16 windows of which 4 are not empty. At one end is a beacon
+with upright or lying stripes; at least 2,048 px away are windows of blotches. Blotches have the
+class of the beacon's stripes, "upright" or "lying", and look the same in both. Positions, colors,
+sizes and phases are random. Three metrics on test fields:
 
-- accuracy of the cells of the blotches;
+- accuracy of the blotch cells;
 - the same with every blotch window as an image of its own (chance, if nothing local leaks);
-- how many cells change their class if only the beacon is turned (all, if the beacon decides).
+- how many cells change class if only the beacon is turned (all, if the beacon decides).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from atlas_wsi.models.mambavision import MambaVisionConfig
 WINDOW_PX = 256
 N_WINDOWS = 16
 AWAY = 9
-"""Windows from the beacon to the nearest blotches: 8 whole windows lie between, 2,048 px."""
+"""Windows from the beacon to the nearest blotches: 8 whole windows, 2,048 px, are between them."""
 N_BLOTCHES = 3
 CELLS = WINDOW_PX // 64
 BACKBONES = ("atlas", "mambavision", "mambavision+msa")
@@ -51,7 +51,7 @@ CARD = ModelCard(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Field:
-    """A picture, the windows that show something, and what its blotches are."""
+    """An image, its windows that are not empty, and the class of its blotches."""
 
     image: np.ndarray
     """uint8 (256, 4096, 3)."""
@@ -60,17 +60,17 @@ class Field:
     blotches: np.ndarray
     """Windows of the blotches, ascending."""
     label: int
-    """0 if the stripes stand upright, 1 if they lie."""
+    """0 if the stripes are upright, 1 if they are lying."""
 
     def active(self) -> np.ndarray:
-        """Return bool (1, 16): windows that show something."""
+        """Return bool (1, 16): windows that are not empty."""
         active = np.zeros((1, N_WINDOWS), bool)
         active[0, [self.beacon, *self.blotches]] = True
         return active
 
 
 def make_field(rng: np.random.Generator, label: int | None = None) -> Field:
-    """Draw a field; `label` turns the beacon, and nothing else."""
+    """Draw a field; `label` only turns the beacon."""
     drawn = int(rng.integers(2))
     label = drawn if label is None else label
     shape = (WINDOW_PX, WINDOW_PX * N_WINDOWS, 3)
@@ -141,13 +141,13 @@ def cell_logits(model: Model, maps: torch.Tensor, fields: list[Field]) -> torch.
 
 
 def of_blotches(logits: torch.Tensor, fields: list[Field]) -> torch.Tensor:
-    """Return what `cell_logits` says of blotch cells, (fields, classes, 48)."""
+    """Return the `cell_logits` of blotch cells, (fields, classes, 48)."""
     picked = [logits[i, :, :, torch.from_numpy(f.blotches)] for i, f in enumerate(fields)]
     return torch.stack(picked).flatten(2)
 
 
 def learn_stripes(model: Model, *, steps: int, seed: int, report=print) -> None:
-    """Train the whole model on single windows of stripes, which are what they look like."""
+    """Train the whole model on single windows of stripes, whose class is visible."""
     rng = np.random.default_rng((seed, 1))
 
     def losses():
@@ -163,9 +163,9 @@ def learn_stripes(model: Model, *, steps: int, seed: int, report=print) -> None:
 
 
 def learn_fields(model: Model, *, pairs: int, steps: int, seed: int, report=print) -> None:
-    """Train what lies over the stem on fields, each seen with the beacon both ways.
+    """Train the layers above the stem on fields, each with the beacon in both orientations.
 
-    The same blotches come with both labels, so nothing can be learned from them by heart.
+    The same blotches come with both labels, so they cannot be memorized.
     """
     rng = np.random.default_rng((seed, 2))
     fields: list[Field] = []
@@ -221,7 +221,7 @@ def train(
 
 @torch.inference_mode()
 def predict_fields(model: Model, fields: list[Field]) -> torch.Tensor:
-    """Return the class of every blotch cell, (fields, 48), by the model's own forward pass."""
+    """Return the class of every blotch cell, (fields, 48), by the model's forward pass."""
     images = torch.from_numpy(np.stack([f.image for f in fields]))
     active = torch.from_numpy(np.stack([f.active() for f in fields]))
     x = model.normalize(images).contiguous(memory_format=torch.channels_last)
@@ -237,7 +237,7 @@ def predict_windows(model: Model, field: Field) -> torch.Tensor:
 
 
 def evaluate(model: Model, *, pairs: int = 32, seed: int = 10**6) -> dict[str, float]:
-    """Measure on fields that were never trained on; see the top of the file."""
+    """Evaluate on test fields; see the top of the file."""
     right, alone, turned = [], [], []
     for i in range(pairs):
         fields = [make_field(np.random.default_rng((seed, i)), label) for label in (0, 1)]

@@ -1,11 +1,12 @@
-"""MambaVision-T at 224 px: ours against the plain form of the same model, in one run.
+"""Compare MambaVision-T at 224 px with a plain implementation of the same model, in one run.
 
     python benchmarks/mambavision.py                # batch 16, a table in Markdown
     python benchmarks/mambavision.py --variant S --size 512 --batch 4
 
-The plain form: float32, one step of the scan after the other, batch norm as it was trained,
-channels first, convolutions along tokens by `conv1d`, torch's linear layers. Outputs are compared before anything is timed.
-Who is timed takes turns, so that other load falls on all; the median of the repeats counts.
+The plain implementation: float32, one step of the scan after the other, batch norm not folded,
+channels first, convolutions along tokens by `conv1d`, torch's linear layers. Outputs are compared
+before anything is timed. Implementations take turns, so that other load affects all equally; the
+median of the repeats counts.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ GOALS = {"ours, float32": 1.3, "ours, bfloat16": 3.0}
 
 
 def plain(model: MambaVision) -> MambaVision:
-    """Return the same model as one would write it down."""
+    """Return a plain implementation of the same model."""
     model = copy.deepcopy(model)
 
     def forward(self: MambaMixer, x: torch.Tensor) -> torch.Tensor:
@@ -67,7 +68,7 @@ def plain(model: MambaVision) -> MambaVision:
 
 
 def make_model(variant: str) -> MambaVision:
-    """Make a model whose batch norms and step sizes are not those of the start."""
+    """Make a model whose batch norms and step sizes differ from the initial ones."""
     torch.manual_seed(0)
     model = make_variant(variant).eval()
     for module in model.modules():
@@ -118,7 +119,7 @@ def main() -> None:
         f"MambaVision-{args.variant}, {args.batch} x {args.size} px, "
         f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}\n"
     )
-    print("| form | seconds | images a second | against the plain form | goal | largest error |")
+    print("| implementation | seconds | images per second | speedup | target | largest error |")
     print("|---|--:|--:|--:|--:|--:|")
     base = statistics.median(taken["plain, float32"])
     for name, times in taken.items():

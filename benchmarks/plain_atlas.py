@@ -1,10 +1,10 @@
-"""Atlas as one would write it down: float32, NCHW, nothing folded, coarse keys repeated.
+"""A plain implementation of Atlas: float32, NCHW, nothing folded, coarse keys repeated.
 
-The yardstick of `encode.py`. It shares the weights of `atlas_wsi.models.Atlas` and none of its
-code: square images whose windows are all valid, spatial alignment.
+The reference of `encode.py`. It shares the weights of `atlas_wsi.models.Atlas` but none of its code:
+square images, all windows valid, spatial alignment.
 """
 
-# B images, G windows along a side, M tokens along a window's side, T = M * M, C channels
+# B images, G windows along a side, M tokens along the side of a window, T = M * M, C channels
 
 from __future__ import annotations
 

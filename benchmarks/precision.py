@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py SLIDE... --mpp 0.5
 
-`--mpp` is for files that do not tell their resolution.
+`--mpp` is for files without a resolution.
 """
 
 from __future__ import annotations

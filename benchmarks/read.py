@@ -1,11 +1,11 @@
-"""Mpx/s of atlas_wsi's reader beside openslide-python, tiffslide and bare JPEG decoding.
+"""Compare Mpx/s of atlas_wsi's reader with openslide-python, tiffslide and bare JPEG decoding.
 
     python benchmarks/read.py [--size 20000] [--repeats 3] [--json read.json]
 
 Every reader reads the same regions in the same order, each once, and turns them into RGB arrays;
 readers take turns every 16 Mpx. The pixels are compared first: if they differ from
-OpenSlide's by more than the decoder's rounding, nothing is measured. Beside wall time stands
-processor time (of all threads), which other work on the machine disturbs less.
+OpenSlide's by more than the decoder's rounding, nothing is measured. Processor time (of all
+threads) is given beside wall time; other load on the machine affects it less.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ READERS = {
 
 
 def check(path: Path, regions: list[tuple[int, int]], side: int) -> None:
-    """Stop if atlas_wsi and OpenSlide see different pixels."""
+    """Stop if atlas_wsi and OpenSlide read different pixels."""
     ours, theirs = atlas(path), openslide_python(path)
     for y, x in regions:
         worst = int(np.abs(ours(y, x, side).astype(np.int16) - theirs(y, x, side)).max())
@@ -92,8 +92,7 @@ def check(path: Path, regions: list[tuple[int, int]], side: int) -> None:
 def measure(path: Path, *, side: int, threads: int, size: int, repeats: int) -> Rates:
     """Return Mpx/s of each reader, an array `(batches, 2)` of wall and processor time.
 
-    All readers read one batch after the other in turn, so that what disturbs the machine for
-    longer than a batch (16 Mpx) disturbs them alike.
+    Readers take turns every batch (16 Mpx), so that other load on the machine affects them equally.
     """
     last = size // REGION * REGION
     corners = [(y, x) for y in range(0, last, side) for x in range(0, last, side)]
@@ -125,8 +124,10 @@ def time_batch(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=20_000, help="side of the slide in pixels")
-    parser.add_argument("--tissue", type=float, default=0.6, help="share of the slide")
+    parser.add_argument(
+        "--size", type=int, default=20_000, help="height and width of the slide in pixels"
+    )
+    parser.add_argument("--tissue", type=float, default=0.6, help="fraction of the slide to read")
     parser.add_argument("--repeats", type=int, default=1, help="passes over the slide")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     arguments = parser.parse_args()

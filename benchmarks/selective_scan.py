@@ -1,4 +1,4 @@
-"""The selective scan on this CPU against the plain loop, in one run.
+"""Compare the selective scan on this CPU with the plain loop, in one run.
 
     python benchmarks/selective_scan.py
 
@@ -62,7 +62,7 @@ def main() -> None:
     inputs = make_inputs(*arguments.shape)
     taken: dict[str, list[float]] = {name: [] for name in names}
     seconds(inputs, "numba", backward=arguments.backward)  # compiles
-    for _ in range(arguments.repeats):  # in turns, so that other load falls on all
+    for _ in range(arguments.repeats):  # in turns, so that other load affects all equally
         for name in names:
             taken[name].append(seconds(inputs, name, backward=arguments.backward))
     loop = statistics.median(taken["reference"])

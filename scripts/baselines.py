@@ -1,9 +1,9 @@
-"""Train the baselines of a shipped model's card on its tiles, for the processor time it took.
+"""Train the baselines of a bundled model's card on its tiles, for the same processor time.
 
     python scripts/baselines.py lung-he OUT/lung
 
 resnet18 is timm's, without pretraining, on single tiles with the same augmentation and the same
-split; MambaVision has the same width as the model and goes through the same training.
+split; MambaVision has the same width as the model and the same training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from atlas_wsi.training.tiles import TileSet, read_tiles, split_three
 
 
 def processor_time() -> float:
-    """Return the seconds that this process and those it waited for have had of a processor."""
+    """Return the processor time of this process and of its finished children, in seconds."""
     return sum(os.times()[:4])
 
 
@@ -72,7 +72,7 @@ def resnet18(
 
 
 def train_some(name: str, folder: Path, recipe: Recipe) -> tuple[float, float]:
-    """Train as the shipped model was; return the balanced accuracy and the processor's seconds."""
+    """Train like the bundled model; return the balanced accuracy and the processor time, s."""
     facts = MODELS[name]
     start = processor_time()
     model = train_tiles(
@@ -88,7 +88,7 @@ def train_some(name: str, folder: Path, recipe: Recipe) -> tuple[float, float]:
 
 
 def seconds_an_epoch(name: str, folder: Path, recipe: Recipe) -> float:
-    """Return the processor time of an epoch, without what is read and measured around it."""
+    """Return the processor time of one epoch, without reading and evaluation."""
     few, more = 0.2, 3.2
     spent = [train_some(name, folder, replace(recipe, epochs=n))[1] for n in (few, more)]
     return (spent[1] - spent[0]) / (more - few)
@@ -107,7 +107,7 @@ def main() -> None:
     minutes = args.minutes
     if minutes is None:
         minutes = seconds_an_epoch(args.model, args.folder, recipe) * recipe.epochs / 60
-        print(f"{args.model} takes {minutes:.1f} minutes of a processor", flush=True)
+        print(f"{args.model} takes {minutes:.1f} minutes of processor time", flush=True)
     if args.only != "mambavision":
         tiles = read_tiles(args.folder, zoom=facts["zoom"])
         known, _, asked = split_three(tiles, held_out=0.2, validation=0.15, seed=recipe.seed)

@@ -24,7 +24,7 @@ INK = "#3f51b5"
 
 
 def main() -> None:
-    """Draw them."""
+    """Draw all pictures."""
     with atlas_wsi.open_slide(atlas_wsi.fetch_sample()) as slide:
         draw_levels(slide)
         draw_windows(slide)
@@ -32,13 +32,7 @@ def main() -> None:
 
 
 def draw_levels(slide: atlas_wsi.Slide) -> None:
-    """Show one place at three resolutions, in as many pixels each.
-
-    Parameters
-    ----------
-    slide
-        The sample.
-    """
+    """Show one place at three resolutions, with the same number of pixels."""
     figure = Figure(figsize=(9, 3.3), layout="constrained")
     for axes, mpp, name in zip(
         figure.subplots(1, 3), (4.0, 1.0, 0.5), ("2.5x", "10x", "20x"), strict=True
@@ -49,19 +43,13 @@ def draw_levels(slide: atlas_wsi.Slide) -> None:
             for center, n in zip(PLACE, slide.shape, strict=True)
         )
         axes.imshow(slide.read_region(y=y, x=x, height=256, width=256, mpp=mpp))
-        axes.set_title(f"{mpp:g} um/px, about {name}: {256 * mpp / 1000:.2f} mm a side", fontsize=9)
+        axes.set_title(f"{mpp:g} um/px, about {name}: {256 * mpp / 1000:.2f} mm wide", fontsize=9)
         axes.axis("off")
     figure.savefig(IMAGES / "concept-resolution.png", dpi=90)
 
 
 def draw_windows(slide: atlas_wsi.Slide) -> None:
-    """Show which windows are read.
-
-    Parameters
-    ----------
-    slide
-        The sample.
-    """
+    """Show the windows that are read."""
     mask = atlas_wsi.tissue_mask(slide)
     model = atlas_wsi.load_model("lung-he")
     windows = plan_windows(slide.shape, slide.mpp, mask, mpp=model.card.mpp)
@@ -86,13 +74,7 @@ def draw_windows(slide: atlas_wsi.Slide) -> None:
 
 
 def draw_scales(slide: atlas_wsi.Slide) -> None:
-    """Show what one cell attends to on the coarse scales.
-
-    Parameters
-    ----------
-    slide
-        The sample.
-    """
+    """Show what one cell attends to on the coarse scales."""
     result = atlas_wsi.predict(slide, context=True)
     maps = result.context.attention(y=PLACE[0], x=PLACE[1])
     figure = Figure(figsize=(3.6 * len(maps), 4.6), layout="constrained")

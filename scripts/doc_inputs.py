@@ -20,13 +20,7 @@ COLORS = {"pink": (220, 140, 190), "violet": (120, 80, 160)}
 
 
 def make_inputs(folder: Path) -> None:
-    """Make one of each file.
-
-    Parameters
-    ----------
-    folder
-        Where to; it exists and is empty.
-    """
+    """Make one of each file in an existing, empty folder."""
     shutil.copy(atlas_wsi.fetch_sample(), folder / "slide.svs")
     make_scene(folder / "scene.tif", (512, 768))
     _slides(folder)

@@ -1,9 +1,9 @@
-"""Give damaged files to every reader of files from outside; each may only raise AtlasError.
+"""Open damaged files with every reader of untrusted files; each may raise only AtlasError.
 
     python scripts/fuzz.py --inputs 100000 --seed 1 [--target NAME] [--replay FILE]
 
-Workers (two) open each input in their own process. A worker that dies, an input that takes 10 s or
-asks for 1 GiB more than the worker began with is a finding, kept with its input under findings/.
+Two workers open the inputs in their own processes. A worker that crashes, or an input that takes 10 s
+or 1 GiB of additional memory, is a finding, stored with its input under findings/.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 SECONDS = 10
 ROOM_BYTES = 2**30
-_CHUNK = 250  # inputs a worker does between two reports
+_CHUNK = 250  # inputs per worker between two reports
 
 
 class Hang(BaseException):
@@ -46,20 +46,7 @@ class Hang(BaseException):
 
 
 def try_one(door: Callable[[Path], object], path: Path) -> str:
-    """Open an input.
-
-    Parameters
-    ----------
-    door
-        Reads it.
-    path
-        The input.
-
-    Returns
-    -------
-    str
-        ``"read"``, ``"refused"`` or the traceback of what is a finding.
-    """
+    """Open an input; return "read", "refused" or the traceback of a finding."""
 
     def hang(*_: object) -> None:
         raise Hang
@@ -72,7 +59,7 @@ def try_one(door: Callable[[Path], object], path: Path) -> str:
             door(path)
     except AtlasError as error:
         return traceback.format_exc() if _lacked_memory(error) else "refused"
-    except (Exception, Hang):  # noqa: BLE001 - any is what is looked for
+    except (Exception, Hang):  # noqa: BLE001 - any other error is a finding
         return traceback.format_exc()
     else:
         return "read"
@@ -81,7 +68,7 @@ def try_one(door: Callable[[Path], object], path: Path) -> str:
 
 
 def _lacked_memory(error: BaseException | None) -> bool:
-    """Tell whether a refusal hides that memory was asked for in vain."""
+    """Return whether a refusal hides a failed allocation."""
     while error is not None:
         if isinstance(error, MemoryError) or "unable to allocate" in str(error).lower():
             return True
@@ -90,62 +77,30 @@ def _lacked_memory(error: BaseException | None) -> bool:
 
 
 def make_input(target: str, seed: int, index: int, files: list[Path]) -> tuple[str, bytes]:
-    """Make the input of a number: the same for the same seed.
-
-    Parameters
-    ----------
-    target, seed, index
-        Decide the input.
-    files
-        Valid files of the target.
-
-    Returns
-    -------
-    tuple
-        Name of the valid file, and the damaged one.
-    """
+    """Make an input: the same for the same seed and index."""
     rng = random.Random(f"{target}/{seed}/{index}")
     file = rng.choice(files)
     return file.name, mutate(file.read_bytes(), file.name, rng)
 
 
 def run_chunk(
-    target: str, seed: int, first: int, n: int, home: Path, files: list[Path], told: Any = None
+    target: str, seed: int, first: int, n: int, home: Path, files: list[Path], current: Any = None
 ) -> list[tuple[int, str]]:
-    """Try inputs one after another in this process.
-
-    Parameters
-    ----------
-    target, seed
-        Decide the inputs.
-    first, n
-        Numbers of the inputs.
-    home
-        Holds the folder ``seeds``; inputs are written beside it.
-    files
-        Valid files of the target.
-    told
-        Shared number of the input that is being read.
-
-    Returns
-    -------
-    list of tuple
-        Number and outcome of each.
-    """
+    """Try inputs one after another in this process."""
     door, found = door_of(target, home / "seeds"), []
-    place = Path(tempfile.mkdtemp(dir=home)) if told is not None else home / "input"
+    place = Path(tempfile.mkdtemp(dir=home)) if current is not None else home / "input"
     for index in range(first, first + n):
-        if told is not None:
-            told.value = index
+        if current is not None:
+            current.value = index
         name, data = make_input(target, seed, index, files)
         found.append((index, try_one(door, lay_out(target, name, data, place))))
     shutil.rmtree(place, ignore_errors=True)
     return found
 
 
-def _work(args: tuple[Any, ...], told: Any, pipe: Any) -> None:
+def _work(args: tuple[Any, ...], current: Any, pipe: Any) -> None:
     faulthandler.enable()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libtiff says of every other file
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff warns about every other file
     import torch
 
     torch.set_num_threads(1)
@@ -153,20 +108,20 @@ def _work(args: tuple[Any, ...], told: Any, pipe: Any) -> None:
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + ROOM_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    found = run_chunk(*args, told=told)
+    found = run_chunk(*args, current=current)
     pipe.send((found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
     pipe.close()
 
 
 class Worker:
-    """A process that tries inputs; it is started anew after what it does not survive."""
+    """A process that tries inputs; restarted after a crash."""
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         fork = multiprocessing.get_context("fork")
-        self.args, self.told = args, fork.Value("q", args[2])
+        self.args, self.current = args, fork.Value("q", args[2])
         self.seen, self.since = args[2], time.monotonic()
         self.pipe, child = fork.Pipe(duplex=False)
-        self.process = fork.Process(target=_work, args=(args, self.told, child))
+        self.process = fork.Process(target=_work, args=(args, self.current, child))
         self.process.start()
         child.close()
 
@@ -177,10 +132,10 @@ class Worker:
                 found: tuple[list[tuple[int, str]], int] = self.pipe.recv()
             except EOFError:
                 self.process.join()
-                return [(self.told.value, f"died: exit code {self.process.exitcode}")], 0
+                return [(self.current.value, f"died: exit code {self.process.exitcode}")], 0
             self.process.join()
             return found
-        now = self.told.value
+        now = self.current.value
         if now != self.seen:
             self.seen, self.since = now, time.monotonic()
         elif time.monotonic() - self.since > 2 * SECONDS:
@@ -191,7 +146,7 @@ class Worker:
 
 
 def key_of(outcome: str) -> str:
-    """Name a finding by its error and the last line of ours that it passed."""
+    """Name a finding by its error and the last line of our code in the traceback."""
     lines = outcome.strip().splitlines()
     ours = [line.strip() for line in lines if "/atlas_wsi/" in line and "File" in line]
     place = ours[-1].split("/atlas_wsi/")[-1] if ours else ""
@@ -199,26 +154,7 @@ def key_of(outcome: str) -> str:
 
 
 def run(inputs: int, seed: int, only: str | None, findings: Path, minutes: float) -> dict[str, Any]:
-    """Try many inputs in two workers.
-
-    Parameters
-    ----------
-    inputs
-        How many, over all targets.
-    seed
-        Decides them.
-    only
-        One target, or None for all.
-    findings
-        Where inputs that are findings are kept.
-    minutes
-        No new inputs are begun after that.
-
-    Returns
-    -------
-    dict
-        What happened, by target.
-    """
+    """Try many inputs in two workers."""
     begin, peak = time.monotonic(), 0
     counts: dict[str, Counter[str]] = {}
     kinds: Counter[str] = Counter()
@@ -243,7 +179,7 @@ def run(inputs: int, seed: int, only: str | None, findings: Path, minutes: float
                 target, _, first, n = worker.args[:4]
                 outcomes, kib = done
                 peak = max(peak, kib)
-                if kib == 0:  # died, and with it what it knew of the others
+                if kib == 0:  # crashed, and its other results with it
                     last = outcomes[0][0]
                     if last > first:
                         jobs.append((target, first, last - first))
@@ -270,7 +206,7 @@ def run(inputs: int, seed: int, only: str | None, findings: Path, minutes: float
 
 
 def plan(inputs: int, targets: list[str]) -> dict[str, int]:
-    """Share inputs out evenly; the readers of TIFF get a double share, those of models half."""
+    """Distribute inputs evenly; readers of TIFF get twice as many, those of models half."""
     weights = {
         "tiff": 4,
         "geotiff": 2,
@@ -287,7 +223,7 @@ def plan(inputs: int, targets: list[str]) -> dict[str, int]:
 
 
 def keep(findings: Path, target: str, made: tuple[str, bytes], outcome: str) -> None:
-    """Keep an input that is a finding, and what happened."""
+    """Store the input of a finding, and its outcome."""
     name, data = made
     findings.mkdir(exist_ok=True)
     stem = f"{target}@{hashlib.sha256(data).hexdigest()[:10]}@{name}"
@@ -296,7 +232,7 @@ def keep(findings: Path, target: str, made: tuple[str, bytes], outcome: str) -> 
 
 
 def replay(file: Path) -> str:
-    """Try one kept input in this process and return what happened."""
+    """Try a stored input in this process and return the outcome."""
     target, _, name = file.name.split("@", 2)
     with tempfile.TemporaryDirectory() as home:
         seeds = Path(home) / "seeds"
@@ -307,7 +243,7 @@ def replay(file: Path) -> str:
 
 
 def main() -> None:
-    """Run or replay."""
+    """Run the fuzzer, or replay an input."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)

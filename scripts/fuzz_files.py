@@ -1,4 +1,4 @@
-"""Small valid files of every kind, and the public doors that read them."""
+"""Small valid files of every kind, and the public functions that read them."""
 
 from __future__ import annotations
 
@@ -30,18 +30,7 @@ _ARCHIVE = {
 
 
 def make_seeds(folder: Path) -> dict[str, list[Path]]:
-    """Write valid files of every kind.
-
-    Parameters
-    ----------
-    folder
-        An empty folder.
-
-    Returns
-    -------
-    dict
-        Files by target.
-    """
+    """Write valid files of every kind to an empty folder; return them by target."""
     import geopandas
     import h5py
     import rasterio
@@ -170,7 +159,7 @@ def _make_zip(folder: Path) -> None:
 
 
 def _make_archive(folder: Path) -> None:
-    """Lay down the records of an archive with a slide done, one begun and one waiting."""
+    """Write the records of an archive with one slide done, one running and one waiting."""
     import atlas_wsi
     from atlas_wsi.batch.begin import begin
     from atlas_wsi.batch.journal import Journal, Row, now
@@ -190,20 +179,7 @@ def _make_archive(folder: Path) -> None:
 
 
 def door_of(target: str, seeds: Path) -> Callable[[Path], object]:
-    """Return what reads a target's files.
-
-    Parameters
-    ----------
-    target
-        One of `make_seeds`.
-    seeds
-        Folder of the valid files.
-
-    Returns
-    -------
-    callable
-        Takes a path.
-    """
+    """Return the function that reads a target's files."""
     from atlas_wsi import archive_status, open_result
     from atlas_wsi.batch.source import list_slides
     from atlas_wsi.interop.inspect import inspect_file
@@ -217,7 +193,7 @@ def door_of(target: str, seeds: Path) -> Callable[[Path], object]:
     from atlas_wsi.training.tiles import read_tiles
 
     def read_slide(path: Path) -> None:
-        with open_slide(path, strict=True) as slide:  # else a block without memory is white
+        with open_slide(path, strict=True) as slide:  # otherwise a block without memory is white
             rows, cols = (min(64, n) for n in slide.shape)
             slide.read_region(0, 0, rows, cols)
 
@@ -237,24 +213,7 @@ def door_of(target: str, seeds: Path) -> Callable[[Path], object]:
 
 
 def lay_out(target: str, name: str, data: bytes, folder: Path) -> Path:
-    """Write an input where its reader looks for it.
-
-    Parameters
-    ----------
-    target
-        What is to read it.
-    name
-        Name of the valid file that it comes from.
-    data
-        The damaged file.
-    folder
-        Where; emptied first.
-
-    Returns
-    -------
-    Path
-        What to open.
-    """
+    """Write an input where its reader expects it; return the path to open."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if target in ("omezarr", "chunks"):
@@ -289,7 +248,7 @@ def lay_out(target: str, name: str, data: bytes, folder: Path) -> Path:
 
 
 def _put_beside(target: str, folder: Path) -> None:
-    """Make the files that an input speaks of."""
+    """Make the files that an input refers to."""
     if target == "config":
         (folder / "torchscript_model.pt").write_bytes(b"PK")
     if target == "list":
@@ -303,7 +262,7 @@ def _put_beside(target: str, folder: Path) -> None:
 
 
 def _pack(array: Path, codec: str, chunk: bytes) -> None:
-    """Say that the chunk of an array is packed."""
+    """Declare the chunk of an array as compressed."""
     facts = json.loads((array / ".zarray").read_text())
     (array / ".zarray").write_text(json.dumps(facts | {"compressor": {"id": codec}}))
     (array / "0.0.0").write_bytes(chunk)

@@ -1,4 +1,4 @@
-"""Damage files, by their structure where it is known."""
+"""Damage files, by their structure if it is known."""
 
 from __future__ import annotations
 
@@ -20,22 +20,7 @@ _NASTY_TEXT = ("NaN", "Infinity", "-1e999", "[" * 5000, "\x00", "\\ud83d")
 
 
 def mutate(data: bytes, name: str, rng: random.Random) -> bytes:
-    """Damage a file.
-
-    Parameters
-    ----------
-    data
-        A valid file.
-    name
-        Its name; JSON and TIFF files are damaged by their structure, too.
-    rng
-        Decides how.
-
-    Returns
-    -------
-    bytes
-        The damaged file.
-    """
+    """Damage a file."""
     if name.endswith(("json",)) and rng.random() < 0.8:
         return _mutate_json(data, rng)
     if name.endswith((".tif", ".svs")) and rng.random() < 0.7:
@@ -163,7 +148,7 @@ def _mutate_xml(text: str, rng: random.Random) -> str:
 
 
 def _mutate_hdf5(data: bytes, rng: random.Random) -> bytes:
-    """Put other arrays, links and attributes in the place of those that are there."""
+    """Replace arrays, links and attributes by others."""
     import h5py
 
     buffer = io.BytesIO(data)
@@ -204,7 +189,7 @@ def _mutate_member(file: Any, name: str, rng: random.Random) -> None:
 
 
 def _mutate_zip(data: bytes, rng: random.Random) -> bytes:
-    """Damage a member, leave it out, repeat it, or give it another name."""
+    """Damage, drop, repeat or rename a member."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
     at = rng.randrange(len(members))

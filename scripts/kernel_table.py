@@ -84,7 +84,7 @@ def _row(name: str, n_bytes: float, flop: float, flop_s: float, exps: float) -> 
 
 
 def roofline_table() -> str:
-    """Return bytes, operations and the least time on an H100, computed."""
+    """Compute bytes, operations and the lower bound of the time on an H100."""
     lines = [
         "| kernel and shape (bf16) | MB | GFLOP | Mexp | memory, us | arithmetic, us | exp, us | limit |",
         "|---|--:|--:|--:|--:|--:|--:|---|",

@@ -2,7 +2,7 @@
 
     python scripts/lowest.py > lowest.txt
 
-torch and triton are left out: each of their releases is gigabytes.
+torch and triton are omitted: each of their releases is gigabytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draw the plugin's icon: three scales of one image, heat in the finest."""
+"""Draw the plugin's icon: three scales of one image, a heatmap in the finest."""
 
 from __future__ import annotations
 

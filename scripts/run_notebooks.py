@@ -1,4 +1,4 @@
-"""Run the notebooks and store them with their outputs, without what a machine says of itself."""
+"""Run the notebooks and store them with their outputs, without messages of the machine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
 def main(names: list[str]) -> None:
-    """Run notebooks.
-
-    Parameters
-    ----------
-    names
-        File names; all of them if empty.
-    """
+    """Run notebooks, all if no names are given."""
     for path in [NOTEBOOKS / n for n in names] or sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = nbformat.read(path, 4)
         place = {"metadata": {"path": str(NOTEBOOKS)}}

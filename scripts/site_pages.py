@@ -1,4 +1,4 @@
-"""Pages of the site that are made from elsewhere in the repository; a hook of mkdocs."""
+"""A hook of mkdocs: make pages from other files of the repository."""
 
 from __future__ import annotations
 
@@ -24,20 +24,7 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(#[^)]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the command line, the cards, and the pages that lie at the top of the repository.
-
-    Parameters
-    ----------
-    files
-        Those of docs/.
-    config
-        Of the site.
-
-    Returns
-    -------
-    Files
-        With those that were made.
-    """
+    """Add the command line, the cards, and the pages at the top of the repository."""
     made = {"cli.md": _command_line()}
     for card in sorted((ROOT / "atlas_wsi" / "models" / "zoo").glob("*.card.md")):
         made[f"cards/{card.name.removesuffix('.card.md')}.md"] = card.read_text()
@@ -48,20 +35,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, config: MkDocsConfig, **_: object) -> str:
-    """Let links to files of the repository lead there.
-
-    Parameters
-    ----------
-    markdown
-        A page.
-    config
-        Of the site.
-
-    Returns
-    -------
-    str
-        With such links made absolute.
-    """
+    """Make links to files of the repository absolute."""
     return re.sub(
         r"\]\((?:\.\./)+(?!docs/)([^)]+)\)",
         rf"]({config.extra['repository']}/blob/main/\1)",
@@ -85,7 +59,7 @@ def _command_line() -> str:
 
 
 def _whole_sentences(text: str) -> str:
-    """Put the first sentence of each command where typer cuts it after 45 characters."""
+    """Put back the first sentence of each command, which typer cuts after 45 characters."""
     section = ""
     lines = text.splitlines()
     about = {
@@ -101,7 +75,7 @@ def _whole_sentences(text: str) -> str:
 
 
 def _from_top(text: str) -> str:
-    """Turn links that hold at the top of the repository into those of the site."""
+    """Turn links relative to the top of the repository into links of the site."""
 
     def turned(match: re.Match[str]) -> str:
         target, anchor = match[1], match[2] or ""

@@ -1,8 +1,8 @@
-"""Draw docs/images/streaming.png: what is read, what stays in memory, what a window sees.
+"""Draw docs/images/streaming.png: what is read, what stays in memory, what a window attends to.
 
     python scripts/streaming_figure.py docs/images/streaming.png
 
-The windows, macro-tiles and coarse windows are those that `predict` plans for the slide drawn.
+The windows, macro-tiles and coarse windows are those that `predict` plans for the slide.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Install the wheel into an environment of its own and use it there as a new user would.
+"""Install the wheel into its own environment and use it as a new user would.
 
     python scripts/try_wheel.py
 
-The environment has no compiler, no Qt and no variables of the one that runs this script; where the
-system lets us, the commands also run without a network. The sdist must give the same wheel.
+The environment has no compiler, no Qt and none of this environment's variables; where the system
+allows it, the commands also run without a network. The sdist must give the same wheel.
 """
 
 from __future__ import annotations
@@ -26,13 +26,7 @@ NO_NETWORK = [shutil.which("unshare") or "unshare", "--net", "--map-root-user"]
 
 
 def main() -> int:
-    """Build, install, run.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Build, install, run."""
     with tempfile.TemporaryDirectory(prefix="wheel-") as folder:
         work = Path(folder)
         wheel = _build(ROOT, work / "dist")
@@ -92,7 +86,7 @@ def _use(python: Path, work: Path) -> None:
     absent = "import importlib.util as u; print([n for n in {} if u.find_spec(n)])"
     found = _run([str(python), "-c", absent.format(["PyQt6", "PySide6", "napari", "pytest"])], home)
     if found.strip() != "[]":
-        sys.exit(f"more is installed than asked for: {found}")
+        sys.exit(f"unexpected packages are installed: {found}")
     for command in (
         ["atlas-wsi", "models"],
         ["atlas-wsi", "info", "slide.svs"],
@@ -111,7 +105,9 @@ def _without_network() -> list[str]:
         return []
     works = subprocess.run([*NO_NETWORK, "/bin/true"], check=False, capture_output=True)
     print(
-        "network is cut off" if works.returncode == 0 else "the system does not let us cut it off"
+        "network is cut off"
+        if works.returncode == 0
+        else "the network cannot be cut off on this system"
     )
     return NO_NETWORK if works.returncode == 0 else []
 

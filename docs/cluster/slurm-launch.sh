@@ -1,5 +1,5 @@
 #!/bin/bash
-# The launcher as a job of its own, so that no login node has to stay open: sbatch slurm-launch.sh
+# The launcher as its own job, so that no login session has to stay open: sbatch slurm-launch.sh
 #SBATCH --job-name=atlas-wsi
 #SBATCH --partition=cpu
 #SBATCH --cpus-per-task=2
@@ -9,6 +9,6 @@
 #SBATCH --signal=B:TERM@600
 
 source /shared/atlas-wsi/.venv/bin/activate
-# SIGTERM, ten minutes before the end of the job, lets the slides that are begun come to their end
+# SIGTERM, ten minutes before the end of the job, lets slides in progress finish
 exec atlas-wsi batch /shared/slides -o /shared/results \
     --cluster slurm --cluster-options slurm.yaml
