@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from atlas_wsi.heatmap.write import open_result
     from atlas_wsi.inference.predict import choose_model, predict
     from atlas_wsi.interop.export import export_result
-    from atlas_wsi.interop.inspect import inspect_file
+    from atlas_wsi.interop.inspection import inspect_file
     from atlas_wsi.models.model import Model
     from atlas_wsi.models.registry import load_model, shipped_models
     from atlas_wsi.models.tile_classifier import TileClassifier, load_tile_classifier
@@ -55,7 +55,7 @@ _HOME = {
     "export_result": "atlas_wsi.interop.export",
     "fetch_sample": "atlas_wsi.slides.samples",
     "find_regions": "atlas_wsi.heatmap.regions",
-    "inspect_file": "atlas_wsi.interop.inspect",
+    "inspect_file": "atlas_wsi.interop.inspection",
     "load_model": "atlas_wsi.models.registry",
     "load_tile_classifier": "atlas_wsi.models.tile_classifier",
     "open_result": "atlas_wsi.heatmap.write",

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers by which a system reports that a file cannot grow."""
 MAX_JSON_BYTES = 200 * 2**20
+_MAX_TEXT = 1000
 _STALE_S = 24 * 3600
 _HIDDEN = re.compile(r"\.(.+)\.(partial|replaced)-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
 
@@ -212,16 +214,39 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path, kind: str = "JSON") -> Any:
+def read_json(path: Path, kind: str = "JSON", *, most: int = MAX_JSON_BYTES) -> Any:
     """Read a file of JSON."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise DatasetError(f"{path} is larger than {MAX_JSON_BYTES // 2**20} MiB.")
+        if path.stat().st_size > most:
+            raise DatasetError(f"{path} is larger than {most // 2**20} MiB.")
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not {kind}: {error}.") from error
+
+
+def printable(value: Any, most: int = 32) -> Any:
+    """Convert a value from a file to JSON types that are safe to print."""
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers
+        value = value.ravel()[:most].tolist() if value.ndim else value.tolist()
+    if isinstance(value, bytes):
+        value = value[: 4 * _MAX_TEXT].decode(errors="replace")
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {str(printable(str(k))): printable(v) for k, v in list(value.items())[:most]}
+    if isinstance(value, set):
+        value = sorted(value, key=str)
+    if isinstance(value, (list, tuple)):
+        return [printable(item) for item in list(value)[:most]]
+    text = str(value)
+    shown = "".join(
+        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text[:_MAX_TEXT]
+    )
+    return shown if len(text) <= _MAX_TEXT else f"{shown}..."
 
 
 def read_csv(

@@ -182,7 +182,7 @@ def door_of(target: str, seeds: Path) -> Callable[[Path], object]:
     """Return the function that reads a target's files."""
     from atlas_wsi import archive_status, open_result
     from atlas_wsi.batch.source import list_slides
-    from atlas_wsi.interop.inspect import inspect_file
+    from atlas_wsi.interop.inspection import inspect_file
     from atlas_wsi.models.checkpoints import read_weights
     from atlas_wsi.models.registry import load_model
     from atlas_wsi.models.wsinfer import read_config

@@ -18,42 +18,42 @@ def inspect(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="File or folder: a result, archive, model, HDF5, Zarr, GeoJSON, JSON, CSV, "
-            "Parquet or slide, of this program or of another.",
+            help="A result, archive, model, HDF5, Zarr, GeoJSON, JSON, CSV, Parquet or slide, "
+            "from this program or another.",
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what is in a file or folder, who wrote it, and which command takes it.
+    """Show what a file or folder is, which program writes it, and which commands take it.
 
-    Files are recognized by what is in them. Nothing in them is run, and little of it is read.
+    Files are recognized by content. Nothing in them is executed.
     """
-    from atlas_wsi.interop.inspect import inspect_file
+    from atlas_wsi import inspect_file
 
-    found = inspect_file(file)
+    seen = inspect_file(file)
     if as_json:
-        console.print_json({"path": str(file), **asdict(found)})
+        console.print_json({"path": str(file), **asdict(seen)})
         return
-    by = f", as {found.writer} writes it" if found.writer else ""
-    console.say(f"{file}: {found.kind}{by}")
-    for name, value in found.facts.items():
+    by = f", as written by {seen.writer}" if seen.writer else ""
+    console.say(f"{file}: {seen.kind}{by}")
+    for name, value in seen.facts.items():
         if value in (None, "", [], {}):
             continue
         console.say(f"  {name.replace('_', ' ')}: {_text(value)}")
-    if found.parts:
+    if seen.parts:
         console.say("inside:")
-    for part in found.parts[:_SHOWN]:
+    for part in seen.parts[:_SHOWN]:
         shape = " x ".join(map(str, part.shape))
         console.say(f"  {part.name}  {part.dtype} {shape}".rstrip())
         for name, value in part.attributes.items():
             console.say(f"    {name}: {_text(value)}")
-    if len(found.parts) > _SHOWN:
-        console.say(f"  and {len(found.parts) - _SHOWN} more (--json lists them)")
-    for warning in found.warnings:
+    if len(seen.parts) > _SHOWN:
+        console.say(f"  and {len(seen.parts) - _SHOWN} more (--json lists them)")
+    for warning in seen.warnings:
         console.warn(warning)
-    if found.uses:
+    if seen.uses:
         console.say("taken by:")
-    for use in found.uses:
+    for use in seen.uses:
         console.say(f"  {use.replace('FILE', str(file))}")
 
 

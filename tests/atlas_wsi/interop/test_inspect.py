@@ -123,7 +123,7 @@ def test_hdf5_of_peers_is_known_by_its_keys(tmp_path, peer, has_features):
         if peer == "STAMP":
             file.attrs.update(unit="um", tile_size_um=256.0, extractor="uni", feat_type="tile")
     found = atlas_wsi.inspect_file(tmp_path / "a.h5")
-    assert found.kind == ("features of tiles" if has_features else "places of tiles")
+    assert found.kind == ("features of tiles" if has_features else "coordinates of tiles")
     assert (found.writer, found.facts["tiles"]) == (peer, 5)
     assert any("--tissue" in use for use in found.uses)
     coords = next(part for part in found.parts if part.name == "coords")
