@@ -9,17 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atlas_wsi.batch.options import BatchOptions
+    from atlas_wsi.batch.estimate import ArchiveEstimate, estimate_archive
+    from atlas_wsi.batch.options import BatchOptions, RunOptions
     from atlas_wsi.batch.report import write_report
     from atlas_wsi.batch.run import predict_archive
-    from atlas_wsi.batch.status import archive_status
+    from atlas_wsi.batch.status import ArchiveStatus, archive_status
+    from atlas_wsi.batch.verify import verify_archive
     from atlas_wsi.files import write_whole
     from atlas_wsi.grid import Box, Grid
     from atlas_wsi.heatmap.geojson import Annotation, write_annotations, write_geojson
+    from atlas_wsi.heatmap.hdf5 import TileEmbeddings
     from atlas_wsi.heatmap.heatmap import AttentionMap, Heatmap
     from atlas_wsi.heatmap.regions import find_regions
     from atlas_wsi.heatmap.write import open_result
+    from atlas_wsi.inference.embed import embed
     from atlas_wsi.inference.predict import choose_model, predict
+    from atlas_wsi.inference.slide_run import SlideResult, predict_to_folder
     from atlas_wsi.interop.export import export_result
     from atlas_wsi.interop.inspection import inspect_file
     from atlas_wsi.models.model import Model
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from atlas_wsi.slides.samples import fetch_sample
     from atlas_wsi.slides.slide import Slide
     from atlas_wsi.streaming.plan import parse_bytes
+    from atlas_wsi.tissue.areas import read_tissue
     from atlas_wsi.tissue.mask import TissueMask, tissue_mask
     from atlas_wsi.tissue.windows import WindowGrid
 
@@ -38,6 +44,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Annotation": "atlas_wsi.heatmap.geojson",
+    "ArchiveEstimate": "atlas_wsi.batch.estimate",
+    "ArchiveStatus": "atlas_wsi.batch.status",
     "AttentionMap": "atlas_wsi.heatmap.heatmap",
     "BatchOptions": "atlas_wsi.batch.options",
     "Box": "atlas_wsi.grid",
@@ -46,12 +54,17 @@ _HOME = {
     "Heatmap": "atlas_wsi.heatmap.heatmap",
     "Model": "atlas_wsi.models.model",
     "Progress": "atlas_wsi.progress",
+    "RunOptions": "atlas_wsi.batch.options",
     "Slide": "atlas_wsi.slides.slide",
+    "SlideResult": "atlas_wsi.inference.slide_run",
     "TileClassifier": "atlas_wsi.models.tile_classifier",
+    "TileEmbeddings": "atlas_wsi.heatmap.hdf5",
     "TissueMask": "atlas_wsi.tissue.mask",
     "WindowGrid": "atlas_wsi.tissue.windows",
     "archive_status": "atlas_wsi.batch.status",
     "choose_model": "atlas_wsi.inference.predict",
+    "embed": "atlas_wsi.inference.embed",
+    "estimate_archive": "atlas_wsi.batch.estimate",
     "export_result": "atlas_wsi.interop.export",
     "fetch_sample": "atlas_wsi.slides.samples",
     "find_regions": "atlas_wsi.heatmap.regions",
@@ -64,8 +77,11 @@ _HOME = {
     "parse_gsd": "atlas_wsi.slides.resolution",
     "predict": "atlas_wsi.inference.predict",
     "predict_archive": "atlas_wsi.batch.run",
+    "predict_to_folder": "atlas_wsi.inference.slide_run",
+    "read_tissue": "atlas_wsi.tissue.areas",
     "shipped_models": "atlas_wsi.models.registry",
     "tissue_mask": "atlas_wsi.tissue.mask",
+    "verify_archive": "atlas_wsi.batch.verify",
     "write_annotations": "atlas_wsi.heatmap.geojson",
     "write_geojson": "atlas_wsi.heatmap.geojson",
     "write_report": "atlas_wsi.batch.report",
@@ -74,6 +90,8 @@ _HOME = {
 
 __all__ = [
     "Annotation",
+    "ArchiveEstimate",
+    "ArchiveStatus",
     "AttentionMap",
     "BatchOptions",
     "Box",
@@ -82,13 +100,18 @@ __all__ = [
     "Heatmap",
     "Model",
     "Progress",
+    "RunOptions",
     "Slide",
+    "SlideResult",
     "TileClassifier",
+    "TileEmbeddings",
     "TissueMask",
     "WindowGrid",
     "__version__",
     "archive_status",
     "choose_model",
+    "embed",
+    "estimate_archive",
     "export_result",
     "fetch_sample",
     "find_regions",
@@ -101,8 +124,11 @@ __all__ = [
     "parse_gsd",
     "predict",
     "predict_archive",
+    "predict_to_folder",
+    "read_tissue",
     "shipped_models",
     "tissue_mask",
+    "verify_archive",
     "write_annotations",
     "write_geojson",
     "write_report",

@@ -12,6 +12,7 @@ The tree (exit code of the command line in brackets)::
       ModelError                     [2]
         UnknownModelError
         CheckpointMismatchError
+        CellSizeError                    (also ValueError)
         UntrustedWeightsError
       ResultError                    [2]
         ResultExistsError                (also FileExistsError)
@@ -87,6 +88,10 @@ class UnknownModelError(ModelError):
 
 class CheckpointMismatchError(ModelError):
     """The weights do not fit the model."""
+
+
+class CellSizeError(ModelError, ValueError):
+    """The model cannot make heatmap cells of the requested size."""
 
 
 class UntrustedWeightsError(ModelError):

@@ -33,8 +33,8 @@ from distributed import Client, LocalCluster
 from distributed.protocol import dumps
 
 import atlas_wsi
-from atlas_wsi.batch.journal import Journal, SlideAsked
-from atlas_wsi.batch.options import BatchOptions, HowToRun
+from atlas_wsi.batch.journal import Journal, SlideRequest
+from atlas_wsi.batch.options import BatchOptions, RunOptions
 from atlas_wsi.batch.run import Launcher, predict_archive
 from atlas_wsi.batch.task import Outcome
 from atlas_wsi.progress import CancelToken
@@ -48,12 +48,12 @@ OPTIONS = BatchOptions(
 )
 
 
-def no_op(_run: str, _place: int, *, spread: bool = False) -> Outcome:  # noqa: ARG001
+def no_op(_run: str, _place: int, *, sharded: bool = False) -> Outcome:  # noqa: ARG001
     return Outcome("done")
 
 
 def submit(n: int, folder: Path) -> dict[str, float]:
-    slides = [SlideAsked(name=f"slide{k:06}", source=f"/archive/{k:060}.svs") for k in range(n)]
+    slides = [SlideRequest(name=f"slide{k:06}", source=f"/archive/{k:060}.svs") for k in range(n)]
     sent: list[int] = []
     send = Client._send_to_scheduler
 
@@ -62,12 +62,14 @@ def submit(n: int, folder: Path) -> dict[str, float]:
         send(self, message)
 
     launcher = Launcher(
-        *(Journal(folder), slides, range(n), OPTIONS, HowToRun()), cancel=CancelToken(), task=no_op
+        *(Journal(folder), slides, range(n), OPTIONS, RunOptions()),
+        cancel=CancelToken(),
+        task=no_op,
     )
     with cluster_of(2) as client:
         Client._send_to_scheduler = watch
         begun = time.perf_counter()
-        futures = launcher.submit(client, launcher.open_places())
+        futures = launcher.submit(client, launcher.waiting())
         client.scheduler_info()
         submitted = time.perf_counter() - begun
         Client._send_to_scheduler = send

@@ -161,9 +161,9 @@ def _make_zip(folder: Path) -> None:
 def _make_archive(folder: Path) -> None:
     """Write the records of an archive with one slide done, one running and one waiting."""
     import atlas_wsi
-    from atlas_wsi.batch.begin import begin
     from atlas_wsi.batch.journal import Journal, Row, now
     from atlas_wsi.batch.lease import take
+    from atlas_wsi.batch.start_run import begin
 
     for name in ("1.svs", "2.svs", "3.svs"):
         (folder / "slides").mkdir(exist_ok=True)

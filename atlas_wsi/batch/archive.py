@@ -21,7 +21,7 @@ _COLUMNS: dict[str, Any] = {
     "state": pa.string(),
     "error": pa.string(),
     "reason": pa.string(),
-    "tries": pa.int32(),
+    "attempts": pa.int32(),
     "worker": pa.string(),
     "started": pa.timestamp("ms", tz="UTC"),
     "ended": pa.timestamp("ms", tz="UTC"),

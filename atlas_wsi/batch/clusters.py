@@ -24,7 +24,7 @@ _PACKAGES = {
     "kubernetes": ("dask_kubernetes.operator", "KubeCluster", "pip install 'atlas-wsi[cluster]'"),
 }
 _SETTINGS = {
-    # a slide that kills its workers is counted on disk, by its own tries; dask counts every task
+    # a slide that kills its workers is counted on disk, by its own attempts; dask counts every task
     # that was assigned to a worker that died
     "distributed.scheduler.allowed-failures": 1_000_000,
     # one slide at a time is on its way to a worker: what is queued elsewhere can go anywhere

@@ -1,4 +1,4 @@
-"""How long an archive will take and how large its results will be, from a measured sample."""
+"""Time and disk space that an archive needs, estimated from a measured sample."""
 
 from __future__ import annotations
 
@@ -18,37 +18,43 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from atlas_wsi.batch.journal import Row
-    from atlas_wsi.batch.options import BatchOptions, HowToRun
+    from atlas_wsi.batch.options import BatchOptions, RunOptions
     from atlas_wsi.progress import CancelToken, Progress
 
 SAMPLE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What an archive will take."""
+class ArchiveEstimate:
+    """What an archive needs."""
 
     slides: int
-    """How many there are."""
+    """Number of slides."""
     slide_bytes: int | None
-    """Bytes of their files; None where that is not known (folders, URLs)."""
+    """Bytes of their files; None if unknown (folders, URLs)."""
     sampled: int
-    """How many were predicted to tell the rest."""
+    """Slides of the sample that were predicted."""
     failed: int
-    """How many of the sample could not be."""
+    """Slides of the sample that failed."""
     windows: int
-    """Windows that will be encoded."""
+    """Windows to encode."""
     worker_hours: float
-    """Hours of one worker such as the one that did the sample; reading included."""
+    """Hours of one worker like that of the sample, reading included."""
     hours: float
-    """Hours of all workers that are asked for."""
+    """Hours with the requested number of workers."""
     result_bytes: int
     """Bytes of the results."""
     peak_memory_bytes: int
     """Largest memory of the worker in the sample."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
+        """Return the fields as JSON types.
+
+        Returns
+        -------
+        dict
+            Value by field.
+        """
         return asdict(self)
 
 
@@ -56,25 +62,60 @@ def estimate_archive(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    options: BatchOptions,
-    how: HowToRun,
+    options: BatchOptions | None = None,
+    run_options: RunOptions | None = None,
     workers: int = 1,
     sample: int = SAMPLE,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
-) -> Estimate:
-    """Predict a few slides of an archive on this machine and reckon up the rest."""
+) -> ArchiveEstimate:
+    """Predict a few slides of an archive on this machine and extrapolate to all.
+
+    Parameters
+    ----------
+    source
+        As for `predict_archive`.
+    out
+        Output folder of the archive, which is not searched for slides.
+    options
+        How slides are predicted.
+    run_options
+        What does not change the results.
+    workers
+        Number of workers to plan for.
+    sample
+        Slides to predict, from small to large.
+    progress
+        Called as the sample proceeds.
+    cancel
+        Stops the sample.
+
+    Returns
+    -------
+    ArchiveEstimate
+        Time, disk space and memory.
+
+    Raises
+    ------
+    ArchiveError
+        If no slide of the sample could be predicted.
+    """
     found = list_slides(source, leave_out=out)
     sizes = [_size(path) for path, _ in found]
-    order = sorted(range(len(found)), key=lambda place: sizes[place] or 0)
+    order = sorted(range(len(found)), key=lambda index: sizes[index] or 0)
     count = min(sample, len(found))
     chosen = sorted({order[(2 * k + 1) * len(order) // (2 * count)] for k in range(count)})
     with tempfile.TemporaryDirectory(prefix="atlas-wsi-estimate-") as folder:
         asked = Path(folder, "sample.csv")
-        _write_csv(asked, [found[place] for place in chosen])
+        _write_csv(asked, [found[index] for index in chosen])
         journal = Journal(Path(folder, "out"))
         predict_archive(
-            asked, journal.out, options=options, how=how, progress=progress, cancel=cancel
+            asked,
+            journal.out,
+            options=options,
+            run_options=run_options,
+            progress=progress,
+            cancel=cancel,
         )
         rows = sorted(journal.read_rows().values(), key=lambda row: row.started)
     done = [row for row in rows if row.state == "done"]
@@ -92,7 +133,7 @@ def estimate_archive(
     # a worker's first slide also loads the model and the libraries
     timed = [row for row in done if row is not rows[0]] or done
     hours = in_all(lambda row: row.wall_s / 3600, timed)
-    return Estimate(
+    return ArchiveEstimate(
         slides=len(found),
         slide_bytes=known,
         sampled=len(rows),

@@ -44,7 +44,7 @@ Moment = Annotated[str, AfterValidator(_moment)]
 """ISO 8601 with offset, or empty."""
 
 
-class SlideAsked(Record):
+class SlideRequest(Record):
     """A slide of the archive, as it was asked for."""
 
     name: str
@@ -71,7 +71,7 @@ class Row(Record):
     worker died each time. Empty if done."""
     reason: str = ""
     """Why it failed, in words for the user. Empty if done."""
-    tries: Count = 1
+    attempts: Count = 1
     """How many times the slide was begun."""
     worker: str = ""
     """Host and process that ended it."""
@@ -143,19 +143,19 @@ class Journal:
         for folder in (self.rows_folder, self.leases_folder, self.work_folder):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def read_slides(self) -> list[SlideAsked]:
+    def read_slides(self) -> list[SlideRequest]:
         """Read which slides were asked for."""
         if not self.exists:
             return []
         lines = self.slides_file.read_bytes().splitlines()
         try:
-            return [SlideAsked.model_validate_json(line) for line in lines]
+            return [SlideRequest.model_validate_json(line) for line in lines]
         except ValidationError as error:
             raise CorruptResultError(
                 f"{self.slides_file} is not a list of slides: {error.errors()[0]['msg']}."
             ) from error
 
-    def write_slides(self, slides: list[SlideAsked]) -> None:
+    def write_slides(self, slides: list[SlideRequest]) -> None:
         """Write which slides were asked for."""
         lines = [slide.model_dump_json(exclude_none=True) + "\n" for slide in slides]
         write_text(self.slides_file, "".join(lines))

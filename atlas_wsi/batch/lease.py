@@ -4,7 +4,7 @@ The n-th try of a slide is the file ``<name>.<n>``, made with ``O_EXCL``. Its ho
 long as it works; a lease that was not touched for too long, or whose process is gone from this
 machine, has expired, and the next try is ``<name>.<n + 1>``, which again only one can make. So
 nothing is ever taken away from anybody by removing a file, there is no moment at which two hold a
-lease, and the tries that ended badly stay on disk to be counted.
+lease, and the attempts that ended badly stay on disk to be counted.
 
 Times are compared as the file server tells them: clocks of a cluster's machines may differ.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-LEASE_S = 120.0
+HEARTBEAT_TIMEOUT_S = 120.0
 """Seconds without a sign of life after which a lease has expired."""
 
 
@@ -50,7 +50,7 @@ class Holder(Record):
     """The launcher that sent it."""
     started: str
     """When it began, ISO 8601 with offset."""
-    lease_s: float
+    heartbeat_timeout_s: float
     """Seconds without a sign of life after which the lease has expired."""
     ended: bool = False
     """Whether the holder gave it back without an outcome."""
@@ -63,7 +63,7 @@ class Holder(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Try:
+class Attempt:
     """One try of a slide that has not ended."""
 
     name: str
@@ -90,15 +90,15 @@ class Try:
         return f"its worker {self.holder.worker}, begun {self.holder.started}, died."
 
 
-def read_tries(folder: Path) -> dict[str, list[Try]]:
+def read_attempts(folder: Path) -> dict[str, list[Attempt]]:
     """Read the leases of all slides."""
-    found: dict[str, list[Try]] = {}
+    found: dict[str, list[Attempt]] = {}
     files = sorted(_files(folder)) if folder.is_dir() else []  # a copy may lack empty folders
     if not files:
         return found
     clock = _server_time(folder)
     for name, number in files:
-        one = _read_try(folder, name, number, clock)
+        one = _read_attempt(folder, name, number, clock)
         if one is not None:
             found.setdefault(name, []).append(one)
     return found
@@ -111,7 +111,7 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
             yield name, int(number)
 
 
-def _read_try(folder: Path, name: str, number: int, clock: float) -> Try | None:
+def _read_attempt(folder: Path, name: str, number: int, clock: float) -> Attempt | None:
     path = folder / f"{name}.{number}"
     try:
         touched = path.stat().st_mtime
@@ -122,12 +122,12 @@ def _read_try(folder: Path, name: str, number: int, clock: float) -> Try | None:
         holder = Holder.model_validate_json(text)
     except ValidationError:  # it is just being made, or its maker died
         holder = None
-    limit = LEASE_S if holder is None else holder.lease_s
+    limit = HEARTBEAT_TIMEOUT_S if holder is None else holder.heartbeat_timeout_s
     held = clock - touched < limit
     if holder is not None:
         gone = holder.machine == machine() and not _lives(holder.pid)
         held = held and not holder.ended and not gone
-    return Try(name=name, number=number, holder=holder, is_held=held)
+    return Attempt(name=name, number=number, holder=holder, is_held=held)
 
 
 def _lives(pid: int) -> bool:
@@ -145,7 +145,7 @@ def _server_time(folder: Path) -> float:
 class Lease:
     """The right to work on a slide."""
 
-    def __init__(self, folder: Path, name: str, past: list[Try], holder: Holder) -> None:
+    def __init__(self, folder: Path, name: str, past: list[Attempt], holder: Holder) -> None:
         self.folder, self.name, self.past, self.holder = folder, name, past, holder
         self.number = past[-1].number + 1 if past else 1
         self.path = folder / f"{name}.{self.number}"
@@ -161,12 +161,12 @@ class Lease:
             return False
 
     @contextmanager
-    def kept(self, lost: Callable[[], None]) -> Iterator[None]:
+    def held(self, lost: Callable[[], None]) -> Iterator[None]:
         """Show signs of life from a thread."""
         over = threading.Event()
 
         def beat() -> None:
-            while not over.wait(min(5.0, self.holder.lease_s / 4)):
+            while not over.wait(min(5.0, self.holder.heartbeat_timeout_s / 4)):
                 with suppress(OSError):  # a file server may be away for a while
                     if not self.is_mine:
                         lost()
@@ -188,14 +188,16 @@ class Lease:
             write_text(self.path, self.holder.model_copy(update=ended).model_dump_json())
 
     def settle(self) -> None:
-        """Remove all tries of a slide whose outcome is recorded."""
+        """Remove all attempts of a slide whose outcome is recorded."""
         for number in range(self.number, 0, -1):
             (self.folder / f"{self.name}.{number}").unlink(missing_ok=True)
 
 
-def take(folder: Path, name: str, *, run: str = "", lease_s: float = LEASE_S) -> Lease | None:
+def take(
+    folder: Path, name: str, *, run: str = "", heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S
+) -> Lease | None:
     """Take the lease of a slide, if nobody holds it."""
-    past = read_tries_of(folder, name)
+    past = attempts_of(folder, name)
     if past and past[-1].is_held:
         return None
     holder = Holder(
@@ -205,7 +207,7 @@ def take(folder: Path, name: str, *, run: str = "", lease_s: float = LEASE_S) ->
         worker=worker_name(),
         run=run,
         started=now(),
-        lease_s=lease_s,
+        heartbeat_timeout_s=heartbeat_timeout_s,
     )
     lease = Lease(folder, name, past, holder)
     with disk_errors(lease.path):
@@ -222,13 +224,13 @@ def take(folder: Path, name: str, *, run: str = "", lease_s: float = LEASE_S) ->
     return lease
 
 
-def read_tries_of(folder: Path, name: str) -> list[Try]:
+def attempts_of(folder: Path, name: str) -> list[Attempt]:
     """Read the leases of one slide."""
     numbers = sorted(number for other, number in _files(folder) if other == name)
     if not numbers:
         return []
     clock = _server_time(folder)
-    read = [_read_try(folder, name, number, clock) for number in numbers]
+    read = [_read_attempt(folder, name, number, clock) for number in numbers]
     return [one for one in read if one is not None]
 
 

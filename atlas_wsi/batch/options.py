@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from atlas_wsi.errors import CorruptResultError, ResultExistsError
 from atlas_wsi.heatmap.heatmap import Positive, Record
+from atlas_wsi.heatmap.write import FORMATS
+from atlas_wsi.streaming.plan import parse_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,55 +21,73 @@ class BatchOptions(Record):
     """How slides are predicted; the same for every launcher of an archive."""
 
     model: str | None = None
-    """Name or file of the model; None takes the default for each kind of slide."""
+    """Name or file of the model, or folder of a tile classifier; None takes the default for each
+    kind of slide."""
+    trust_model: bool = False
+    """Whether a TorchScript model, which can execute code, may be loaded."""
     mpp: Positive | None = None
-    """Micrometers a level-0 pixel of slides for which the list says nothing; None asks the file."""
-    cell_px: Literal[16, 32, 64] = 64
-    """Side of a heatmap cell in working pixels."""
+    """Micrometers per level-0 pixel of slides without a value in the list; None reads the file."""
+    tissue: str | None = None
+    """Tissue mask: a file, a folder with one file per slide, or a pattern with ``{name}``."""
+    tissue_model: str | None = None
+    """Model that finds the tissue."""
+    keep_fat: bool = False
+    """Whether pale adipose tissue counts as tissue."""
+    roi: str | None = None
+    """GeoJSON to which the tissue is restricted: a file, folder or pattern."""
+    cell_px: Annotated[int, Field(ge=1)] | None = None
+    """Side of a heatmap cell in working pixels; None takes 64, or the patch of a tile classifier."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What is computed in."""
+    """Number format of the encoder."""
     memory: str = MEMORY
-    """Memory of the encoder in each worker. Fixed rather than a share of what happens to be free,
-    so that a slide taken up by another worker is gone on with to the same bits."""
+    """Memory of the encoder in each worker. Fixed rather than a fraction of the free memory, so that
+    another worker resumes a slide to the same bits."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Windows that attend at once; None takes what fits the memory."""
+    """Windows per batch; None takes as many as fit in memory."""
     formats: tuple[str, ...] | None = None
     """Outputs to write; None takes all that suit the slide."""
-    keep_fat: bool = False
-    """Whether pale fat is tissue."""
     strict: bool = False
     """Whether a slide fails at the first tile that cannot be read."""
-    split_over: Positive | None = None
-    """Gigapixels, at the model's resolution, above which a slide is spread over all workers."""
+    distribute_above: Positive | None = None
+    """Gigapixels, at the model's resolution, above which a slide is distributed over all workers."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> BatchOptions:
+        if self.tissue is not None and self.tissue_model is not None:
+            raise ValueError("tissue and tissue_model both define the tissue; give one")
+        if unknown := set(self.formats or ()) - {*FORMATS, "json"}:
+            raise ValueError(f"unknown formats {sorted(unknown)}; expected {[*FORMATS, 'json']}")
+        parse_bytes(self.memory)
+        return self
 
 
-class HowToRun(Record):
+class RunOptions(Record):
     """What does not change the results, and may differ from launcher to launcher."""
 
     device: str = "auto"
     """Where each worker computes."""
-    max_tries: Annotated[int, Field(ge=1)] = 3
-    """Tries after which a slide is given up."""
-    lease_s: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds without a sign of life after which a slide is taken from its worker."""
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    """Attempts after which a slide is given up."""
+    heartbeat_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds without a heartbeat after which another worker takes over a slide."""
 
 
 def agree_on_options(path: Path, options: BatchOptions) -> None:
-    """Make sure that an archive was begun with the same options."""
+    """Make sure that an archive was started with the same options."""
     try:
-        begun = BatchOptions.model_validate_json(path.read_bytes())
+        recorded = BatchOptions.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise CorruptResultError(
             f"{path} does not hold the options of an archive: {error.errors()[0]['msg']}."
         ) from error
     differ = [
-        f"{name} was {getattr(begun, name)!r} and is now {getattr(options, name)!r}"
+        f"{name} was {getattr(recorded, name)!r} and is now {getattr(options, name)!r}"
         for name in BatchOptions.model_fields
-        if getattr(begun, name) != getattr(options, name)
+        if getattr(recorded, name) != getattr(options, name)
     ]
     if differ:
         raise ResultExistsError(
-            f"The archive in {path.parent.parent} was begun with other options: "
+            f"The archive in {path.parent.parent} was started with other options: "
             f"{'; '.join(differ)}.",
-            hint="Go on with the same options, choose another output folder, or --overwrite.",
+            hint="Use the same options, choose another output folder, or --overwrite.",
         )

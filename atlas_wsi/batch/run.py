@@ -9,6 +9,7 @@ import time
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,14 @@ from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
 
 from atlas_wsi.batch.archive import write_archive
-from atlas_wsi.batch.begin import begin, sweep
-from atlas_wsi.batch.clusters import connect
+from atlas_wsi.batch.clusters import connect, read_cluster_options
 from atlas_wsi.batch.journal import Journal
-from atlas_wsi.batch.options import BatchOptions, HowToRun
+from atlas_wsi.batch.options import BatchOptions, RunOptions
+from atlas_wsi.batch.start_run import begin, sweep
 from atlas_wsi.batch.status import archive_status
-from atlas_wsi.batch.task import BatchWorker, Outcome, plugin_name, run_slide
-from atlas_wsi.batch.verify import find_damaged
+from atlas_wsi.batch.task import Outcome, run_slide
+from atlas_wsi.batch.verify import verify_archive
+from atlas_wsi.batch.worker import BatchWorker, plugin_name
 from atlas_wsi.errors import ArchiveError, DiskFullError
 from atlas_wsi.files import write_text
 from atlas_wsi.progress import CancelToken, silent
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 
     from distributed import Client, Future
 
-    from atlas_wsi.batch.journal import SlideAsked
-    from atlas_wsi.batch.status import Status
+    from atlas_wsi.batch.journal import SlideRequest
+    from atlas_wsi.batch.status import ArchiveStatus
     from atlas_wsi.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -54,73 +56,78 @@ def predict_archive(
     out: str | os.PathLike[str],
     *,
     options: BatchOptions | None = None,
-    how: HowToRun | None = None,
+    run_options: RunOptions | None = None,
     cluster: str | None = None,
     workers: int | None = None,
-    cluster_options: dict[str, Any] | None = None,
+    cluster_options: dict[str, Any] | str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
     verify: bool = False,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
-) -> Status:
+) -> ArchiveStatus:
     """Predict all slides of an archive, here or on a cluster.
 
-    The same call goes on where an earlier one was stopped, and several may work on one output
-    folder at the same time.
+    The same call resumes an earlier one that was stopped, and several may work on one output folder
+    at the same time.
 
     Parameters
     ----------
     source
-        A folder, a pattern, a CSV, a prefix of an object store: `list_slides`.
+        A folder, a pattern, a CSV or a prefix of an object store.
     out
-        Output folder; with workers on other machines it must lie on a disk that all share.
+        Output folder; with workers on other machines it must be on a disk that all share.
     options
         How slides are predicted.
-    how
+    run_options
         What does not change the results.
     cluster
-        Where the work is done: `atlas_wsi.batch.clusters.connect`.
+        ``"local"``, ``"cuda"``, ``"slurm"``, ``"kubernetes"`` or the address of a scheduler; by
+        default one worker on this machine.
     workers
-        How many.
+        Number of workers to start.
     cluster_options
-        Given to the cluster's class.
+        Options of the cluster's class, or a YAML file with them.
     overwrite
-        Whether to remove what was done and start anew.
+        Whether to remove existing results.
     retry_failed
-        Whether slides that failed are done again.
+        Whether to retry failed slides.
     verify
-        Whether finished results are read again and compared with their checksums; those that are
-        damaged are done again.
+        Whether to compare finished results with their checksums and repeat those that are damaged.
     progress
-        Told how many slides have ended.
+        Called with the number of slides that have ended.
     cancel
-        Stops the work when the slides that are begun are done.
+        Stops the work when the slides in progress are done.
 
     Returns
     -------
-    Status
-        How every slide of the archive stands.
+    ArchiveStatus
+        State of every slide.
 
     Raises
     ------
     DiskFullError
-        If there is no space left; what is finished is kept.
+        If there is no space left; finished results are kept.
     """
-    report, options, how = progress or silent, options or BatchOptions(), how or HowToRun()
+    report, options = progress or silent, options or BatchOptions()
+    run_options = run_options or RunOptions()
+    if isinstance(cluster_options, (str, PathLike)):
+        cluster_options = read_cluster_options(cluster_options)
     journal = Journal(Path(out).absolute())
-    slides, places = begin(journal, source, options, overwrite=overwrite)
+    slides, indices = begin(journal, source, options, overwrite=overwrite)
     if retry_failed:
         for row in journal.read_rows().values():
             if row.state == "failed":
                 journal.remove_row(row.name)
     if verify:
-        for name, damage in find_damaged(journal, report).items():
-            _log.warning("%s is done again: %s.", name, damage)
+        for name, damage in verify_archive(journal.out, progress=report).items():
+            _log.warning("%s is repeated: %s.", name, damage)
             journal.remove_row(name)
             shutil.rmtree(journal.out / name, ignore_errors=True)
     launcher = Launcher(
-        journal, slides, places, options, how, report=report, cancel=cancel or CancelToken()
+        *(journal, slides, indices, options, run_options),
+        report=report,
+        cancel=cancel or CancelToken(),
     )
     try:
         launcher.work(lambda: connect(cluster, workers=workers, options=cluster_options))
@@ -142,17 +149,22 @@ class Launcher:
     def __init__(
         self,
         journal: Journal,
-        slides: Sequence[SlideAsked],
-        places: Sequence[int],
+        slides: Sequence[SlideRequest],
+        indices: Sequence[int],
         options: BatchOptions,
-        how: HowToRun,
+        run_options: RunOptions,
         *,
         report: Progress = silent,
         cancel: CancelToken,
         task: Callable[..., Outcome] = run_slide,
     ) -> None:
-        self.journal, self.slides, self.places = journal, slides, places
-        self.options, self.how, self.report, self.cancel = options, how, report, cancel
+        self.journal, self.slides, self.indices = journal, slides, indices
+        self.options, self.run_options, self.report, self.cancel = (
+            options,
+            run_options,
+            report,
+            cancel,
+        )
         self.run = secrets.token_hex(3)
         self.task = partial(task, self.run)
         self.full = ""
@@ -160,20 +172,20 @@ class Launcher:
         self._ended = 0
         self._draining = False
         self._large: set[int] = set()
-        """Places of slides that are to be spread over all workers."""
+        """Indices of slides that are to be distributed over all workers."""
         self._wave = 0
         self._quiet_since = time.monotonic()
 
-    def open_places(self) -> list[int]:
+    def waiting(self) -> list[int]:
         """List the slides that have not ended."""
         ended = self.journal.ended()
-        return [place for place in self.places if self.slides[place].name not in ended]
+        return [index for index in self.indices if self.slides[index].name not in ended]
 
     def work(self, open_cluster: Callable[[], Any]) -> None:
         """Send slides until all have ended, or the work is stopped."""
         lost = False
         try:
-            while self.open_places() and not self._draining:
+            while self.waiting() and not self._draining:
                 with ExitStack() as opened:
                     client = self._connect(opened, open_cluster, again=lost)
                     if client is not None:
@@ -208,16 +220,16 @@ class Launcher:
 
     def _rounds(self, client: Client) -> bool:
         """Send slides; False if the scheduler was lost meanwhile."""
-        while (waiting := self.open_places()) and not self._draining:
-            self._ended = len(self.places) - len(waiting)
-            self.report("slides", self._ended, len(self.places))
+        while (waiting := self.waiting()) and not self._draining:
+            self._ended = len(self.indices) - len(waiting)
+            self.report("slides", self._ended, len(self.indices))
             try:
                 kinds = self._round(
-                    client, [place for place in waiting if place not in self._large]
+                    client, [index for index in waiting if index not in self._large]
                 )
-                for place in self.open_places():
-                    if place in self._large and not self._draining:
-                        kinds |= self._round(client, [place], spread=True)
+                for index in self.waiting():
+                    if index in self._large and not self._draining:
+                        kinds |= self._round(client, [index], sharded=True)
             except (_SchedulerLostError, CommClosedError, ClosedClientError):
                 return False
             if kinds == {"busy"}:
@@ -226,8 +238,8 @@ class Launcher:
 
     @contextmanager
     def _registered(self, client: Client) -> Iterator[None]:
-        desk = BatchWorker(str(self.journal.out), self.run, self.options, self.how)
-        client.register_plugin(desk)
+        worker = BatchWorker(str(self.journal.out), self.run, self.options, self.run_options)
+        client.register_plugin(worker)
         try:
             yield
         finally:
@@ -235,10 +247,10 @@ class Launcher:
                 with suppress(OSError, RuntimeError, ValueError):
                     client.unregister_worker_plugin(plugin_name(self.run))
 
-    def _round(self, client: Client, places: list[int], *, spread: bool = False) -> set[str]:
+    def _round(self, client: Client, indices: list[int], *, sharded: bool = False) -> set[str]:
         """Send slides and wait until each has come back, one way or another."""
         kinds: set[str] = set()
-        futures = self.submit(client, places, spread=spread)
+        futures = self.submit(client, indices, sharded=sharded)
         coming = as_completed(futures, loop=client.loop)
         while not coming.is_empty():
             if (self.cancel.is_cancelled or self.full) and not self._draining:
@@ -247,26 +259,26 @@ class Launcher:
                 self._tell_without_workers(client)
                 time.sleep(POLL_S)
                 continue
-            for place, outcome in self._outcomes(client, coming.next_batch(block=False)):
+            for index, outcome in self._outcomes(client, coming.next_batch(block=False)):
                 kinds.add(outcome.kind)
                 self._ended += outcome.kind in {"done", "failed"}
                 if outcome.kind == "large":
-                    self._large.add(place)
+                    self._large.add(index)
                 self.full = outcome.message if outcome.kind == "full" else self.full
                 if outcome.kind == "again" and not self._draining:
-                    _log.warning("%s is tried again: %s", self.slides[place].name, outcome.message)
-                    coming.update(self.submit(client, [place], spread=spread))
-            self.report("slides", self._ended, len(self.places))
+                    _log.warning("%s is tried again: %s", self.slides[index].name, outcome.message)
+                    coming.update(self.submit(client, [index], sharded=sharded))
+            self.report("slides", self._ended, len(self.indices))
         return kinds
 
     def submit(
-        self, client: Client, places: list[int], *, spread: bool = False
+        self, client: Client, indices: list[int], *, sharded: bool = False
     ) -> list[Future[Outcome]]:
         """Send slides to the scheduler: a short key and a number each."""
         self._wave += 1
         wave = f"{self.run}.{self._wave}"  # sent with each slide
-        task = partial(self.task, spread=True) if spread else self.task
-        return client.map(task, places, key=[(wave, place) for place in places], pure=False)
+        task = partial(self.task, sharded=True) if sharded else self.task
+        return client.map(task, indices, key=[(wave, index) for index in indices], pure=False)
 
     def _outcomes(
         self, client: Client, futures: list[Future[Outcome]]
@@ -274,18 +286,18 @@ class Launcher:
         finished = [future for future in futures if future.status == "finished"]
         told = dict(zip(finished, client.gather(finished, errors="skip"), strict=False))
         for future in futures:
-            place: int = future.key[1]  # type: ignore[index, assignment]
+            index: int = future.key[1]  # type: ignore[index, assignment]
             if future in told:
-                yield place, told[future]
+                yield index, told[future]
             elif future.status == "cancelled" or client.status != "running":
                 if not self._draining or client.status != "running":
                     raise _SchedulerLostError
-                yield place, Outcome("stopped")
+                yield index, Outcome("stopped")
             elif future.status == "error":
-                yield place, _of_error(future)
+                yield index, _of_error(future)
             else:  # it came to its end, and then the worker that could tell died
-                row = self.journal.row(self.slides[place].name)
-                yield place, Outcome(row.state if row else "again", "its worker died.")
+                row = self.journal.row(self.slides[index].name)
+                yield index, Outcome(row.state if row else "again", "its worker died.")
 
     def _drain(self, client: Client, futures: list[Future[Outcome]]) -> None:
         """Begin no slide any more; those that are begun come to their end."""

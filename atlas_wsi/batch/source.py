@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 from pydantic import ValidationError
 
-from atlas_wsi.batch.journal import SlideAsked
+from atlas_wsi.batch.journal import SlideRequest
 from atlas_wsi.errors import ArchiveError
 from atlas_wsi.files import folder_name, read_csv
 from atlas_wsi.slides.slide import slide_name
@@ -132,8 +132,8 @@ def _mpp(text: str, where: str) -> float | None:
 
 
 def name_slides(
-    found: Sequence[tuple[str, float | None]], known: Sequence[SlideAsked]
-) -> list[SlideAsked]:
+    found: Sequence[tuple[str, float | None]], known: Sequence[SlideRequest]
+) -> list[SlideRequest]:
     """Give each slide a folder of its own in the output folder."""
     slides = list(known)
     by_source = {slide.source: slide for slide in slides}
@@ -156,7 +156,7 @@ def name_slides(
             name = folder_name(f"{stem}~{hashlib.sha256(source.encode()).hexdigest()[:8]}")
         taken.add(name.casefold())
         try:
-            slides.append(SlideAsked(name=name, source=source, mpp=mpp))
+            slides.append(SlideRequest(name=name, source=source, mpp=mpp))
         except ValidationError as error:
             raise ArchiveError(f"{source}: {error.errors()[0]['msg']}.") from error
     return slides

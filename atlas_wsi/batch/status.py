@@ -1,4 +1,4 @@
-"""How an archive stands: done, running, waiting, failed; how fast it goes and how long it takes."""
+"""Progress of an archive: slides done, running, waiting, failed; speed and time left."""
 
 from __future__ import annotations
 
@@ -8,62 +8,79 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from atlas_wsi.batch.journal import Journal
-from atlas_wsi.batch.lease import read_tries
+from atlas_wsi.batch.lease import read_attempts
 from atlas_wsi.errors import ArchiveError
 
 if TYPE_CHECKING:
     import os
     from pathlib import Path
 
-    from atlas_wsi.batch.journal import Row, SlideAsked
-    from atlas_wsi.batch.lease import Try
+    from atlas_wsi.batch.journal import Row, SlideRequest
+    from atlas_wsi.batch.lease import Attempt
 
 RECENT = 50
-"""Slides, the last that ended, from which the speed is taken."""
+"""Slides, the last to end, from which the speed is measured."""
 State = Literal["done", "running", "waiting", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideStatus:
-    """How one slide stands."""
+    """State of one slide."""
 
     name: str
     """Name of its folder in the output folder."""
     source: str
     """Absolute path or URL."""
     state: State
-    """What is known of it."""
-    tries: int
-    """How many times it was begun."""
+    """Whether it has a result."""
+    attempts: int
+    """How many times it was started."""
     reason: str
-    """Why it failed, or how its last try ended."""
+    """Why it failed, or how its last attempt ended."""
     worker: str
     """Host and process that ended it or works on it."""
     since: str
-    """When it ended or was begun, ISO 8601 with offset."""
+    """When it ended or started, ISO 8601 with offset."""
     wall_s: float
     """Seconds that it took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """How an archive stands."""
+class ArchiveStatus:
+    """Progress of an archive."""
 
     out: Path
     """The output folder."""
     slides: tuple[SlideStatus, ...]
-    """In the order in which they were asked for."""
+    """In the order of the list."""
     slides_per_hour: float | None
     """Speed of the last slides that ended; None until two have."""
     eta_s: float | None
     """Seconds until the last slide has ended at that speed."""
 
     def count(self, state: State) -> int:
-        """Count slides."""
+        """Count the slides in a state.
+
+        Parameters
+        ----------
+        state
+            ``"done"``, ``"running"``, ``"waiting"`` or ``"failed"``.
+
+        Returns
+        -------
+        int
+            Slides.
+        """
         return Counter(slide.state for slide in self.slides)[state]
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it in JSON's types."""
+        """Return all fields as JSON types.
+
+        Returns
+        -------
+        dict
+            Counts by state, speed, and all slides.
+        """
         states: tuple[State, ...] = ("done", "running", "waiting", "failed")
         return {
             "out": str(self.out),
@@ -74,40 +91,40 @@ class Status:
         }
 
 
-def archive_status(out: str | os.PathLike[str]) -> Status:
-    """Tell how an archive stands.
+def archive_status(out: str | os.PathLike[str]) -> ArchiveStatus:
+    """Read the progress of an archive.
 
     Parameters
     ----------
     out
-        Its output folder. Only small files in it are read, so this may run beside the work.
+        Its output folder. Only small files in it are read, so this may run during the work.
 
     Returns
     -------
-    Status
-        How every slide stands.
+    ArchiveStatus
+        State of every slide.
 
     Raises
     ------
     ArchiveError
-        If no archive was begun in the folder.
+        If the folder holds no archive.
     """
     journal = Journal(out)
     if not journal.exists:
         raise ArchiveError(
             f"{journal.out} is not the output folder of an archive.",
-            hint="Begin one: atlas-wsi batch SOURCE -o OUT.",
+            hint="Start one: atlas-wsi batch SOURCE -o OUT.",
         )
     # leases before rows: a slide that ends in between is then seen as ended
-    tries = read_tries(journal.leases_folder)
+    attempts = read_attempts(journal.leases_folder)
     rows = journal.read_rows()
     slides = tuple(
-        _status_of(slide, rows.get(slide.name), tries.get(slide.name, []))
+        _status_of(slide, rows.get(slide.name), attempts.get(slide.name, []))
         for slide in journal.read_slides()
     )
     speed = _slides_per_hour(list(rows.values()))
     left = sum(slide.state in {"running", "waiting"} for slide in slides)
-    return Status(
+    return ArchiveStatus(
         out=journal.out,
         slides=slides,
         slides_per_hour=speed,
@@ -115,26 +132,26 @@ def archive_status(out: str | os.PathLike[str]) -> Status:
     )
 
 
-def _status_of(slide: SlideAsked, row: Row | None, tries: list[Try]) -> SlideStatus:
+def _status_of(slide: SlideRequest, row: Row | None, attempts: list[Attempt]) -> SlideStatus:
     if row is not None:
         return SlideStatus(
             name=slide.name,
             source=slide.source,
             state=row.state,
-            tries=row.tries,
+            attempts=row.attempts,
             reason=row.reason,
             worker=row.worker,
             since=row.ended,
             wall_s=row.wall_s,
         )
-    last = tries[-1] if tries else None
+    last = attempts[-1] if attempts else None
     running = last is not None and last.is_held
     holder = last.holder if last else None
     return SlideStatus(
         name=slide.name,
         source=slide.source,
         state="running" if running else "waiting",
-        tries=len(tries),
+        attempts=len(attempts),
         reason="" if running or last is None else last.why,
         worker=holder.worker if running and holder else "",
         since=holder.started if running and holder else "",

@@ -5,18 +5,37 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from atlas_wsi.batch.journal import Journal
 from atlas_wsi.errors import CorruptResultError
 from atlas_wsi.heatmap.write import find_damage, read_summary
+from atlas_wsi.progress import silent
 
 if TYPE_CHECKING:
-    from atlas_wsi.batch.journal import Journal
+    import os
+
     from atlas_wsi.progress import Progress
 
 _THREADS = 4
 
 
-def find_damaged(journal: Journal, progress: Progress) -> dict[str, str]:
-    """Find finished results that are not as they were written."""
+def verify_archive(
+    out: str | os.PathLike[str], *, progress: Progress | None = None
+) -> dict[str, str]:
+    """Compare the finished results of an archive with their checksums.
+
+    Parameters
+    ----------
+    out
+        Output folder of the archive.
+    progress
+        Called with the number of results that were read.
+
+    Returns
+    -------
+    dict
+        Damage by the name of the slide; empty if all results are as they were written.
+    """
+    journal, report = Journal(out), progress or silent
     done = [row.name for row in journal.read_rows().values() if row.state == "done"]
     damaged = {}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="atlas-wsi-verify") as threads:
@@ -24,7 +43,7 @@ def find_damaged(journal: Journal, progress: Progress) -> dict[str, str]:
         for number, (name, damage) in enumerate(zip(done, found, strict=True), start=1):
             if damage:
                 damaged[name] = damage
-            progress("verify", number, len(done))
+            report("verify", number, len(done))
     return damaged
 
 

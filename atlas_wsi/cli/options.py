@@ -106,13 +106,13 @@ WorkGsd = Annotated[
     _gsd("--work-gsd", "Pixel size that the model sees, such as 10m, instead of --work-mpp."),
 ]
 CellPx = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--cell-px",
         metavar="PIXELS",
         min=1,
-        help="Side of a heatmap cell in pixels at the model's resolution: 16, 32 or 64 for the "
-        "bundled models.",
+        help="Side of a heatmap cell in pixels at the model's resolution, such as 16, 32 or 64. "
+        "Default: 64, or the patch of a tile classifier.",
     ),
 ]
 Device = Annotated[

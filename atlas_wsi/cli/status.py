@@ -2,90 +2,100 @@
 
 from __future__ import annotations
 
+import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_wsi.cli import console
+from atlas_wsi.cli import console, options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import RenderableType
 
-    from atlas_wsi.batch.status import Status
+    from atlas_wsi import ArchiveStatus
 
 SHOWN = 20
 DAMAGED = 2
 
 
 def status(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of `atlas-wsi batch`.")],
+    out: options.ArchiveFolder,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show it anew every few seconds until all have ended.")
+        bool, typer.Option("--watch", help="Refresh the display until all slides have ended.")
     ] = False,
-    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 2.0,
+    every: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Seconds between two refreshes.", min=0.1)
+    ] = 2.0,
     verify: Annotated[
         bool,
-        typer.Option(
-            "--verify", help="Read finished results again; exit code 2 if one is damaged."
-        ),
+        typer.Option("--verify", help="Check finished results; exit code 2 if any is damaged."),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; with --watch one a line.")
+        bool, typer.Option("--json", help="Print a JSON object; with --watch one per line.")
     ] = False,
 ) -> None:
-    """Tell how an archive stands: done, running, waiting, failed, speed, and time left."""
-    from atlas_wsi.batch.status import archive_status
+    """Show the progress of a batch run.
+
+    Lists how many slides are done, running, waiting and failed, the speed, and the time left.
+    """
+    from atlas_wsi import archive_status, verify_archive
 
     if watch:
         _watch(out, every, as_json=as_json)
         return
-    found = archive_status(out)
-    damaged = _verify(out, quiet=as_json) if verify else {}
+    current = archive_status(out)
+    damaged = {}
+    if verify:
+        with console.progress_of("archive", quiet=as_json) as report:
+            damaged = verify_archive(out, progress=report)
     if as_json:
-        console.print_json(found.as_json() | ({"damaged": damaged} if verify else {}))
+        console.print_json(current.as_json() | ({"damaged": damaged} if verify else {}))
     else:
-        console.out.print(_page(found))
+        console.out.print(_page(current))
         for name, damage in damaged.items():
             console.say(f"damaged: {name}: {damage}")
     if damaged:
         raise typer.Exit(DAMAGED)
 
 
-def describe(found: Status) -> str:
-    """Say in a line how an archive stands."""
-    text = ", ".join(f"{found.count(s)} {s}" for s in ("done", "running", "waiting", "failed"))
-    if found.slides_per_hour is not None:
-        text += f"; {found.slides_per_hour:.4g} slides an hour"
-    if found.eta_s:
-        text += f", about {_duration(found.eta_s)} left"
+def describe(current: ArchiveStatus) -> str:
+    """Summarize the progress of an archive in one line."""
+    text = ", ".join(f"{current.count(s)} {s}" for s in ("done", "running", "waiting", "failed"))
+    if current.slides_per_hour is not None:
+        text += f"; {current.slides_per_hour:.4g} slides per hour"
+    if current.eta_s:
+        text += f", about {_duration(current.eta_s)} left"
     return text
 
 
-def tell_failed(found: Status, shown: int, *, quiet: bool) -> None:
+def show_failed(current: ArchiveStatus, *, quiet: bool) -> None:
     """Print which slides failed and why."""
-    failed = [slide for slide in found.slides if slide.state == "failed"]
-    for slide in failed[:shown]:
+    failed = [slide for slide in current.slides if slide.state == "failed"]
+    for slide in failed[:SHOWN]:
         console.say(f"  failed: {slide.name}: {slide.reason}", quiet=quiet)
-    if len(failed) > shown:
-        console.say(f"  and {len(failed) - shown} more", quiet=quiet)
+    if len(failed) > SHOWN:
+        console.say(f"  and {len(failed) - SHOWN} more", quiet=quiet)
 
 
-def _page(found: Status) -> RenderableType:
+def _page(current: ArchiveStatus) -> RenderableType:
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("state", "slide", "tries", "since", "worker", "reason"):
+    for title in ("state", "slide", "attempts", "since", "worker", "reason"):
         table.add_column(title, overflow="fold")
     order = ("running", "failed")
-    rows = sorted((s for s in found.slides if s.state in order), key=lambda s: order.index(s.state))
+    rows = sorted(
+        (s for s in current.slides if s.state in order), key=lambda s: order.index(s.state)
+    )
     for slide in rows[:SHOWN]:
-        cells = (slide.state, slide.name, str(slide.tries), slide.since[:19], slide.worker)
+        cells = (slide.state, slide.name, str(slide.attempts), slide.since[:19], slide.worker)
         table.add_row(*(escape(cell) for cell in (*cells, slide.reason)))
-    parts: list[RenderableType] = [describe(found)]
+    parts: list[RenderableType] = [describe(current)]
     if rows:
         parts.append(table)
     if len(rows) > SHOWN:
@@ -94,37 +104,27 @@ def _page(found: Status) -> RenderableType:
 
 
 def _watch(out: Path, every: float, *, as_json: bool) -> None:
-    import json
-
     from rich.live import Live
 
-    from atlas_wsi.batch.status import archive_status
+    from atlas_wsi import archive_status
 
+    current = archive_status(out)
     if as_json:
-        while True:
-            found = archive_status(out)
-            typer.echo(json.dumps(found.as_json(), ensure_ascii=False))
-            if not _open(found):
-                return
+        typer.echo(json.dumps(current.as_json(), ensure_ascii=False))
+        while _n_open(current):
             time.sleep(every)
-    found = archive_status(out)
-    with Live(_page(found), console=console.out, auto_refresh=False) as live:
-        while _open(found):
+            current = archive_status(out)
+            typer.echo(json.dumps(current.as_json(), ensure_ascii=False))
+        return
+    with Live(_page(current), console=console.out, auto_refresh=False) as live:
+        while _n_open(current):
             time.sleep(every)
-            found = archive_status(out)
-            live.update(_page(found), refresh=True)
+            current = archive_status(out)
+            live.update(_page(current), refresh=True)
 
 
-def _open(found: Status) -> int:
-    return found.count("running") + found.count("waiting")
-
-
-def _verify(out: Path, *, quiet: bool) -> dict[str, str]:
-    from atlas_wsi.batch.journal import Journal
-    from atlas_wsi.batch.verify import find_damaged
-
-    with console.progress_of("archive", quiet=quiet) as report:
-        return find_damaged(Journal(out), report)
+def _n_open(current: ArchiveStatus) -> int:
+    return current.count("running") + current.count("waiting")
 
 
 def _duration(seconds: float) -> str:

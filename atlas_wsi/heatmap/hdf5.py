@@ -23,8 +23,8 @@ _MICROSCOPE_MPP = 10.0  # um a pixel at magnification 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Features:
-    """Numbers of the tiles of a slide that hold tissue."""
+class TileEmbeddings:
+    """Feature vectors of the tiles of a slide that have tissue."""
 
     values: NDArray[np.float32]
     """`(tiles, channels)`."""
@@ -52,7 +52,29 @@ class Features:
     def write(
         self, path: str | os.PathLike[str], *, flavor: Flavor = "trident", overwrite: bool = False
     ) -> Path:
-        """Write the features to an HDF5 file; it is there whole or not at all."""
+        """Write the features to an HDF5 file, atomically.
+
+        Parameters
+        ----------
+        path
+            File to write.
+        flavor
+            Layout: that of TRIDENT, CLAM or STAMP.
+        overwrite
+            Whether to replace an existing file.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        ResultExistsError
+            If the file exists and `overwrite` is False.
+        OutputNotWritableError
+            If h5py is not installed, or the file cannot be written.
+        """
         path = Path(path)
         if path.exists() and not overwrite:
             raise ResultExistsError(f"{path} is there.", hint="--overwrite replaces it.")

@@ -1,4 +1,4 @@
-"""A slide predicted patch by patch with a classifier from another project."""
+"""Tile classifiers of other projects on a slide, and the tiles that they see."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from atlas_wsi.slides.slide import Slide
     from atlas_wsi.tissue.mask import TissueMask
 
-_SIDE_PX = 1024  # about what is read at once along one side
+_SIDE_PX = 1024  # side of the block that is read at once, about
 _BATCH = 16
 
 
@@ -42,15 +42,16 @@ def predict_by_tile(
     slide: Slide,
     model: TileClassifier,
     *,
+    reason: str,
     tissue: TissueMask | None,
     device: torch.device,
     batch_size: int | None,
     report: Progress,
     cancel: CancelToken,
 ) -> Heatmap:
-    """Classify the patches of a slide that hold tissue; every patch is a cell of the heatmap.
+    """Classify the patches of a slide that have tissue; every patch is a cell of the heatmap.
 
-    Patches lie edge to edge from the slide's origin; those at its far borders are filled up with
+    Patches are edge to edge from the slide's origin; those at its far borders are padded with
     background.
     """
     clock = Clock()
@@ -64,21 +65,21 @@ def predict_by_tile(
         image,
         model.card,
         sha256=model.sha256,
-        reason="asked for",
+        reason=reason,
         cell_px=model.patch_px,
         tissue=mask,
         started=clock.started,
     )
-    places = np.argwhere(mask.coverage(empty.grid) >= MIN_CELL_TISSUE)
+    indices = np.argwhere(mask.coverage(empty.grid) >= MIN_CELL_TISSUE)
     batch = batch_size or _BATCH
     probabilities = empty.probabilities.copy()
     scores: dict[str, float] = {}
-    if len(places):
-        step = reporter(report, cancel, {"classify": len(places)})
+    if len(indices):
+        step = reporter(report, cancel, {"classify": len(indices)})
         model.net.to(device)
-        for at, patches in _patches(image, places, model.patch_px):
-            for start in range(0, len(at), batch):
-                rows, cols = at[start : start + batch].T
+        for block, patches in read_patches(image, indices, model.patch_px):
+            for start in range(0, len(block), batch):
+                rows, cols = block[start : start + batch].T
                 found = model.probabilities(patches[start : start + batch], device=device)
                 probabilities[:, rows, cols] = found.T
                 step("classify", len(rows))
@@ -92,7 +93,7 @@ def predict_by_tile(
         "by_tile": True,
         "device": str(device),
         "batch": batch,
-        "patches": len(places),
+        "patches": len(indices),
         "tissue_method": mask.method,
         "tissue_fraction": round(mask.fraction, 6),
     }
@@ -100,10 +101,10 @@ def predict_by_tile(
     return replace(empty, probabilities=probabilities, scores=scores, run=run)
 
 
-def _patches(
-    image: WorkingImage, places: NDArray[np.int64], side: int
+def read_patches(
+    image: WorkingImage, indices: NDArray[np.int64], side: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Yield the places of neighboring patches and their pixels, read ahead of the network."""
+    """Yield indices of neighboring patches, and their pixels, read ahead of the network."""
 
     def read(tile: MacroTile) -> NDArray[np.uint8]:
         area = tile.area
@@ -116,11 +117,11 @@ def _patches(
             )
         )
         blocks = pixels.reshape(area.rows, side, area.cols, side, 3).swapaxes(1, 2)
-        row, col = (places[tile.windows] - (area.row, area.col)).T
+        row, col = (indices[tile.windows] - (area.row, area.col)).T
         return blocks[row, col]
 
     tiles = plan_macro_tiles(
-        places,
+        indices,
         image_shape=image.shape,
         window_px=side,
         reach=lambda box, shape: box.clip(shape),
@@ -128,4 +129,4 @@ def _patches(
     )
     threads = read_threads()
     for tile, patches in prefetch(read, tiles, threads=threads, ahead=threads + 1):
-        yield places[tile.windows], patches
+        yield indices[tile.windows], patches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import numpy as np
 import psutil
 import torch
 
+from atlas_wsi.errors import CellSizeError
 from atlas_wsi.inference.attention import CoarseContext
 from atlas_wsi.inference.patches import predict_by_tile
 from atlas_wsi.inference.preview import Preview, into_heatmap
@@ -24,9 +26,9 @@ from atlas_wsi.inference.provenance import (
     starting_warnings,
 )
 from atlas_wsi.models.model import Model
-from atlas_wsi.models.registry import DEFAULTS, load_model
+from atlas_wsi.models.registry import DEFAULTS, is_tile_classifier, load_model
 from atlas_wsi.models.stem import STRIDE_PX
-from atlas_wsi.models.tile_classifier import TileClassifier
+from atlas_wsi.models.tile_classifier import TileClassifier, load_tile_classifier
 from atlas_wsi.progress import CancelToken, Progress, silent
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.slide import Slide
@@ -48,28 +50,74 @@ if TYPE_CHECKING:
     from atlas_wsi.tissue.mask import TissueMask
 
 
-def choose_model(slide: Slide, model: Model | str | os.PathLike[str] | None) -> tuple[Model, str]:
-    """Load the model asked for, or the default for the kind of slide.
+def choose_model(
+    slide: Slide,
+    model: Model | TileClassifier | str | os.PathLike[str] | None = None,
+    *,
+    trust: bool = False,
+) -> tuple[Model | TileClassifier, str]:
+    """Load the requested model, or the default for the kind of slide.
 
     Parameters
     ----------
     slide
         What will be predicted.
     model
-        A model, its name or file; None takes the default.
+        A model, its name or file, or the folder of a tile classifier; None takes the default.
+    trust
+        Whether a TorchScript file, which can execute code, may be loaded.
 
     Returns
     -------
     tuple
-        The model, and why it was taken.
+        The model, which is shared with later calls, and why it was chosen.
     """
-    if isinstance(model, Model):
+    if isinstance(model, Model | TileClassifier):
         return model, "given by the caller"
     if model is not None:
-        return load_model(model), "asked for"
+        return load_any(model, trust=trust), "named by the user"
     if slide.is_georeferenced:
-        return load_model(DEFAULTS["scene"]), "the default for georeferenced scenes"
-    return load_model(DEFAULTS["slide"]), "the default for slides without georeference"
+        return load_any(DEFAULTS["scene"]), "the default for georeferenced scenes"
+    return load_any(DEFAULTS["slide"]), "the default for slides without georeference"
+
+
+def load_any(name: str | os.PathLike[str], *, trust: bool = False) -> Model | TileClassifier:
+    """Load a model or a tile classifier; an unchanged file is loaded once per process."""
+    path = Path(name).absolute()
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    changed = tuple(file.stat().st_mtime_ns for file in files)
+    return _load(str(name), str(path) if files else "", changed, trust)
+
+
+@lru_cache(maxsize=4)
+def _load(
+    name: str,
+    path: str,  # noqa: ARG001 - part of the key, as the time of change
+    changed: tuple[int, ...],  # noqa: ARG001
+    trust: bool,
+) -> Model | TileClassifier:
+    if is_tile_classifier(name):
+        return load_tile_classifier(name, trust=trust)
+    return load_model(name)
+
+
+def check_cell_px(model: Model | TileClassifier, cell_px: int | None) -> int:
+    """Return the side of a heatmap cell, which the model must be able to make."""
+    if isinstance(model, TileClassifier):
+        if cell_px not in (None, model.patch_px):
+            raise CellSizeError(
+                f"The cells of {model.card.name} are its patches of {model.patch_px} px, not of "
+                f"{cell_px} px.",
+                hint="Leave the cell size out.",
+            )
+        return model.patch_px
+    choices = [STRIDE_PX * n for n in (1, 2, 4)]
+    if cell_px is not None and cell_px not in choices:
+        raise CellSizeError(
+            f"{model.card.name} cannot make cells of {cell_px} px; it can make cells of "
+            f"{', '.join(map(str, choices))} px."
+        )
+    return cell_px or choices[-1]
 
 
 def predict(
@@ -77,14 +125,14 @@ def predict(
     model: Model | TileClassifier | str | os.PathLike[str] | None = None,
     *,
     tissue: TissueMask | None = None,
-    cell_px: int = 64,
+    cell_px: int | None = None,
     memory: int | str | None = None,
     precision: Precision = "auto",
     device: str = "auto",
     batch_size: int | None = None,
     work: str | os.PathLike[str] | None = None,
     preview: Preview | None = None,
-    spread: OpenShares | None = None,
+    shards: OpenShares | None = None,
     context: bool = False,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
@@ -96,39 +144,39 @@ def predict(
     slide
         An open slide or a path.
     model
-        A model, a shipped name or a file; None takes the default for the kind of slide. A
-        `TileClassifier` sees patch by patch: its patches are the cells, and of the other arguments
-        `tissue`, `device`, `batch_size`, `progress` and `cancel` hold.
+        A model, its name or file; None takes the default for the kind of slide. A `TileClassifier`
+        classifies patch by patch: its patches are the cells, and of the other arguments `tissue`,
+        `device`, `batch_size`, `progress` and `cancel` apply.
     tissue
         Where to predict; by default `atlas_wsi.tissue_mask` of the slide.
     cell_px
-        Side of a heatmap cell in working pixels: 16, 32 or 64.
+        Side of a heatmap cell in working pixels: 16, 32 or 64 (default).
     memory
-        Memory that the encoder may take, such as ``"4GB"`` or bytes; by default half of what is
-        free. Fine tokens that do not fit lie in a temporary file.
+        Memory for the encoder, such as ``"4GB"`` or bytes; by default half of the free memory. Fine
+        tokens that do not fit are stored in a temporary file.
     precision
-        ``"auto"`` computes in bfloat16 where the hardware multiplies it, else in float32.
+        ``"auto"`` uses bfloat16 where the hardware supports it, else float32.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     batch_size
-        Windows that attend at once; by default what fits.
+        Windows processed per batch; by default as many as fit in memory.
     work
-        Folder that keeps encoded windows as they come. A call that died is gone on with by a call
-        with the same slide, model and parameters; the folder is removed when a call ends well.
+        Folder for encoded windows. A call that was interrupted resumes when it is repeated with the
+        same slide, model and parameters; the folder is removed when a call completes.
     preview
-        Called as ``preview(heatmap, box)`` from the thread that predicts, with what is known so far
-        and the cells that are new in it; always the same heatmap, which changes. First each window
-        is seen alone, then with its context.
-    spread
-        Opens shares of the windows that other processes compute; by default all are computed here,
-        and `work` and `preview` hold for those alone.
+        Called as ``preview(heatmap, box)`` from the thread that predicts, with the heatmap so far
+        and its new cells; always the same heatmap, which changes. First each window is seen alone,
+        then with its context.
+    shards
+        Opens shards of the windows that other processes compute; by default all are computed here.
+        `work` and `preview` apply to windows of this process only.
     context
-        Whether the result can tell what cells attend to (`Heatmap.context`); the slide must stay
+        Whether the result can report what cells attend to (`Heatmap.context`); the slide must stay
         open for it.
     progress
-        Told how far the work is.
+        Called as the work proceeds.
     cancel
-        Stops the work between two pieces.
+        Stops the work between two steps.
 
     Returns
     -------
@@ -137,41 +185,28 @@ def predict(
 
     Raises
     ------
+    CellSizeError
+        If the model cannot make cells of this size.
     ValueError
-        If `cell_px`, `memory` or `batch_size` is not possible, or a `TileClassifier` is asked for
-        what only our own models can.
+        If `memory` or `batch_size` is not possible, or `preview`, `shards` or `context` is requested
+        of a `TileClassifier`.
     """
-    if cell_px not in (16, 32, 64):
-        raise ValueError(f"cell_px is {cell_px}, expected 16, 32 or 64")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    budget = parse_bytes(memory) if memory is not None else psutil.virtual_memory().available // 2
     opened = slide if isinstance(slide, Slide) else open_slide(slide)
     try:
-        if isinstance(model, TileClassifier):
-            if preview is not None or spread is not None or context:
-                raise ValueError("a tile classifier has no preview, no shares and no context")
-            return predict_by_tile(
-                opened,
-                model,
-                tissue=tissue,
-                device=choose_device(device),
-                batch_size=batch_size,
-                report=progress or silent,
-                cancel=cancel or CancelToken(),
-            )
-        return _predict(
+        chosen, reason = choose_model(opened, model)
+        return run_model(
             opened,
-            model,
+            chosen,
+            reason=reason,
             tissue=tissue,
             cell_px=cell_px,
-            budget=budget,
+            memory=memory,
             precision=precision,
             device=choose_device(device),
             batch_size=batch_size,
             work=None if work is None else Path(work),
             preview=preview,
-            spread=spread,
+            shards=shards,
             context=context,
             report=progress or silent,
             cancel=cancel or CancelToken(),
@@ -181,26 +216,44 @@ def predict(
             opened.close()
 
 
-def _predict(
+def run_model(
     slide: Slide,
-    chosen: Model | str | os.PathLike[str] | None,
+    model: Model | TileClassifier,
     *,
+    reason: str,
     tissue: TissueMask | None,
-    cell_px: int,
-    budget: int,
+    cell_px: int | None,
+    memory: int | str | None,
     precision: Precision,
     device: torch.device,
     batch_size: int | None,
     work: Path | None,
     preview: Preview | None,
-    spread: OpenShares | None,
+    shards: OpenShares | None,
     context: bool,
     report: Progress,
     cancel: CancelToken,
 ) -> Heatmap:
+    """Predict a heatmap of an open slide with a model that was chosen for `reason`."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    cell_px = check_cell_px(model, cell_px)
+    budget = parse_bytes(memory) if memory is not None else psutil.virtual_memory().available // 2
+    if isinstance(model, TileClassifier):
+        if preview is not None or shards is not None or context:
+            raise ValueError("a tile classifier has no preview, no shards and no context")
+        return predict_by_tile(
+            slide,
+            model,
+            reason=reason,
+            tissue=tissue,
+            device=device,
+            batch_size=batch_size,
+            report=report,
+            cancel=cancel,
+        )
     clock = Clock()
     slide.require_mpp()
-    model, reason = choose_model(slide, chosen)
     image = open_working_image(slide, mpp=model.card.mpp)
     warnings = starting_warnings(image, model.card)
     clock.lap("open")
@@ -244,28 +297,26 @@ def _predict(
             "tokens_in_ram": plan.tokens_in_ram,
             "scales": len(layout.scales),
         }
-        ready = prepare(model, device=device, dtype=dtype)
         wanted = mask.coverage(empty.grid) >= MIN_CELL_TISSUE
-        logits, seen, n_shares = _encode(
-            ready,
+        temperature = model.card.temperature
+        logits, seen, n_shards = _encode(
+            prepare(model, device=device, dtype=dtype),
             layout,
             image,
             plan,
             cell_px=cell_px,
             work=work,
-            preview=preview
-            and into_heatmap(empty, preview, layout, wanted, model.card.temperature),
-            spread=spread,
+            preview=preview and into_heatmap(empty, preview, layout, wanted, temperature),
+            shards=shards,
             context=context,
             report=report,
             cancel=cancel,
         )
-        if spread is not None:
-            parameters["shares"] = n_shares
+        if shards is not None:
+            parameters["shards"] = n_shards
         shown = logits.valid.numpy() & wanted
-        heat = model.card.temperature
-        probabilities[:, shown] = torch.softmax(logits.cells / heat, dim=0).numpy()[:, shown]
-        slide_scores = torch.softmax(logits.slide / heat, dim=0).tolist()
+        probabilities[:, shown] = torch.softmax(logits.cells / temperature, dim=0).numpy()[:, shown]
+        slide_scores = torch.softmax(logits.slide / temperature, dim=0).tolist()
         scores = dict(zip(model.card.class_names, slide_scores, strict=True))
     else:
         warnings.append("No tissue was found; the result is empty.")
@@ -291,7 +342,7 @@ def _encode(
     cell_px: int,
     work: Path | None,
     preview: Callable[[torch.Tensor, torch.Tensor], None] | None,
-    spread: OpenShares | None,
+    shards: OpenShares | None,
     context: bool,
     report: Progress,
     cancel: CancelToken,
@@ -300,8 +351,8 @@ def _encode(
     step = reporter(report, cancel, {"encode": n, "attend": n * n_blocks})
     cell_tokens = cell_px // STRIDE_PX
     with ExitStack() as opened:
-        if spread is not None:
-            shares = opened.enter_context(spread(model, layout, image, plan, step))
+        if shards is not None:
+            opened_shards = opened.enter_context(shards(model, layout, image, plan, step))
         else:
             here = open_share(
                 *(model, layout, image, plan),
@@ -310,8 +361,8 @@ def _encode(
                 work=work,
                 preview=preview,
             )
-            shares = [(np.arange(n), opened.enter_context(here))]
-        stream = StreamedPass(model, layout, shares, batch=plan.batch, keep_context=context)
+            opened_shards = [(np.arange(n), opened.enter_context(here))]
+        stream = StreamedPass(model, layout, opened_shards, batch=plan.batch, keep_context=context)
         logits = stream.run(cell_tokens=cell_tokens)
     seen = CoarseContext(model, layout, image, stream.coarse_kv, cell_tokens) if context else None
-    return logits, seen, len(shares)
+    return logits, seen, len(opened_shards)

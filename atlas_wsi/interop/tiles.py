@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atlas_wsi.errors import ResultError
-from atlas_wsi.heatmap.hdf5 import Features
+from atlas_wsi.heatmap.hdf5 import TileEmbeddings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +76,7 @@ def write_hdf5(heatmap: Heatmap, path: Path, flavor: Flavor) -> tuple[str, ...]:
     if not len(tiles.boxes):
         raise ResultError(f"{heatmap.slide.name} has no cell with a prediction.")
     mpp = (heatmap.run.mpp_used or heatmap.slide.mpp)[1]
-    Features(
+    TileEmbeddings(
         values=tiles.probabilities,
         coords=tiles.boxes[:, :2],
         tile_px=round(step_x * heatmap.slide.mpp[1] / mpp),

@@ -101,7 +101,7 @@ class Model(nn.Module):
         torch.Tensor
             float32 `(B, C)`.
         """
-        x_BCYX = self.normalize(images)
+        x_BCYX = self.normalize(images).to(self.encoder.fc.weight.dtype)
         layout = self.encoder.plan((x_BCYX.shape[-2], x_BCYX.shape[-1]), n_images=len(images))
         return self.encoder.pooled(self.encoder.encode(x_BCYX, layout)).float()
 

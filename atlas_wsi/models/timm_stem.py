@@ -110,8 +110,11 @@ class TimmEncoder(nn.Module):
 
         `images`: uint8 `(B, Y, X, 3)`. Returns: float32 `(B, C)`.
         """
-        mean, std = (torch.tensor(values) * 255 for values in (self.mean, self.std))
-        x_BCYX = ((images.to(torch.float32) - mean) / std).permute(0, 3, 1, 2)
+        weight = next(self.net.parameters())
+        mean, std = (
+            torch.tensor(values, device=images.device) * 255 for values in (self.mean, self.std)
+        )
+        x_BCYX = ((images.to(torch.float32) - mean) / std).permute(0, 3, 1, 2).to(weight.dtype)
         try:
             found: torch.Tensor = self.net(x_BCYX)
         except (AssertionError, RuntimeError) as error:

@@ -39,7 +39,26 @@ def read_areas(path: str | os.PathLike[str], slide: Slide) -> list[shapely.Polyg
 
 
 def read_tissue(path: str | os.PathLike[str], slide: Slide) -> TissueMask:
-    """Read a tissue mask that was made elsewhere."""
+    """Read a tissue mask from another tool.
+
+    Parameters
+    ----------
+    path
+        An image of the whole slide, black where there is no tissue; GeoJSON polygons; or HDF5 tiles
+        of CLAM, TRIDENT, WSInfer or STAMP.
+    slide
+        The slide that it belongs to.
+
+    Returns
+    -------
+    TissueMask
+        Where the tissue is.
+
+    Raises
+    ------
+    DatasetError
+        If the file cannot be read or does not fit the slide.
+    """
     path = Path(path)
     if path.suffix.lower() in (".json", ".geojson", *TILES):
         own = slide.require_mpp()

@@ -22,9 +22,9 @@ import zarr
 from PIL import Image
 
 import atlas_wsi
-from atlas_wsi.batch.begin import begin
 from atlas_wsi.batch.journal import Journal, Row, now
 from atlas_wsi.batch.source import list_slides
+from atlas_wsi.batch.start_run import begin
 from atlas_wsi.errors import (
     CheckpointMismatchError,
     DatasetError,

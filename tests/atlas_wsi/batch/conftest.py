@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from atlas_wsi.cli.app import app
@@ -168,4 +172,27 @@ def few_slides(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("few")
     for seed in range(3):
         make_svs(folder / f"slide{seed}.svs", (512, 768), mpp=1.0, seed=seed, tissue=0.5, levels=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tile_classifier(tmp_path_factory) -> Path:
+    """The folder of a TorchScript classifier of patches, as WSInfer has them."""
+    folder = tmp_path_factory.mktemp("classifier")
+    layers = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)]
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")  # torch announces the end of TorchScript
+        torch.manual_seed(0)
+        torch.jit.script(nn.Sequential(*layers)).save(str(folder / "torchscript_model.pt"))
+    size = {"name": "Resize", "arguments": {"size": 64}}
+    config = {
+        "spec_version": "1.0",
+        "architecture": "tiny",
+        "num_classes": 2,
+        "class_names": ["a", "b"],
+        "patch_size_pixels": 100,
+        "spacing_um_px": 1.0,
+        "transform": [size, {"name": "ToTensor"}],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from atlas_wsi.batch.begin import begin
 from atlas_wsi.batch.journal import Journal, Row, now
 from atlas_wsi.batch.lease import take, worker_name
 from atlas_wsi.batch.options import BatchOptions
+from atlas_wsi.batch.start_run import begin
 from atlas_wsi.batch.status import archive_status
 from atlas_wsi.slides.synthetic import make_svs
 
@@ -35,7 +35,7 @@ def test_an_archive_is_done_told_verified_and_done_again_where_it_is_damaged(
     (tmp_path / "bad.svs").write_text("no slide")
     rows = [f"{few_slides / 'slide0.svs'},0.5", f"{few_slides / 'slide1.svs'},", "bad.svs,"]
     table.write_text("\n".join(["wsi,mpp", *rows]))
-    asked = ("batch", table, "-o", out, *command.plain)
+    asked = ("batch", table, "-o", out, *command.plain, "--cell-px", 64)
 
     done = command.here(*asked)
     assert done.exit_code == 2, done.stderr
@@ -58,11 +58,11 @@ def test_an_archive_is_done_told_verified_and_done_again_where_it_is_damaged(
 
     kept = (out / "slide0" / "summary.json").stat().st_mtime_ns
     command.here(*asked, "--verify")
-    assert "slide1 is done again" in caplog.text
+    assert "slide1 is repeated" in caplog.text
     assert command.here("status", out, "--verify").exit_code == 0
     assert (out / "slide0" / "summary.json").stat().st_mtime_ns == kept
 
-    other = command.here(*asked, "--cell", 32)
+    other = command.here(*asked, "--cell-px", 32)
     assert other.exit_code == 2
     assert "cell_px was 64 and is now 32" in other.stderr
 
@@ -93,7 +93,7 @@ def test_ctrl_c_finishes_what_is_begun_and_the_same_command_goes_on(
     os.killpg(launcher.pid, signal.SIGINT)  # a terminal tells all processes of the group
     said, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 130, said
-    assert "The same command goes on" in said
+    assert "same command to resume" in said
     stopped = archive_status(out)
     assert 2 <= stopped.count("done") < 12
     assert stopped.count("running") == stopped.count("failed") == 0

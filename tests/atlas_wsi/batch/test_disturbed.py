@@ -13,7 +13,7 @@ import pytest
 
 import atlas_wsi
 from atlas_wsi.batch.journal import Journal
-from atlas_wsi.batch.lease import read_tries
+from atlas_wsi.batch.lease import read_attempts
 from atlas_wsi.slides.synthetic import make_svs
 
 LARGE = ("large0", "large1")
@@ -53,18 +53,18 @@ def test_forty_slides_survive_dying_workers_and_a_dying_scheduler(
     cluster.start_workers(2)
     launcher = command.start(
         *("batch", slides, "-o", out, *command.plain, *FORMATS),
-        *("--cluster", cluster.address, "--tries", 2),
+        *("--cluster", cluster.address, "--max-attempts", 2),
     )
     journal = Journal(out)
 
     def worker_amid(name: str) -> int | None:
         """Return the process that has encoded a part of a slide."""
-        tries = read_tries(journal.leases_folder) if journal.leases_folder.is_dir() else {}
+        attempts = read_attempts(journal.leases_folder) if journal.leases_folder.is_dir() else {}
         sums = journal.work_folder / name / "sums.bin"
         encoded = sums.is_file() and any(sums.read_bytes())
-        if not encoded or name not in tries or not tries[name][-1].is_held:
+        if not encoded or name not in attempts or not attempts[name][-1].is_held:
             return None
-        return tries[name][-1].holder.pid
+        return attempts[name][-1].holder.pid
 
     for name in LARGE:
         victim = wait_until(lambda n=name: worker_amid(n), what=f"{name} is amid its encoding")
@@ -87,10 +87,10 @@ def test_forty_slides_survive_dying_workers_and_a_dying_scheduler(
     assert "truncated" in rows["corrupt-cut"].reason
     assert "is empty" in rows["corrupt-empty"].reason
     assert "a text file" in rows["corrupt-text"].reason
-    assert rows["poison"].tries == 2
+    assert rows["poison"].attempts == 2
     assert "died" in rows["poison"].reason
     for name in LARGE:
-        assert rows[name].tries == 2
+        assert rows[name].attempts == 2
         assert any("died" in warning for warning in rows[name].warnings)
 
     ended = Counter(Path(line).name for line in finished.read_text().splitlines())

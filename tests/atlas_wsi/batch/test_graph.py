@@ -6,8 +6,8 @@ import pytest
 from distributed import Client, LocalCluster
 from distributed.protocol import dumps
 
-from atlas_wsi.batch.journal import Journal, SlideAsked
-from atlas_wsi.batch.options import BatchOptions, HowToRun
+from atlas_wsi.batch.journal import Journal, SlideRequest
+from atlas_wsi.batch.options import BatchOptions, RunOptions
 from atlas_wsi.batch.run import Launcher
 from atlas_wsi.batch.task import Outcome
 from atlas_wsi.progress import CancelToken
@@ -15,7 +15,7 @@ from atlas_wsi.progress import CancelToken
 N = 20_000
 
 
-def no_op(_run: str, _place: int, *, spread: bool = False) -> Outcome:
+def no_op(_run: str, _place: int, *, sharded: bool = False) -> Outcome:
     return Outcome("done")
 
 
@@ -31,11 +31,11 @@ def client():
 
 def test_twenty_thousand_slides_are_less_than_a_megabyte(client, tmp_path, monkeypatch):
     slides = [
-        SlideAsked(name=f"a slide with a long name {n}", source=f"/archive/{n:040}.svs")
+        SlideRequest(name=f"a slide with a long name {n}", source=f"/archive/{n:040}.svs")
         for n in range(N)
     ]
     launcher = Launcher(
-        *(Journal(tmp_path), slides, range(N), BatchOptions(), HowToRun()),
+        *(Journal(tmp_path), slides, range(N), BatchOptions(), RunOptions()),
         cancel=CancelToken(),
         task=no_op,
     )
@@ -47,6 +47,6 @@ def test_twenty_thousand_slides_are_less_than_a_megabyte(client, tmp_path, monke
         send(self, message)
 
     monkeypatch.setattr(Client, "_send_to_scheduler", watch)
-    futures = launcher.submit(client, launcher.open_places())
+    futures = launcher.submit(client, launcher.waiting())
     assert len(futures) == N
     assert 20_000 < sum(sent) < 1_000_000

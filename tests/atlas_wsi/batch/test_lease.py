@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from atlas_wsi.batch.lease import read_tries, take
+from atlas_wsi.batch.lease import read_attempts, take
 
 TAKE_AND_DIE = """
 import os, pathlib, sys
@@ -39,7 +39,7 @@ def test_of_many_who_see_it_expired_one_takes_it_over(tmp_path, rounds):
         with ThreadPoolExecutor(16) as threads:
             got = list(threads.map(lambda _: take(tmp_path, "slide"), range(32)))
         assert sum(lease is not None for lease in got) == 1
-    assert len(read_tries(tmp_path)["slide"]) == rounds
+    assert len(read_attempts(tmp_path)["slide"]) == rounds
 
 
 def test_the_lease_of_a_process_that_died_here_is_free_at_once(tmp_path):
@@ -58,12 +58,12 @@ def test_a_lease_whose_maker_died_before_it_could_say_who_it_is_expires(tmp_path
 
 
 def test_signs_of_life_keep_a_lease_and_its_loss_is_noticed(tmp_path):
-    lease = take(tmp_path, "slide", lease_s=0.2)
+    lease = take(tmp_path, "slide", heartbeat_timeout_s=0.2)
     assert lease is not None
     lost = threading.Event()
     age(lease.path, 1000)
     begun = lease.path.stat().st_mtime
-    with lease.kept(lost.set):
+    with lease.held(lost.set):
         while lease.path.stat().st_mtime == begun:
             assert not lost.is_set()
         assert take(tmp_path, "slide") is None
@@ -78,7 +78,7 @@ def test_a_lease_given_back_counts_only_if_the_slide_may_be_at_fault(tmp_path):
         assert lease is not None
         assert lease.number == number
         lease.give_back(error="OSError", reason="it failed", counts=counts)
-    assert [one.failed for one in read_tries(tmp_path)["slide"]] == [True, False, True]
+    assert [one.failed for one in read_attempts(tmp_path)["slide"]] == [True, False, True]
     last = take(tmp_path, "slide")
     assert last is not None
     last.settle()
@@ -88,4 +88,4 @@ def test_a_lease_given_back_counts_only_if_the_slide_may_be_at_fault(tmp_path):
 def test_names_that_look_like_other_names_do_not_meet(tmp_path):
     for name in ("slide", "slide.1", "slide.svs", "[slide]"):
         assert take(tmp_path, name) is not None
-    assert set(read_tries(tmp_path)) == {"slide", "slide.1", "slide.svs", "[slide]"}
+    assert set(read_attempts(tmp_path)) == {"slide", "slide.1", "slide.svs", "[slide]"}

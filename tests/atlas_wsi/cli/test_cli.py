@@ -83,16 +83,16 @@ def test_a_repeated_run_says_that_it_is_done_and_leaves_the_files_alone(slide, t
     before = (tmp_path / "tissue" / "summary.json").stat().st_mtime_ns
     again = predict(slide, "-o", tmp_path)
     assert again.exit_code == 0
-    assert "done already" in again.stdout
+    assert "already done" in again.stdout
     assert (tmp_path / "tissue" / "summary.json").stat().st_mtime_ns == before
 
 
 def test_another_result_at_the_same_place_is_an_error_until_overwritten(slide, tmp_path):
     assert predict(slide, "-o", tmp_path).exit_code == 0
-    other = predict(slide, "-o", tmp_path, "--cell", 32)
+    other = predict(slide, "-o", tmp_path, "--cell-px", 32)
     assert other.exit_code == 2
     assert "--overwrite" in other.stderr
-    assert predict(slide, "-o", tmp_path, "--cell", 32, "--overwrite").exit_code == 0
+    assert predict(slide, "-o", tmp_path, "--cell-px", 32, "--overwrite").exit_code == 0
 
 
 def test_json_is_the_only_thing_on_the_standard_output(slide, tmp_path):
@@ -188,7 +188,7 @@ def test_unreadable_tiles_are_counted_and_strict_fails(slide, tmp_path):
         (("--model", "no-such-model"), "no-such-model"),
         (("--model", "no/such/file.safetensors"), "no/such/file.safetensors"),
         (("--memory", "plenty"), "plenty"),
-        (("--cell", "48"), "48"),
+        (("--cell-px", "48"), "48"),
         (("--device", "abacus"), "abacus"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else None,

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from atlas_wsi import load_model, open_slide, tissue_mask
+from atlas_wsi import embed, load_model, open_slide, tissue_mask
 from atlas_wsi.cli.app import app
-from atlas_wsi.inference.embed import embed
 from atlas_wsi.slides.synthetic import make_svs
 
 
@@ -28,7 +27,7 @@ def test_a_tiles_features_are_those_of_its_pixels(slide):
     model = load_model("atlas_test")
     with open_slide(slide) as opened:
         found = embed(opened, model, tissue=tissue_mask(opened), tile_px=64)
-        alone = embed(opened, model, tissue=tissue_mask(opened), tile_px=64, batch=1)
+        alone = embed(opened, model, tissue=tissue_mask(opened), tile_px=64, batch_size=1)
         shape = opened.shape
     assert found.tile_px_level0 == 128  # made for 1 um, the slide has 0.5
     assert (found.coords % 128 == 0).all()

@@ -22,21 +22,21 @@ def alone(large):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_a_slide_spread_over_workers_gives_the_same_heatmap(
+def test_a_slide_distributed_over_workers_gives_the_same_heatmap(
     large, alone, tmp_path, command, workers
 ):
     done = command.here(
         *("batch", large, "-o", tmp_path, *command.plain),
-        *("--workers", workers, "--split-over", 0.001),
+        *("--workers", workers, "--distribute-above", 0.001),
     )
     assert done.exit_code == 0, done.stderr
-    spread = atlas_wsi.open_result(tmp_path / "large")
-    assert spread.run.parameters["shares"] == workers
+    distributed = atlas_wsi.open_result(tmp_path / "large")
+    assert distributed.run.parameters["shards"] == workers
     np.testing.assert_allclose(
-        spread.probabilities.astype(np.float32),
+        distributed.probabilities.astype(np.float32),
         alone.probabilities.astype(np.float16).astype(np.float32),
         atol=1e-4 + 2**-11,  # stored as float16
     )
     for name, score in alone.scores.items():
-        assert spread.scores[name] == pytest.approx(score, abs=1e-4)
+        assert distributed.scores[name] == pytest.approx(score, abs=1e-4)
     assert not list((tmp_path / ".batch" / "work").iterdir())

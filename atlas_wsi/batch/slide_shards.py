@@ -1,0 +1,205 @@
+"""One slide on several workers: shards of its fine windows there, the coarse scales here."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from distributed import get_client, get_worker
+
+from atlas_wsi.inference.predict import check_cell_px, choose_model
+from atlas_wsi.models.model import Model
+from atlas_wsi.models.stem import STRIDE_PX
+from atlas_wsi.slides.open import open_slide
+from atlas_wsi.streaming.device import choose_device, choose_dtype, prepare
+from atlas_wsi.streaming.shard import open_share, plan_for
+from atlas_wsi.streaming.working_image import open_working_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+    from atlas_wsi.batch.journal import SlideRequest
+    from atlas_wsi.batch.worker import BatchWorker
+    from atlas_wsi.models.layout import Layout
+    from atlas_wsi.streaming.fine_windows import Attended, Fine, FineReading, Pooled
+    from atlas_wsi.streaming.plan import MemoryPlan
+    from atlas_wsi.streaming.shard import OpenShares, Shares
+    from atlas_wsi.streaming.working_image import WorkingImage
+
+T = TypeVar("T", "Pooled", "Attended")
+ACTOR_S = 600
+"""Seconds in which a worker must have opened its shard."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRequest:
+    """One shard of a slide; the worker opens the slide and the model itself."""
+
+    plugin: str
+    """Name of the plugin of the archive."""
+    slide: SlideRequest
+    """The slide."""
+    active: NDArray[np.bool_]
+    """`(rows, cols)`: windows of the whole slide that are encoded."""
+    number: int
+    """Index of the shard."""
+    of: int
+    """Number of shards."""
+    memory_bytes: int
+    """Memory of the encoder."""
+    batch_size: int | None
+    """Windows per batch."""
+
+
+class ShardActor:
+    """A shard in the process of another worker: a dask actor."""
+
+    def __init__(self, request: ShardRequest) -> None:
+        worker: Any = get_worker().plugins[request.plugin]
+        options, source = worker.options, request.slide
+        self._open = ExitStack()
+        slide = self._open.enter_context(
+            open_slide(source.source, mpp=source.mpp or options.mpp, strict=options.strict)
+        )
+        model, _ = choose_model(slide, options.model)
+        assert isinstance(model, Model)
+        image = open_working_image(slide, mpp=model.card.mpp)
+        layout = model.encoder.plan(image.shape, active_windows=request.active)
+        members = _divide(layout.scales[0].n_windows, request.of)[request.number]
+        shard = layout.share(members)
+        device = choose_device(worker.run_options.device)
+        dtype = choose_dtype(device, options.precision)
+        plan = plan_for(
+            *(model, shard, request.memory_bytes),
+            itemsize=dtype.itemsize,
+            batch=request.batch_size,
+        )
+        self._shard = self._open.enter_context(
+            open_share(
+                *(prepare(model, device=device, dtype=dtype), shard, image, plan),
+                cell_tokens=check_cell_px(model, options.cell_px) // STRIDE_PX,
+                step=lambda *_: None,
+                work=_work(worker, source, request.number, request.of),
+            )
+        )
+
+    def encode(self) -> Pooled:
+        """Read and encode every window."""
+        return _to_cpu(self._shard.encode())
+
+    def attend(
+        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
+    ) -> Attended:
+        """Run one block over every window."""
+        return _to_cpu(self._shard.attend(number, coarse, kv))
+
+    def reading(self) -> FineReading:
+        """Return what was read after the last block."""
+        return self._shard.reading()
+
+    def close(self) -> None:
+        """Close the slide and drop the windows."""
+        self._open.close()
+
+
+class RemoteShard:
+    """A shard in another process, as the streamed pass sees it."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def encode(self) -> Pooled:
+        """Read and encode every window, there."""
+        result: Pooled = self._actor.encode().result()
+        return result
+
+    def attend(
+        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
+    ) -> Attended:
+        """Run one block over every window, there."""
+        above = None if coarse is None else coarse.cpu()
+        result: Attended = self._actor.attend(number, above, [t.cpu() for t in kv]).result()
+        return result
+
+    def reading(self) -> FineReading:
+        """Return what was read after the last block, there."""
+        result: FineReading = self._actor.reading().result()
+        return result
+
+
+def shards_over_workers(
+    worker: BatchWorker, slide: SlideRequest
+) -> Callable[[int, int | None], OpenShares]:
+    """Distribute a slide over all workers of the cluster, this one among them."""
+    client, here = get_client(), get_worker().address
+    others = [address for address in client.scheduler_info()["workers"] if address != here]
+
+    def shards(memory: int, batch_size: int | None) -> OpenShares:
+        @contextmanager
+        def opened(
+            model: Model,
+            layout: Layout,
+            image: WorkingImage,
+            plan: MemoryPlan,
+            step: Callable[[str, int], None],
+        ) -> Iterator[Shares]:
+            window_px = model.config.window_px
+            active = np.zeros([-(-n // window_px) for n in image.shape], dtype=bool)
+            active[tuple(layout.scales[0].where[:, 1:].T)] = True
+            members = _divide(layout.scales[0].n_windows, len(others) + 1)
+            requests = [
+                ShardRequest(
+                    plugin=worker.name,
+                    slide=slide,
+                    active=active,
+                    number=number,
+                    of=len(members),
+                    memory_bytes=memory,
+                    batch_size=batch_size,
+                )
+                for number in range(1, len(members))
+            ]
+            futures = [
+                client.submit(ShardActor, request, actor=True, workers=[address], pure=False)
+                for request, address in zip(requests, others, strict=False)
+            ]
+            actors: list[Any] = []
+            try:
+                actors += [future.result(timeout=ACTOR_S) for future in futures]
+                with open_share(
+                    *(model, layout.share(members[0]), image, plan),
+                    cell_tokens=check_cell_px(model, worker.options.cell_px) // STRIDE_PX,
+                    step=step,
+                    work=_work(worker, slide, 0, len(members)),
+                ) as first:
+                    windows: list[Fine] = [first, *(RemoteShard(actor) for actor in actors)]
+                    yield list(zip(members, windows, strict=True))
+            finally:
+                for actor in actors:
+                    actor.close().result()
+                client.cancel(futures)
+
+        return opened
+
+    return shards
+
+
+def _divide(n_windows: int, shards: int) -> list[NDArray[np.int64]]:
+    """Divide windows, in row order, into bands of about equal size."""
+    return np.array_split(np.arange(n_windows, dtype=np.int64), min(shards, n_windows))
+
+
+def _work(worker: BatchWorker, slide: SlideRequest, number: int, of: int) -> Path:
+    return worker.journal.work_folder / slide.name / f"{number}-of-{of}"
+
+
+def _to_cpu(record: T) -> T:
+    """Move the tensors of a record to the CPU: other workers may have no such GPU."""
+    values = ((field.name, getattr(record, field.name)) for field in fields(record))
+    return replace(record, **{name: value.cpu() for name, value in values})
