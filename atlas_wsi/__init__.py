@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from atlas_wsi.batch.verify import verify_archive
     from atlas_wsi.files import write_whole
     from atlas_wsi.grid import Box, Grid
-    from atlas_wsi.heatmap.geojson import Annotation, write_annotations, write_geojson
+    from atlas_wsi.heatmap.formats.geojson import Annotation, write_annotations, write_geojson
     from atlas_wsi.heatmap.hdf5 import TileEmbeddings
     from atlas_wsi.heatmap.heatmap import AttentionMap, Heatmap
     from atlas_wsi.heatmap.regions import find_regions
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Annotation": "atlas_wsi.heatmap.geojson",
+    "Annotation": "atlas_wsi.heatmap.formats.geojson",
     "ArchiveEstimate": "atlas_wsi.batch.estimate",
     "ArchiveStatus": "atlas_wsi.batch.status",
     "AttentionMap": "atlas_wsi.heatmap.heatmap",
@@ -82,8 +82,8 @@ _HOME = {
     "shipped_models": "atlas_wsi.models.registry",
     "tissue_mask": "atlas_wsi.tissue.mask",
     "verify_archive": "atlas_wsi.batch.verify",
-    "write_annotations": "atlas_wsi.heatmap.geojson",
-    "write_geojson": "atlas_wsi.heatmap.geojson",
+    "write_annotations": "atlas_wsi.heatmap.formats.geojson",
+    "write_geojson": "atlas_wsi.heatmap.formats.geojson",
     "write_report": "atlas_wsi.batch.report",
     "write_whole": "atlas_wsi.files",
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from atlas_wsi.heatmap.png import backdrop
+from atlas_wsi.heatmap.formats.png import backdrop
 
 if TYPE_CHECKING:
     from pathlib import Path

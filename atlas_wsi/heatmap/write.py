@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from atlas_wsi.errors import CorruptResultError, OutputNotWritableError, ResultExistsError
 from atlas_wsi.files import disk_errors, folder_name, remove_leftovers, write_whole
-from atlas_wsi.heatmap.geojson import write_geojson
-from atlas_wsi.heatmap.geotiff import write_geotiff
-from atlas_wsi.heatmap.omezarr import read_omezarr, write_omezarr
-from atlas_wsi.heatmap.png import write_png
+from atlas_wsi.heatmap.formats.geojson import write_geojson
+from atlas_wsi.heatmap.formats.geotiff import write_geotiff
+from atlas_wsi.heatmap.formats.omezarr import read_omezarr, write_omezarr
+from atlas_wsi.heatmap.formats.png import write_png
 from atlas_wsi.heatmap.summary import Summary, record_file, record_files
 from atlas_wsi.progress import silent
 

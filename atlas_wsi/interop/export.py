@@ -15,10 +15,10 @@ from atlas_wsi.errors import (
     SlideError,
 )
 from atlas_wsi.files import folder_name, write_whole
-from atlas_wsi.heatmap.geojson import write_geojson
-from atlas_wsi.heatmap.geotiff import write_geotiff
+from atlas_wsi.heatmap.formats.geojson import write_geojson
+from atlas_wsi.heatmap.formats.geotiff import write_geotiff
+from atlas_wsi.heatmap.formats.png import write_png
 from atlas_wsi.heatmap.heatmap import Heatmap
-from atlas_wsi.heatmap.png import write_png
 from atlas_wsi.heatmap.write import SUMMARY, open_result
 from atlas_wsi.interop.dsa import write_dsa
 from atlas_wsi.interop.html import write_html

@@ -11,7 +11,7 @@ import jinja2
 from PIL import Image
 
 from atlas_wsi.batch.pictures import overlay, place
-from atlas_wsi.heatmap.png import backdrop
+from atlas_wsi.heatmap.formats.png import backdrop
 
 if TYPE_CHECKING:
     from pathlib import Path

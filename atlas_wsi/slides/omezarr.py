@@ -11,10 +11,10 @@ import numpy as np
 import zarr
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
+from atlas_wsi.bounded import MAX_JSON_BYTES, BoundedStore
 from atlas_wsi.errors import SlideError, UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides.backend import Level, SlideMeta
 from atlas_wsi.slides.blocks import whole_blocks
-from atlas_wsi.slides.chunks import MAX_JSON_BYTES, BoundedStore
 from atlas_wsi.slides.ngff import NgffImage, ome_attributes, parse_image
 from atlas_wsi.slides.pyramid import true_downsample
 from atlas_wsi.slides.remote import explain, is_url, storage_options

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from rasterio.crs import CRS
 from scipy.ndimage import zoom
 
-from atlas_wsi.heatmap.geojson import write_geojson
+from atlas_wsi.heatmap.formats.geojson import write_geojson
 from atlas_wsi.heatmap.regions import find_regions
 
 if TYPE_CHECKING:

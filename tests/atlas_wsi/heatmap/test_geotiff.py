@@ -8,7 +8,7 @@ import rasterio
 import tifffile
 from rio_cogeo.cogeo import cog_validate
 
-from atlas_wsi.heatmap.geotiff import write_geotiff
+from atlas_wsi.heatmap.formats.geotiff import write_geotiff
 
 if TYPE_CHECKING:
     from pathlib import Path

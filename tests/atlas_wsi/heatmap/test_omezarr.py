@@ -12,7 +12,7 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 
 from atlas_wsi.errors import CorruptResultError
-from atlas_wsi.heatmap.omezarr import read_omezarr, write_omezarr
+from atlas_wsi.heatmap.formats.omezarr import read_omezarr, write_omezarr
 
 if TYPE_CHECKING:
     from pathlib import Path

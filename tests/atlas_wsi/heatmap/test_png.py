@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atlas_wsi.heatmap.png import write_png
+from atlas_wsi.heatmap.formats.png import write_png
 
 if TYPE_CHECKING:
     from pathlib import Path

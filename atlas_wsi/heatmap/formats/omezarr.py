@@ -201,7 +201,7 @@ def read_omezarr(path: Path) -> Heatmap:
     import zarr
     from zarr.storage import LocalStore
 
-    from atlas_wsi.slides.chunks import BoundedStore
+    from atlas_wsi.bounded import BoundedStore
 
     try:
         store = BoundedStore(LocalStore(path, read_only=True))
