@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from atlas_wsi.batch.verify import verify_archive
     from atlas_wsi.files import write_whole
     from atlas_wsi.grid import Box, Grid
+    from atlas_wsi.heatmap.formats import RESULT_FORMATS
     from atlas_wsi.heatmap.formats.geojson import Annotation, write_annotations, write_geojson
-    from atlas_wsi.heatmap.hdf5 import TileEmbeddings
     from atlas_wsi.heatmap.heatmap import AttentionMap, Heatmap
     from atlas_wsi.heatmap.regions import find_regions
-    from atlas_wsi.heatmap.write import open_result
+    from atlas_wsi.heatmap.result import open_result
     from atlas_wsi.inference.embed import embed
+    from atlas_wsi.inference.embeddings import TileEmbeddings
     from atlas_wsi.inference.predict import choose_model, predict
     from atlas_wsi.inference.slide_run import SlideResult, predict_to_folder
-    from atlas_wsi.interop.export import export_result
+    from atlas_wsi.interop.export import export_result, find_results
+    from atlas_wsi.interop.formats import EXPORT_FORMATS
     from atlas_wsi.interop.inspection import inspect_file
     from atlas_wsi.models.model import Model
     from atlas_wsi.models.registry import load_model, shipped_models
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "EXPORT_FORMATS": "atlas_wsi.interop.formats",
+    "RESULT_FORMATS": "atlas_wsi.heatmap.formats",
     "Annotation": "atlas_wsi.heatmap.formats.geojson",
     "ArchiveEstimate": "atlas_wsi.batch.estimate",
     "ArchiveStatus": "atlas_wsi.batch.status",
@@ -58,7 +62,7 @@ _HOME = {
     "Slide": "atlas_wsi.slides.slide",
     "SlideResult": "atlas_wsi.inference.slide_run",
     "TileClassifier": "atlas_wsi.models.tile_classifier",
-    "TileEmbeddings": "atlas_wsi.heatmap.hdf5",
+    "TileEmbeddings": "atlas_wsi.inference.embeddings",
     "TissueMask": "atlas_wsi.tissue.mask",
     "WindowGrid": "atlas_wsi.tissue.windows",
     "archive_status": "atlas_wsi.batch.status",
@@ -68,10 +72,11 @@ _HOME = {
     "export_result": "atlas_wsi.interop.export",
     "fetch_sample": "atlas_wsi.slides.samples",
     "find_regions": "atlas_wsi.heatmap.regions",
+    "find_results": "atlas_wsi.interop.export",
     "inspect_file": "atlas_wsi.interop.inspection",
     "load_model": "atlas_wsi.models.registry",
     "load_tile_classifier": "atlas_wsi.models.tile_classifier",
-    "open_result": "atlas_wsi.heatmap.write",
+    "open_result": "atlas_wsi.heatmap.result",
     "open_slide": "atlas_wsi.slides.open",
     "parse_bytes": "atlas_wsi.streaming.plan",
     "parse_gsd": "atlas_wsi.slides.resolution",
@@ -89,6 +94,8 @@ _HOME = {
 }
 
 __all__ = [
+    "EXPORT_FORMATS",
+    "RESULT_FORMATS",
     "Annotation",
     "ArchiveEstimate",
     "ArchiveStatus",
@@ -115,6 +122,7 @@ __all__ = [
     "export_result",
     "fetch_sample",
     "find_regions",
+    "find_results",
     "inspect_file",
     "load_model",
     "load_tile_classifier",

@@ -26,7 +26,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from atlas_wsi.errors import CorruptResultError
 from atlas_wsi.files import write_text
-from atlas_wsi.heatmap.heatmap import Count, Positive, Record
+from atlas_wsi.heatmap.records import Count, Positive, Record
 
 if TYPE_CHECKING:
     import os

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from atlas_wsi.batch.journal import now
 from atlas_wsi.files import disk_errors, machine, write_text
-from atlas_wsi.heatmap.heatmap import Count, Record
+from atlas_wsi.heatmap.records import Count, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

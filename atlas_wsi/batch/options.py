@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from atlas_wsi.errors import CorruptResultError, ResultExistsError
-from atlas_wsi.heatmap.heatmap import Positive, Record
-from atlas_wsi.heatmap.write import FORMATS
+from atlas_wsi.heatmap.formats import choose_formats
+from atlas_wsi.heatmap.records import Positive, Record
 from atlas_wsi.streaming.plan import parse_bytes
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ class BatchOptions(Record):
     def _fits_together(self) -> BatchOptions:
         if self.tissue is not None and self.tissue_model is not None:
             raise ValueError("tissue and tissue_model both define the tissue; give one")
-        if unknown := set(self.formats or ()) - {*FORMATS, "json"}:
-            raise ValueError(f"unknown formats {sorted(unknown)}; expected {[*FORMATS, 'json']}")
+        choose_formats(self.formats)
         parse_bytes(self.memory)
         return self
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
-from atlas_wsi.heatmap.formats.png import backdrop
+from atlas_wsi.heatmap.overlay import backdrop, extent_on_slide, paint_classes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +20,6 @@ TILE_PX = 512
 SMALL_PX = 360
 _QUALITY = 82
 _OVERLAY_PX = 2048
-_FAINTEST, _STRONGEST = 60, 215
 
 
 def write_pictures(
@@ -34,7 +32,9 @@ def write_pictures(
     """
     picture = Image.fromarray(backdrop(heatmap, thumbnail))
     levels = _write_tiles(picture, folder / "tiles")
-    classes, where = overlay(heatmap), place(heatmap)
+    rgba, where = paint_classes(heatmap), extent_on_slide(heatmap)
+    times = max(1, min(8, _OVERLAY_PX // max(rgba.shape)))  # so that cells stay square and sharp
+    classes = Image.fromarray(rgba.repeat(times, axis=0).repeat(times, axis=1))
     classes.save(folder / "classes.png", optimize=True)
     small = picture.convert("RGB")
     small.thumbnail((SMALL_PX, SMALL_PX))
@@ -42,9 +42,8 @@ def write_pictures(
         (max(1, round(where["width"] * small.width)), max(1, round(where["height"] * small.width))),
         Image.Resampling.NEAREST,
     )
-    over.putalpha(over.getchannel("A").point(lambda alpha: alpha * 2 // 3))
-    at = (round(where["x"] * small.width), round(where["y"] * small.width))
-    small.paste(over, at, over)
+    corner = (round(where["x"] * small.width), round(where["y"] * small.width))
+    small.paste(over, corner, over)
     small.save(folder / "small.jpg", quality=_QUALITY)
     return {"width": picture.width, "height": picture.height, "levels": levels, "classes": where}
 
@@ -65,30 +64,3 @@ def _write_tiles(picture: Image.Image, folder: Path) -> int:
         half = (math.ceil(picture.width / 2), math.ceil(picture.height / 2))
         picture = picture.resize(half, Image.Resampling.BOX)
     return top
-
-
-def overlay(heatmap: Heatmap) -> Image.Image:
-    """Color cells by class, more strongly the more probable."""
-    winner = heatmap.argmax()
-    known = winner >= 0
-    top = np.where(known, heatmap.probabilities.astype(np.float32), 0).max(axis=0)
-    chance = 1 / len(heatmap.classes)
-    sure = np.clip((top - chance) / max(1e-6, 1 - chance), 0, 1)
-    colors = np.array([list(bytes.fromhex(c[1:])) for c in heatmap.colors], np.uint8)
-    rgba = np.zeros((*winner.shape, 4), np.uint8)
-    rgba[known, :3] = colors[winner[known]]
-    rgba[known, 3] = (_FAINTEST + (_STRONGEST - _FAINTEST) * sure[known]).astype(np.uint8)
-    picture = Image.fromarray(rgba)
-    times = max(1, min(8, _OVERLAY_PX // max(picture.size)))  # so that cells stay square and sharp
-    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
-
-
-def place(heatmap: Heatmap) -> dict[str, float]:
-    """Tell where the classes lie on a picture of the slide."""
-    grid, cols = heatmap.grid, heatmap.slide.shape[1]
-    return {
-        "x": grid.origin_px[1] / cols,
-        "y": grid.origin_px[0] / cols,
-        "width": grid.shape[1] * grid.step_px[1] / cols,
-        "height": grid.shape[0] * grid.step_px[0] / cols,
-    }

@@ -18,7 +18,7 @@ from atlas_wsi.batch.journal import Journal, Row
 from atlas_wsi.batch.pictures import TILE_PX, write_pictures
 from atlas_wsi.errors import AtlasError, CorruptResultError
 from atlas_wsi.files import write_whole
-from atlas_wsi.heatmap.write import open_result
+from atlas_wsi.heatmap.result import open_result
 from atlas_wsi.progress import Progress, silent
 from atlas_wsi.slides.open import open_slide
 

@@ -11,7 +11,7 @@ from atlas_wsi.batch.options import agree_on_options
 from atlas_wsi.batch.source import list_slides, name_slides
 from atlas_wsi.errors import DatasetError, ResultExistsError
 from atlas_wsi.files import disk_errors, write_text
-from atlas_wsi.heatmap.write import SUMMARY
+from atlas_wsi.heatmap.result import SUMMARY
 from atlas_wsi.inference.predict import check_cell_px, load_any
 from atlas_wsi.models.registry import DEFAULTS, shipped_models
 

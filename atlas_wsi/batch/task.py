@@ -25,7 +25,7 @@ from atlas_wsi.errors import (
     UnreachableSlideError,
 )
 from atlas_wsi.files import DISK_FULL
-from atlas_wsi.heatmap.write import SUMMARY, read_summary
+from atlas_wsi.heatmap.result import SUMMARY, read_summary
 from atlas_wsi.inference.predict import choose_model
 from atlas_wsi.inference.provenance import peak_memory_bytes
 from atlas_wsi.inference.slide_run import predict_to_folder
@@ -36,7 +36,7 @@ from atlas_wsi.slides.open import open_slide
 if TYPE_CHECKING:
     from atlas_wsi.batch.journal import SlideRequest
     from atlas_wsi.batch.lease import Attempt, Lease
-    from atlas_wsi.heatmap.summary import Summary
+    from atlas_wsi.heatmap.records import Summary
     from atlas_wsi.slides.slide import Slide
 
 _log = logging.getLogger(__name__)

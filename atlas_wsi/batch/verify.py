@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from atlas_wsi.batch.journal import Journal
 from atlas_wsi.errors import CorruptResultError
-from atlas_wsi.heatmap.write import find_damage, read_summary
+from atlas_wsi.heatmap.result import find_damage, read_summary
 from atlas_wsi.progress import silent
 
 if TYPE_CHECKING:

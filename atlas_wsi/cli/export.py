@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from atlas_wsi.cli import console
+from atlas_wsi.cli import console, options
 from atlas_wsi.errors import AtlasError
-
-To = Literal[
-    "qupath",
-    "cog",
-    "dsa",
-    "wsinfer-csv",
-    "trident-h5",
-    "clam-h5",
-    "stamp-h5",
-    "spatialdata",
-    "png",
-    "html",
-]
 
 
 def export(
@@ -32,34 +19,41 @@ def export(
             help="Folders that `predict` or `batch` wrote: of one slide, or of many.",
         ),
     ],
-    to: Annotated[To, typer.Option(help="What to write; docs/interop.md says what opens it.")],
+    to: Annotated[
+        options.ExportFormat,
+        typer.Option(help="Format to write; docs/interop.md lists the programs that open it."),
+    ],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help="File to write, or a folder for a file a slide."),
+        typer.Option("--out", "-o", help="File to write, or a folder for one file per slide."),
     ],
     slide: Annotated[
         str | None,
-        typer.Option(help="Where the slide is now, for png, html and spatialdata of one result."),
+        typer.Option(
+            help="Path of the slide, if it was moved; for png, html and spatialdata of one result."
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Overwrite existing files.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON list of the files.")
     ] = False,
 ) -> None:
-    """Write results as QuPath, GIS, the Digital Slide Archive, WSInfer, TRIDENT and others read them.
+    """Export results for QuPath, GIS, WSInfer, TRIDENT, CLAM and others.
 
-    Each file is there whole or not at all. One result that cannot be exported does not stop the
-    others; the exit code tells.
+    Files are written atomically. If a result cannot be exported, the
+    others still are, and the exit code is not 0.
     """
-    from atlas_wsi.interop.export import EXPORTS, export_result, find_results
+    from atlas_wsi import EXPORT_FORMATS, export_result, find_results
 
     quiet = quiet or as_json
     folders = [folder for path in results for folder in find_results(path)]
-    is_file = out.suffix.lower() in EXPORTS[to].suffixes
+    is_file = out.suffix.lower() in EXPORT_FORMATS[to].suffixes
     if len(folders) > 1 and (is_file or slide):
-        what = "--slide" if slide else f"--out {out}"
-        raise typer.BadParameter(f"{what} is for one result, there are {len(folders)}")
+        option = "--slide" if slide else f"--out {out}"
+        raise typer.BadParameter(f"{option} is for one result; {len(folders)} are given")
     done: list[dict[str, Any]] = []
     worst: AtlasError | None = None
     for folder in folders:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from atlas_wsi import EXPORT_FORMATS, RESULT_FORMATS
 
 
 def _um(text: str | float) -> float:
@@ -141,24 +143,19 @@ BatchSize = Annotated[
 ]
 
 
-class Format(StrEnum):
-    """Outputs of a prediction."""
-
-    OME_ZARR = "ome-zarr"
-    GEOTIFF = "geotiff"
-    PNG = "png"
-    GEOJSON = "geojson"
-    JSON = "json"
-
+if TYPE_CHECKING:
+    ResultFormat = str
+    ExportFormat = str
+else:  # the choices that completion, --help and the parser know are those of the tables
+    ResultFormat = StrEnum("ResultFormat", {name: name for name in (*RESULT_FORMATS, "json")})
+    ExportFormat = StrEnum("ExportFormat", {name: name for name in EXPORT_FORMATS})
 
 Formats = Annotated[
-    list[Format] | None,
+    list[ResultFormat] | None,
     typer.Option(
         "--format",
         "-f",
-        metavar="FORMAT",
-        help="Output to write: ome-zarr, geotiff, png, geojson or json; repeatable. Default: all "
-        "that suit the file.",
+        help="Output to write; repeatable. Default: all that suit the file.",
     ),
 ]
 Tissue = Annotated[

@@ -20,7 +20,7 @@ def view(
     ] = None,
 ) -> None:
     """Open a slide, and its result over it, in napari."""
-    from atlas_wsi.heatmap.write import open_result
+    from atlas_wsi.heatmap.result import open_result
     from atlas_wsi.slides.open import open_slide
 
     open_slide(slide).close()  # what cannot be read is told here, not in a window

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from atlas_wsi.files import write_whole
+from atlas_wsi.heatmap.formats import choose_formats
+from atlas_wsi.heatmap.records import MAX_CLASSES, RunRecord, SlideInfo, Summary, record_files
+from atlas_wsi.heatmap.result import SUMMARY, check_writable
+from atlas_wsi.progress import silent
 
 if TYPE_CHECKING:
     import os
@@ -17,124 +22,7 @@ if TYPE_CHECKING:
 
     from atlas_wsi.grid import Grid
     from atlas_wsi.progress import Progress
-    from atlas_wsi.slides.slide import Slide
     from atlas_wsi.tissue.mask import TissueMask
-
-MAX_CLASSES = 1000
-MAX_LISTED = 1000
-Positive = Annotated[float, Field(gt=0, le=1e18)]
-Count = Annotated[int, Field(ge=0)]
-
-
-class Record(BaseModel):
-    """Something a result writes as JSON and reads back from an untrusted file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class SlideInfo(Record):
-    """What a result remembers of its slide."""
-
-    name: Annotated[str, Field(min_length=1, max_length=1000)]
-    """File name without suffix."""
-    path: str
-    """Absolute path or URL as opened."""
-    shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
-    """Level-0 rows and columns."""
-    mpp: tuple[Positive, Positive]
-    """Micrometers a level-0 pixel `(y, x)`."""
-    mpp_source: str = ""
-    """Where the resolution was read, or ``"argument"``."""
-    format: str = ""
-    """Short name of the format, such as ``"aperio"``."""
-    vendor: str = ""
-    """Scanner's vendor."""
-    magnification: float | None = None
-    """Objective power of the scan."""
-    crs: str | None = None
-    """Coordinate reference system as WKT; None for slides."""
-    transform: tuple[float, float, float, float, float, float] | None = None
-    """Affine (a, b, c, d, e, f): CRS x = a*col + b*row + c, y = d*col + e*row + f (level 0)."""
-
-    @classmethod
-    def of(cls, slide: Slide) -> Self:
-        """Take down what a result must remember of a slide."""
-        return cls(
-            name=slide.name,
-            path=slide.path,
-            shape=slide.shape,
-            mpp=slide.require_mpp(),
-            mpp_source=slide.mpp_source,
-            format=slide.meta.format,
-            vendor=slide.vendor,
-            magnification=slide.magnification,
-            crs=slide.crs,
-            transform=slide.transform,
-        )
-
-    @property
-    def is_georeferenced(self) -> bool:
-        """Whether level-0 pixels have a place on Earth."""
-        return self.crs is not None and self.transform is not None
-
-
-class ModelUsed(Record):
-    """Which model made a result."""
-
-    name: str
-    """Name in the registry, or the file's name."""
-    version: str = ""
-    """The card's version."""
-    sha256: str = ""
-    """Of the weights file."""
-    reason: str = ""
-    """Why this model was taken, in words."""
-
-
-class Unreadable(Record):
-    """A block of the slide that could not be decoded and was filled with background."""
-
-    level: Count
-    """Level of the file."""
-    row: Count
-    """First row in the level's pixels."""
-    col: Count
-    """First column in the level's pixels."""
-    rows: Count
-    """Rows of the block."""
-    cols: Count
-    """Columns of the block."""
-    reason: str
-    """What the decoder said."""
-
-
-class Run(Record):
-    """How a result came about."""
-
-    model: ModelUsed
-    """The model."""
-    mpp_asked: tuple[Positive, Positive] | None = None
-    """Working resolution that was asked for, micrometers `(y, x)`."""
-    mpp_used: tuple[Positive, Positive] | None = None
-    """Working resolution at which the encoder saw the slide, micrometers `(y, x)`."""
-    parameters: dict[str, JsonValue] = Field(default_factory=dict)
-    """Everything else that decides the result."""
-    versions: dict[str, str] = Field(default_factory=dict)
-    """Version of each package that took part."""
-    started: str = ""
-    """When the run began, ISO 8601 with offset."""
-    wall_s: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds from opening the slide to the heatmap."""
-    stages_s: dict[str, float] = Field(default_factory=dict)
-    """Seconds a stage."""
-    peak_memory_bytes: Count = 0
-    """Largest resident memory of the process."""
-    warnings: tuple[str, ...] = ()
-    """What the user may want to act on."""
-    n_unreadable: Count = 0
-    """How many blocks could not be decoded."""
-    unreadable: Annotated[tuple[Unreadable, ...], Field(max_length=MAX_LISTED)] = ()
-    """The first of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -172,7 +60,7 @@ class Heatmap:
     """The mask that chose what was predicted."""
     slide: SlideInfo
     """The slide."""
-    run: Run
+    run: RunRecord
     """How the result came about."""
     context: Context | None = None
     """What cells attend to; only after `predict(..., context=True)`, never stored."""
@@ -262,33 +150,40 @@ class Heatmap:
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> dict[str, Path]:
-        """Write the result to a folder named after the slide.
+        """Write the result to a folder named after the slide, complete or not at all.
 
         Parameters
         ----------
         out_dir
-            Where the slide's folder is made.
+            Parent of the slide's folder.
         formats
-            Names of `atlas_wsi.heatmap.write.FORMATS`; None writes all that suit the slide.
+            Names of `RESULT_FORMATS`, or ``"json"``; None writes all that suit the slide.
         thumbnail
             The whole slide in small, `(rows, cols, channels)` in its own dtype, for the overview.
         overwrite
-            Whether a result that is there is replaced.
+            Whether an existing result is replaced.
         progress
-            Told how many files are written.
+            Receives how many files are written.
 
         Returns
         -------
         dict[str, Path]
             The file or folder of each format.
         """
-        from atlas_wsi.heatmap.write import write
-
-        return write(
-            self,
-            out_dir,
-            formats=formats,
-            thumbnail=thumbnail,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        chosen = choose_formats(formats, is_scene=self.slide.is_georeferenced)
+        report, n_steps = progress or silent, len(chosen) + 1
+        folder = check_writable(out_dir, self.slide.name, overwrite=overwrite)
+        with write_whole(folder, overwrite=overwrite) as partial:
+            partial.mkdir()
+            warnings: list[str] = []
+            for done, form in enumerate(chosen.values()):
+                report("write", done, n_steps)
+                warnings += form.write(self, partial / form.file, thumbnail)
+            report("write", len(chosen), n_steps)
+            summary = Summary.of(self, warnings=warnings, files=record_files(partial))
+            text = summary.model_dump_json(indent=2)
+            (partial / SUMMARY).write_text(text + "\n", encoding="utf-8")
+        report("write", n_steps, n_steps)
+        return {name: folder / form.file for name, form in chosen.items()} | {
+            "json": folder / SUMMARY
+        }

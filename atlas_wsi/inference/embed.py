@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from atlas_wsi.errors import ModelError, SlideError
-from atlas_wsi.heatmap.hdf5 import TileEmbeddings
+from atlas_wsi.inference.embeddings import TileEmbeddings
 from atlas_wsi.inference.patches import read_patches
 from atlas_wsi.inference.predict import choose_model
 from atlas_wsi.inference.provenance import reporter

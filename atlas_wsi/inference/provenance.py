@@ -14,7 +14,8 @@ import numpy as np
 import psutil
 
 from atlas_wsi.grid import Grid
-from atlas_wsi.heatmap.heatmap import MAX_LISTED, Heatmap, ModelUsed, Run, SlideInfo, Unreadable
+from atlas_wsi.heatmap.heatmap import Heatmap
+from atlas_wsi.heatmap.records import MAX_LISTED, ModelUsed, RunRecord, SlideInfo, Unreadable
 from atlas_wsi.tissue.mask import TissueMask, tissue_mask
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def empty_heatmap(
         scores={},
         tissue=tissue,
         slide=SlideInfo.of(image.slide),
-        run=Run(
+        run=RunRecord(
             model=ModelUsed(name=card.name, version=card.version, sha256=sha256, reason=reason),
             mpp_asked=(card.mpp, card.mpp),
             mpp_used=image.mpp,
@@ -100,13 +101,13 @@ def starting_warnings(image: WorkingImage, card: ModelCard) -> list[str]:
 
 
 def finished(
-    run: Run,
+    run: RunRecord,
     slide: Slide,
     clock: Clock,
     *,
     parameters: Mapping[str, object],
     warnings: Sequence[str],
-) -> Run:
+) -> RunRecord:
     """Add what is known at the end of a run."""
     lost = slide.unreadable
     more = [f"{len(lost)} tiles could not be read and were taken as background."] if lost else []

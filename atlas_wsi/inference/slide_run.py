@@ -17,8 +17,8 @@ from atlas_wsi.errors import (
     ResultExistsError,
 )
 from atlas_wsi.files import folder_name
-from atlas_wsi.heatmap.write import (
-    FORMATS,
+from atlas_wsi.heatmap.formats import RESULT_FORMATS, choose_formats
+from atlas_wsi.heatmap.result import (
     SUMMARY,
     check_writable,
     find_damage,
@@ -173,8 +173,7 @@ def predict_to_folder(
     """
     if tissue is not None and tissue_model is not None:
         raise ValueError("tissue and tissue_model both define the tissue; give one")
-    if unknown := set(formats or ()) - {*FORMATS, "json"}:
-        raise ValueError(f"Unknown formats {sorted(unknown)}; expected {[*FORMATS, 'json']}")
+    choose_formats(formats)
     if context and not isinstance(slide, Slide):
         raise ValueError("context reads the slide later: give an open slide")
     budget = parse_bytes(memory) if memory is not None else psutil.virtual_memory().available // 2
@@ -268,7 +267,7 @@ def is_finished(folder: Path, slide: Slide, sha256: str, decisive: Mapping[str, 
 
 
 def _existing(folder: Path) -> SlideResult:
-    names = {"json": SUMMARY, **{kind: file for kind, (file, _) in FORMATS.items()}}
+    names = {"json": SUMMARY, **{name: form.file for name, form in RESULT_FORMATS.items()}}
     files = {kind: folder / file for kind, file in names.items() if (folder / file).exists()}
     return SlideResult(heatmap=open_result(folder), folder=folder, files=files, is_new=False)
 

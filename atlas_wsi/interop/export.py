@@ -1,9 +1,9 @@
-"""Results written as other programs read them."""
+"""Results in the formats of other programs."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,67 +15,18 @@ from atlas_wsi.errors import (
     SlideError,
 )
 from atlas_wsi.files import folder_name, write_whole
-from atlas_wsi.heatmap.formats.geojson import write_geojson
-from atlas_wsi.heatmap.formats.geotiff import write_geotiff
-from atlas_wsi.heatmap.formats.png import write_png
 from atlas_wsi.heatmap.heatmap import Heatmap
-from atlas_wsi.heatmap.write import SUMMARY, open_result
-from atlas_wsi.interop.dsa import write_dsa
-from atlas_wsi.interop.html import write_html
-from atlas_wsi.interop.spatial import write_spatialdata
-from atlas_wsi.interop.tiles import write_csv, write_hdf5
+from atlas_wsi.heatmap.result import SUMMARY, open_result
+from atlas_wsi.interop.formats import EXPORT_FORMATS
 from atlas_wsi.progress import Progress, silent
 from atlas_wsi.slides.open import open_slide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
-    Writer = Callable[[Heatmap, Path, NDArray[Any] | None], tuple[str, ...]]
+    from atlas_wsi.heatmap.formats import Format
 
 THUMBNAIL_PX = 2048
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Format:
-    """A way in which results leave."""
-
-    suffixes: tuple[str, ...]
-    """What its files are named, the usual one first."""
-    write: Writer
-    """Writes a result to a path that does not exist."""
-    shows_slide: bool = False
-    """Whether the slide's pixels are part of it."""
-
-
-EXPORTS = {
-    "qupath": Format(
-        suffixes=(".geojson", ".json"),
-        write=lambda heatmap, path, _: write_geojson(_in_pixels(heatmap), path),
-    ),
-    "cog": Format(
-        suffixes=(".tif", ".tiff"), write=lambda heatmap, path, _: write_geotiff(heatmap, path)
-    ),
-    "dsa": Format(suffixes=(".json",), write=lambda heatmap, path, _: write_dsa(heatmap, path)),
-    "wsinfer-csv": Format(
-        suffixes=(".csv",), write=lambda heatmap, path, _: write_csv(heatmap, path)
-    ),
-    "trident-h5": Format(
-        suffixes=(".h5", ".hdf5"),
-        write=lambda heatmap, path, _: write_hdf5(heatmap, path, "trident"),
-    ),
-    "clam-h5": Format(
-        suffixes=(".h5", ".hdf5"), write=lambda heatmap, path, _: write_hdf5(heatmap, path, "clam")
-    ),
-    "stamp-h5": Format(
-        suffixes=(".h5", ".hdf5"), write=lambda heatmap, path, _: write_hdf5(heatmap, path, "stamp")
-    ),
-    "spatialdata": Format(suffixes=(".zarr",), write=write_spatialdata, shows_slide=True),
-    "png": Format(suffixes=(".png",), write=write_png, shows_slide=True),
-    "html": Format(suffixes=(".html", ".htm"), write=write_html, shows_slide=True),
-}
-"""What `export_result` writes, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +36,7 @@ class Exported:
     path: Path
     """The file or folder."""
     warnings: tuple[str, ...] = ()
-    """What whoever opens it should know."""
+    """What its reader should know."""
 
 
 def export_result(
@@ -97,7 +48,7 @@ def export_result(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write a result as another program reads it; it is there whole or not at all.
+    """Write a result in the format of another program, complete or not at all.
 
     Parameters
     ----------
@@ -106,87 +57,89 @@ def export_result(
     path
         File to write, or the folder in which a file named after the slide is written.
     to
-        A name in `EXPORTS`.
+        A name in `EXPORT_FORMATS`.
     slide
-        Where the slide is, if it was moved since; needed by what shows its pixels.
+        Path of the slide, if it was moved since; used by formats that show its pixels.
     overwrite
-        Replace what is there.
+        Replace an existing file.
     progress
-        Told how far it is.
+        Receives the steps done.
 
     Returns
     -------
     Exported
-        The file, and what to know of it.
+        The file, and warnings about it.
 
     Raises
     ------
     ValueError
         If there is no such format.
     """
-    if to not in EXPORTS:
-        raise ValueError(f"There is no export {to!r}, there are {list(EXPORTS)}.")
-    chosen, report = EXPORTS[to], progress or silent
-    n_steps = 2 + chosen.shows_slide
+    if to not in EXPORT_FORMATS:
+        raise ValueError(f"Unknown format {to!r}; expected one of {list(EXPORT_FORMATS)}.")
+    form, report = EXPORT_FORMATS[to], progress or silent
+    n_steps = 2 + form.shows_slide
     report("export", 0, n_steps)
     heatmap = result if isinstance(result, Heatmap) else open_result(result)
-    final = export_path(path, heatmap.slide.name, to=to)
-    _check_free(final, to, overwrite=overwrite)
+    final = Path(path)
+    if final.suffix.lower() not in form.suffixes:
+        final /= f"{folder_name(heatmap.slide.name)}{form.suffixes[0]}"
+    _check_free(final, form, overwrite=overwrite)
     report("export", 1, n_steps)
     pixels: NDArray[Any] | None = None
     warnings: tuple[str, ...] = ()
-    if chosen.shows_slide:
+    if form.shows_slide:
         pixels, warnings = _thumbnail(heatmap, slide)
         report("export", 2, n_steps)
     with write_whole(final, overwrite=overwrite) as partial:
-        warnings += chosen.write(heatmap, partial, pixels)
+        warnings += tuple(form.write(heatmap, partial, pixels))
     report("export", n_steps, n_steps)
     return Exported(path=final, warnings=warnings)
 
 
 def find_results(path: str | os.PathLike[str]) -> list[Path]:
-    """List the results in a folder."""
+    """List the results in a folder.
+
+    Parameters
+    ----------
+    path
+        The folder of a result, or a folder of such folders.
+
+    Returns
+    -------
+    list[Path]
+        Folders of results.
+
+    Raises
+    ------
+    CorruptResultError
+        If there are none.
+    """
     folder = Path(path)
     if (folder / SUMMARY).is_file():
         return [folder]
-    found = [p.parent for p in folder.glob(f"*/{SUMMARY}") if not p.parent.name.startswith(".")]
-    if not found:
+    folders = [p.parent for p in folder.glob(f"*/{SUMMARY}") if not p.parent.name.startswith(".")]
+    if not folders:
         raise CorruptResultError(
             f"{folder} holds no result: there is no {SUMMARY} in it.",
             hint="Give a folder that `atlas-wsi predict` or `atlas-wsi batch` wrote.",
         )
-    return sorted(found)
+    return sorted(folders)
 
 
-def export_path(path: str | os.PathLike[str], name: str, *, to: str) -> Path:
-    """Tell where an export goes."""
-    path, suffixes = Path(path), EXPORTS[to].suffixes
-    if path.suffix.lower() in suffixes:
-        return path
-    return path / f"{folder_name(name)}{suffixes[0]}"
-
-
-def _check_free(final: Path, to: str, *, overwrite: bool) -> None:
-    """Refuse before the work what could not be put in place after it."""
-    above = next(p for p in (final.parent, *final.parents) if p.exists())
+def _check_free(path: Path, form: Format, *, overwrite: bool) -> None:
+    """Refuse before the work what could not be written after it."""
+    above = next(p for p in (path.parent, *path.parents) if p.exists())
     if not above.is_dir():
         raise OutputNotWritableError(f"{above} is a file, expected a folder.")
-    if not os.path.lexists(final):
+    if not os.path.lexists(path):
         return
     if not overwrite:
-        raise ResultExistsError(f"{final} is there.", hint="--overwrite replaces it.")
-    is_folder = to == "spatialdata"
-    if final.is_dir() and not (is_folder and _is_spatialdata(final)):
-        raise ResultExistsError(f"{final} is a folder that was not exported; it is left alone.")
-    if is_folder and not final.is_dir():
-        raise ResultExistsError(f"{final} is a file, expected none or a SpatialData store.")
-
-
-def _is_spatialdata(folder: Path) -> bool:
-    try:
-        return "spatialdata_attrs" in (folder / "zarr.json").read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
+        raise ResultExistsError(f"{path} exists already.", hint="Replace it with --overwrite.")
+    if path.is_dir() and not form.may_replace(path):
+        raise ResultExistsError(f"{path} is a folder that was not exported; it is left alone.")
+    if form.marker and not path.is_dir():
+        raise ResultExistsError(f"{path} is a file, expected nothing or a folder.")
 
 
 def _thumbnail(
@@ -207,8 +160,3 @@ def _thumbnail(
             raise
         left_out = f"without the slide's pixels ({error.message}); --slide says where it is now."
         return None, (f"{heatmap.slide.name} is written {left_out}",)
-
-
-def _in_pixels(heatmap: Heatmap) -> Heatmap:
-    """Forget where a scene lies on Earth: QuPath knows pixels only."""
-    return replace(heatmap, slide=heatmap.slide.model_copy(update={"crs": None, "transform": None}))

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from PIL import Image
 
-from atlas_wsi.batch.pictures import overlay, place
-from atlas_wsi.heatmap.formats.png import backdrop
+from atlas_wsi.heatmap.overlay import backdrop, extent_on_slide, paint_classes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,9 +46,9 @@ def write_html(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> 
         classes=sorted(classes, key=lambda c: -c["share"]),
         total=total,
         unit=_UNITS[heatmap.area_unit],
-        place=place(heatmap),
+        place=extent_on_slide(heatmap),
         picture=_inline(Image.fromarray(backdrop(heatmap, thumbnail)), "JPEG"),
-        overlay=_inline(overlay(heatmap), "PNG"),
+        overlay=_inline(Image.fromarray(paint_classes(heatmap)), "PNG"),
     )
     path.write_text(text, encoding="utf-8")
     return ()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_wsi.files import require_extra
-from atlas_wsi.heatmap.formats.png import backdrop
+from atlas_wsi.heatmap.overlay import backdrop
 from atlas_wsi.heatmap.regions import find_regions
 from atlas_wsi.interop.tiles import predicted_tiles
 

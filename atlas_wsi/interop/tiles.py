@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atlas_wsi.errors import ResultError
-from atlas_wsi.heatmap.hdf5 import TileEmbeddings
+from atlas_wsi.inference.embeddings import TileEmbeddings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from atlas_wsi.heatmap.hdf5 import Flavor
     from atlas_wsi.heatmap.heatmap import Heatmap
+    from atlas_wsi.inference.embeddings import Flavor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,1 +1,89 @@
-"""."""
+"""The formats of results: one table, read by results, exports and the command line.
+
+A format is named by its module, which is imported when it is used: reading the table is cheap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.heatmap.heatmap import Heatmap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A way to write a result."""
+
+    writer: str
+    """``module:function``, called with a heatmap and a path that does not exist."""
+    reader: str = ""
+    """``module:function`` that reads a heatmap back, if there is one."""
+    file: str = ""
+    """Name in the folder of a result."""
+    suffixes: tuple[str, ...] = ()
+    """Of exported files, the usual one first."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the writer."""
+    shows_slide: bool = False
+    """Whether the writer also takes the slide's pixels."""
+    is_for_scenes: bool = False
+    """Whether only results of georeferenced scenes have it by default."""
+    marker: str = ""
+    """For folders: text of their ``zarr.json``, by which they may be replaced."""
+
+    def write(self, heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> list[str]:
+        """Write a result; return warnings about what was left out."""
+        pixels = (thumbnail,) if self.shows_slide else ()
+        return list(_resolve(self.writer)(heatmap, path, *pixels, **self.options))
+
+    def may_replace(self, folder: Path) -> bool:
+        """Return whether a folder is of this format."""
+        try:
+            return self.marker in (folder / "zarr.json").read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return False
+
+    def read(self, path: Path) -> Heatmap:
+        """Read a result back."""
+        heatmap: Heatmap = _resolve(self.reader)(path)
+        return heatmap
+
+
+def _resolve(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function)
+
+
+_HERE = "atlas_wsi.heatmap.formats"
+RESULT_FORMATS = {
+    "ome-zarr": Format(
+        file="heatmap.ome.zarr",
+        writer=f"{_HERE}.omezarr:write_omezarr",
+        reader=f"{_HERE}.omezarr:read_omezarr",
+    ),
+    "geotiff": Format(
+        file="heatmap.tif", writer=f"{_HERE}.geotiff:write_geotiff", is_for_scenes=True
+    ),
+    "png": Format(file="heatmap.png", writer=f"{_HERE}.png:write_png", shows_slide=True),
+    "geojson": Format(file="regions.geojson", writer=f"{_HERE}.geojson:write_geojson"),
+}
+"""What a result's folder may hold, by name. The summary, ``"json"``, is always written, and last:
+it lists the others."""
+
+
+def choose_formats(names: Collection[str] | None, *, is_scene: bool = True) -> dict[str, Format]:
+    """Choose formats by name, or those that suit a slide or a scene."""
+    if names is None:
+        return {n: form for n, form in RESULT_FORMATS.items() if is_scene or not form.is_for_scenes}
+    if unknown := set(names) - {*RESULT_FORMATS, "json"}:
+        known = [*RESULT_FORMATS, "json"]
+        raise ValueError(f"Unknown formats {sorted(unknown)}; expected some of {known}.")
+    return {name: form for name, form in RESULT_FORMATS.items() if name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from shapely import MultiPolygon, Polygon
 
-    from atlas_wsi.heatmap.heatmap import Heatmap, SlideInfo
+    from atlas_wsi.heatmap.heatmap import Heatmap
+    from atlas_wsi.heatmap.records import SlideInfo
     from atlas_wsi.slides.slide import Slide
 
 _NAMESPACE = uuid.UUID("6d0d6c1e-6b5f-5b0e-9a53-6f0a4f3b7f21")
@@ -59,6 +60,12 @@ def write_geojson(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
         return ()
     left_out = f"{found.n_left_out} smaller ones are in the heatmap only"
     return (f"The {MAX_REGIONS} largest regions are written; {left_out}.",)
+
+
+def write_qupath(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
+    """Write the regions of a slide or scene in level-0 pixels: QuPath knows no coordinates."""
+    in_pixels = heatmap.slide.model_copy(update={"crs": None, "transform": None})
+    return write_geojson(replace(heatmap, slide=in_pixels), path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

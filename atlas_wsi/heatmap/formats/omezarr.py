@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from atlas_wsi.errors import CorruptResultError
 from atlas_wsi.heatmap.heatmap import Heatmap
-from atlas_wsi.heatmap.summary import HeatmapRecord
+from atlas_wsi.heatmap.records import HeatmapRecord
 from atlas_wsi.tissue.mask import TissueMask
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atlas_wsi.heatmap.overlay import backdrop, paint_classes
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -30,11 +32,6 @@ def write_png(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> t
 
     `thumbnail`: The whole slide in small, `(rows, cols, channels)` in its own dtype; None draws the
     tissue mask in its place.
-
-    Notes
-    -----
-    A cell has the color of its most probable class. Its opacity is that class's probability on
-    a fixed scale from chance (faint) to certainty, so pictures of several slides compare.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -96,35 +93,6 @@ def _extent(heatmap: Heatmap) -> str:
     return f"{_length(width)} × {_length(height)}"
 
 
-def backdrop(heatmap: Heatmap, thumbnail: NDArray[Any] | None) -> NDArray[np.uint8]:
-    """Make a slide fit to be looked at.
-
-    `thumbnail`: The slide in small, `(rows, cols, channels)` in its own dtype; None draws the
-    tissue mask. Returns: `(rows, cols, 3)`.
-    """
-    if thumbnail is None:
-        gray = np.where(heatmap.tissue.mask, 222, 250).astype(np.uint8)
-        return np.repeat(gray[..., None], 3, axis=2)
-    shown = thumbnail[..., None] if thumbnail.ndim == 2 else thumbnail
-    shown = shown[..., :3] if shown.shape[-1] >= 3 else shown[..., :1].repeat(3, axis=2)
-    is_dim = heatmap.slide.is_georeferenced and np.percentile(shown, 98) < 128
-    if shown.dtype == np.uint8 and not is_dim:
-        return shown
-    return _stretch(shown)
-
-
-def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Bring the middle 96% of each channel to 0-255; nodata (NaN, and black in all) stays out."""
-    values = values.astype(np.float32)
-    known = np.isfinite(values).all(axis=-1) & (values != 0).any(axis=-1)
-    shown = np.full(values.shape, 255, np.uint8)
-    if known.any():
-        low, high = np.percentile(values[known], (2, 98), axis=0)
-        scaled = (values[known] - low) / np.maximum(high - low, 1e-9)
-        shown[known] = np.clip(scaled * 255, 0, 255)
-    return shown
-
-
 def _gray(backdrop: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Take the color out, so that what is colored on top of it is a class."""
     luminance = backdrop @ np.array([0.299, 0.587, 0.114])
@@ -140,8 +108,8 @@ def _draw_panel(axes: Axes, heatmap: Heatmap, backdrop: NDArray[np.uint8]) -> No
 
 
 def _draw_classes(axes: Axes, heatmap: Heatmap) -> None:
-    winner = heatmap.argmax()
-    if not (winner >= 0).any():
+    rgba = paint_classes(heatmap)
+    if not rgba.any():
         axes.text(
             0.5,
             0.5,
@@ -154,15 +122,8 @@ def _draw_classes(axes: Axes, heatmap: Heatmap) -> None:
             bbox={"facecolor": "white", "edgecolor": _LINE, "boxstyle": "round,pad=0.5"},
         )
         return
-    probability = np.nan_to_num(heatmap.probabilities.astype(np.float32)).max(axis=0)
-    chance = 1 / len(heatmap.classes)
-    certainty = np.clip((probability - chance) / max(1 - chance, 1e-6), 0, 1)
-    rgba = np.zeros((*winner.shape, 4), np.float32)
-    for k, color in enumerate(heatmap.colors):
-        rgba[winner == k, :3] = np.frombuffer(bytes.fromhex(color[1:]), np.uint8) / 255
-    rgba[..., 3] = np.where(winner >= 0, 0.22 + 0.5 * certainty, 0)
     (top, left), (step_y, step_x) = heatmap.grid.origin_px, heatmap.grid.step_px
-    bottom, right = top + step_y * winner.shape[0], left + step_x * winner.shape[1]
+    bottom, right = top + step_y * rgba.shape[0], left + step_x * rgba.shape[1]
     axes.imshow(rgba, extent=(left, right, bottom, top), interpolation="nearest")
     axes.set(xlim=(0, heatmap.slide.shape[1]), ylim=(heatmap.slide.shape[0], 0))
 

@@ -8,7 +8,8 @@ from rasterio.crs import CRS
 from scipy.ndimage import gaussian_filter
 
 from atlas_wsi.grid import Grid
-from atlas_wsi.heatmap.heatmap import Heatmap, ModelUsed, Run, SlideInfo
+from atlas_wsi.heatmap.heatmap import Heatmap
+from atlas_wsi.heatmap.records import ModelUsed, RunRecord, SlideInfo
 from atlas_wsi.tissue.mask import TissueMask
 
 COLORS = ("#c83232", "#96c896", "#a05aa0", "#f0c800", "#1f77b4")
@@ -70,7 +71,7 @@ def make_heatmap(
             method="brightfield",
         ),
         slide=SlideInfo(**info),
-        run=Run(
+        run=RunRecord(
             model=ModelUsed(name="lung-he", version="1", sha256="ab" * 32, reason="only one"),
             mpp_asked=(0.5, 0.5),
             mpp_used=(0.5, 0.5),

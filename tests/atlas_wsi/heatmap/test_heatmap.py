@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from atlas_wsi.heatmap.heatmap import Heatmap, SlideInfo
+from atlas_wsi.heatmap.heatmap import Heatmap
+from atlas_wsi.heatmap.records import SlideInfo
 
 
 def test_the_most_probable_class_wins_and_glass_has_none(make_heatmap) -> None:

@@ -30,7 +30,7 @@ from atlas_wsi.errors import (
     SlideError,
 )
 from atlas_wsi.grid import Grid
-from atlas_wsi.interop.export import EXPORTS
+from atlas_wsi.interop.formats import EXPORT_FORMATS
 
 
 def export(run, result, path, to, *more):
@@ -365,7 +365,7 @@ def test_a_moved_slide_is_left_out_or_named(heatmap, slide, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "b.html"]
 
 
-@pytest.mark.parametrize("to", sorted(set(EXPORTS) - {"trident-h5", "clam-h5", "stamp-h5"}))
+@pytest.mark.parametrize("to", sorted(set(EXPORT_FORMATS) - {"trident-h5", "clam-h5", "stamp-h5"}))
 def test_a_slide_without_tissue_is_exported(heatmap, tmp_path, to):
     empty = painted(heatmap, np.full((5, 7), -1))
     assert atlas_wsi.export_result(empty, tmp_path, to=to).path.exists()

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 import atlas_wsi
 from atlas_wsi.errors import DatasetError, ResultError, SlideError
-from atlas_wsi.interop.export import EXPORTS
+from atlas_wsi.interop.formats import EXPORT_FORMATS
 
 
 @pytest.fixture(scope="module")
 def exported(heatmap, tmp_path_factory):
     """A file of each export."""
     out = tmp_path_factory.mktemp("exported")
-    return {to: atlas_wsi.export_result(heatmap, out / to, to=to).path for to in EXPORTS}
+    return {to: atlas_wsi.export_result(heatmap, out / to, to=to).path for to in EXPORT_FORMATS}
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,30 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 
 from atlas_wsi.files import sha256_of
 from atlas_wsi.grid import Grid
-from atlas_wsi.heatmap.heatmap import MAX_CLASSES, Count, Positive, Record, Run, SlideInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from atlas_wsi.heatmap.heatmap import Heatmap
+    from atlas_wsi.slides.slide import Slide
 
+MAX_CLASSES = 1000
+MAX_LISTED = 1000
+Positive = Annotated[float, Field(gt=0, le=1e18)]
+Count = Annotated[int, Field(ge=0)]
 Color = Annotated[str, StringConstraints(pattern=r"^#[0-9a-fA-F]{6}$")]
 Side = Annotated[int, Field(gt=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -27,6 +39,117 @@ def _inside_folder(path: str) -> str:
     if not parts or parts[0] == "/" or ".." in parts or "\\" in path or ":" in path:
         raise ValueError("is not a path inside the folder")
     return path
+
+
+class Record(BaseModel):
+    """Something a result writes as JSON and reads back from an untrusted file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SlideInfo(Record):
+    """What a result remembers of its slide."""
+
+    name: Annotated[str, Field(min_length=1, max_length=1000)]
+    """File name without suffix."""
+    path: str
+    """Absolute path or URL as opened."""
+    shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+    """Level-0 rows and columns."""
+    mpp: tuple[Positive, Positive]
+    """Micrometers a level-0 pixel `(y, x)`."""
+    mpp_source: str = ""
+    """Where the resolution was read, or ``"argument"``."""
+    format: str = ""
+    """Short name of the format, such as ``"aperio"``."""
+    vendor: str = ""
+    """Scanner's vendor."""
+    magnification: float | None = None
+    """Objective power of the scan."""
+    crs: str | None = None
+    """Coordinate reference system as WKT; None for slides."""
+    transform: tuple[float, float, float, float, float, float] | None = None
+    """Affine (a, b, c, d, e, f): CRS x = a*col + b*row + c, y = d*col + e*row + f (level 0)."""
+
+    @classmethod
+    def of(cls, slide: Slide) -> Self:
+        """Take down what a result must remember of a slide."""
+        return cls(
+            name=slide.name,
+            path=slide.path,
+            shape=slide.shape,
+            mpp=slide.require_mpp(),
+            mpp_source=slide.mpp_source,
+            format=slide.meta.format,
+            vendor=slide.vendor,
+            magnification=slide.magnification,
+            crs=slide.crs,
+            transform=slide.transform,
+        )
+
+    @property
+    def is_georeferenced(self) -> bool:
+        """Whether level-0 pixels have a place on Earth."""
+        return self.crs is not None and self.transform is not None
+
+
+class ModelUsed(Record):
+    """Which model made a result."""
+
+    name: str
+    """Name in the registry, or the file's name."""
+    version: str = ""
+    """The card's version."""
+    sha256: str = ""
+    """Of the weights file."""
+    reason: str = ""
+    """Why this model was taken, in words."""
+
+
+class Unreadable(Record):
+    """A block of the slide that could not be decoded and was filled with background."""
+
+    level: Count
+    """Level of the file."""
+    row: Count
+    """First row in the level's pixels."""
+    col: Count
+    """First column in the level's pixels."""
+    rows: Count
+    """Rows of the block."""
+    cols: Count
+    """Columns of the block."""
+    reason: str
+    """What the decoder said."""
+
+
+class RunRecord(Record):
+    """How a result came about."""
+
+    model: ModelUsed
+    """The model."""
+    mpp_asked: tuple[Positive, Positive] | None = None
+    """Working resolution that was asked for, micrometers `(y, x)`."""
+    mpp_used: tuple[Positive, Positive] | None = None
+    """Working resolution at which the encoder saw the slide, micrometers `(y, x)`."""
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    """Everything else that decides the result."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Version of each package that took part."""
+    started: str = ""
+    """When the run began, ISO 8601 with offset."""
+    wall_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds from opening the slide to the heatmap."""
+    stages_s: dict[str, float] = Field(default_factory=dict)
+    """Seconds a stage."""
+    peak_memory_bytes: Count = 0
+    """Largest resident memory of the process."""
+    warnings: tuple[str, ...] = ()
+    """What the user may want to act on."""
+    n_unreadable: Count = 0
+    """How many blocks could not be decoded."""
+    unreadable: Annotated[tuple[Unreadable, ...], Field(max_length=MAX_LISTED)] = ()
+    """The first of them."""
 
 
 class GridRecord(Record):
@@ -76,7 +199,7 @@ class HeatmapRecord(Record):
     """Where the tissue mask's cells lie."""
     slide: SlideInfo
     """The slide."""
-    run: Run
+    run: RunRecord
     """How the result came about."""
 
     @model_validator(mode="after")
@@ -144,7 +267,7 @@ class Summary(Record):
     """Micrometers a heatmap cell `(y, x)`."""
     cells: GridRecord
     """Where the heatmap's cells lie."""
-    run: Run
+    run: RunRecord
     """How the result came about."""
     warnings: tuple[str, ...]
     """Those of the run and of writing its files."""

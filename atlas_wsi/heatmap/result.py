@@ -1,86 +1,24 @@
-"""Results as folders: written whole or not at all, checked when they are read."""
+"""The folder of a result: checked before it is written and when it is read."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from atlas_wsi.errors import CorruptResultError, OutputNotWritableError, ResultExistsError
-from atlas_wsi.files import disk_errors, folder_name, remove_leftovers, write_whole
-from atlas_wsi.heatmap.formats.geojson import write_geojson
-from atlas_wsi.heatmap.formats.geotiff import write_geotiff
-from atlas_wsi.heatmap.formats.omezarr import read_omezarr, write_omezarr
-from atlas_wsi.heatmap.formats.png import write_png
-from atlas_wsi.heatmap.summary import Summary, record_file, record_files
-from atlas_wsi.progress import silent
+from atlas_wsi.files import disk_errors, folder_name, remove_leftovers
+from atlas_wsi.heatmap.formats import RESULT_FORMATS
+from atlas_wsi.heatmap.records import Summary, record_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
-
     from atlas_wsi.heatmap.heatmap import Heatmap
-    from atlas_wsi.progress import Progress
-
-    Writer = Callable[[Heatmap, Path, NDArray[Any] | None], tuple[str, ...]]
 
 SUMMARY = "summary.json"
-FORMATS: dict[str, tuple[str, Writer]] = {
-    "ome-zarr": ("heatmap.ome.zarr", lambda heatmap, path, _: write_omezarr(heatmap, path)),
-    "geotiff": ("heatmap.tif", lambda heatmap, path, _: write_geotiff(heatmap, path)),
-    "png": ("heatmap.png", write_png),
-    "geojson": ("regions.geojson", lambda heatmap, path, _: write_geojson(heatmap, path)),
-}
-"""Name of a format: its file in the result's folder and what writes it. ``"json"``, the summary,
-is always written, and last: it lists the others."""
 MAX_SUMMARY_BYTES = 1 << 26
-
-
-def write(
-    heatmap: Heatmap,
-    out_dir: str | os.PathLike[str],
-    *,
-    formats: Sequence[str] | None = None,
-    thumbnail: NDArray[Any] | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Path]:
-    """Write a result to a folder named after its slide.
-
-    `thumbnail`: The whole slide in small, `(rows, cols, channels)` in its own dtype, for the
-    overview.
-
-    Notes
-    -----
-    Everything is written to a hidden neighbor of the folder, which is renamed when it is whole.
-    An interrupted run therefore leaves nothing under the result's name; what it leaves under the
-    hidden name is removed by the next run.
-    """
-    if formats is None:
-        formats = [f for f in FORMATS if f != "geotiff" or heatmap.slide.is_georeferenced]
-    unknown = set(formats) - {*FORMATS, "json"}
-    if unknown:
-        raise ValueError(f"Unknown formats {sorted(unknown)}, there are {[*FORMATS, 'json']}.")
-    chosen = [f for f in FORMATS if f in formats]
-    report = progress or silent
-    final = check_writable(out_dir, heatmap.slide.name, overwrite=overwrite)
-    with write_whole(final, overwrite=overwrite) as partial:
-        partial.mkdir()
-        warnings: list[str] = []
-        for done, name in enumerate(chosen):
-            report("write", done, len(chosen) + 1)
-            file, writer = FORMATS[name]
-            warnings += writer(heatmap, partial / file, thumbnail)
-        report("write", len(chosen), len(chosen) + 1)
-        summary = Summary.of(heatmap, warnings=warnings, files=record_files(partial))
-        text = summary.model_dump_json(indent=2)
-        (partial / SUMMARY).write_text(text + "\n", encoding="utf-8")
-    report("write", len(chosen) + 1, len(chosen) + 1)
-    return {name: final / FORMATS[name][0] for name in chosen} | {"json": final / SUMMARY}
 
 
 def check_writable(out_dir: str | os.PathLike[str], name: str, *, overwrite: bool = False) -> Path:
@@ -133,7 +71,8 @@ def open_result(path: str | os.PathLike[str]) -> Heatmap:
     """
     folder = _find_folder(Path(path))
     summary = read_summary(folder)
-    file = FORMATS["ome-zarr"][0]
+    form = RESULT_FORMATS["ome-zarr"]
+    file = form.file
     if not any(name.startswith(f"{file}/") for name in summary.files):
         raise CorruptResultError(
             f"{folder} was written without {file}, so there is nothing to open.",
@@ -145,7 +84,7 @@ def open_result(path: str | os.PathLike[str]) -> Heatmap:
         raise CorruptResultError(
             f"{folder}: {damage[0]}{more}.", hint="Predict again with --overwrite."
         )
-    return read_omezarr(folder / file)
+    return form.read(folder / file)
 
 
 def read_summary(folder: Path) -> Summary:

@@ -21,13 +21,12 @@ from atlas_wsi.errors import (
     ResultExistsError,
 )
 from atlas_wsi.files import folder_name
-from atlas_wsi.heatmap.write import (
-    FORMATS,
+from atlas_wsi.heatmap.formats import RESULT_FORMATS
+from atlas_wsi.heatmap.result import (
     check_writable,
     find_damage,
     open_result,
     read_summary,
-    write,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def test_slides_and_scenes_get_the_files_that_suit_them(heatmap, scene, tmp_path
 
 
 def test_an_empty_result_is_a_valid_result(make_heatmap, tmp_path: Path) -> None:
-    make_heatmap(tissue=0).write(tmp_path, formats=tuple(FORMATS))
+    make_heatmap(tissue=0).write(tmp_path, formats=tuple(RESULT_FORMATS))
     result = open_result(tmp_path)
     assert np.isnan(result.probabilities).all()
     assert result.scores == {}
@@ -204,7 +203,7 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next_one(
     assert [p.name for p in tmp_path.iterdir()] == ["slide-1"]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", RESULT_FORMATS)
 def test_a_full_disk_is_told_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     full = run_script(_FULL, out, 600, name)
@@ -309,10 +308,9 @@ def test_an_output_folder_that_cannot_be_is_told(heatmap: Heatmap, tmp_path: Pat
             heatmap.write(out)
 
 
-def test_write_is_what_the_method_calls(heatmap: Heatmap, tmp_path: Path) -> None:
-    assert write(heatmap, tmp_path, formats=["json"]) == {
-        "json": tmp_path / "slide-1" / "summary.json"
-    }
+def test_the_summary_alone_can_be_written(heatmap: Heatmap, tmp_path: Path) -> None:
+    written = heatmap.write(tmp_path, formats=["json"])
+    assert written == {"json": tmp_path / "slide-1" / "summary.json"}
 
 
 @given(st.text())
