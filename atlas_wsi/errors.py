@@ -1,4 +1,4 @@
-"""Everything that goes wrong for a reason the user can act on.
+"""Errors that a user can act on.
 
 The tree (exit code of the command line in brackets)::
 
@@ -25,8 +25,8 @@ The tree (exit code of the command line in brackets)::
         DiskFullError                    (also OSError)
       Cancelled                      [130]
 
-Children never override ``__init__``: an own signature breaks the pickling by which an error
-crosses from a worker to its caller.
+Subclasses never override ``__init__``: another signature breaks the pickling by which an error
+reaches a worker's caller.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class AtlasError(Exception):
 
 
 class SlideError(AtlasError):
-    """A slide or scene cannot be used as asked."""
+    """A slide or scene cannot be used as requested."""
 
     exit_code = 2
 
@@ -61,19 +61,19 @@ class UnreadableSlideError(SlideError, OSError):
 
 
 class UnreachableSlideError(SlideError, OSError):
-    """The server that holds the file cannot be reached, or does not let it be read."""
+    """The server of the file cannot be reached, or refuses access."""
 
 
 class UnsupportedFormatError(SlideError):
-    """No back end reads this kind of file."""
+    """No reader supports this kind of file."""
 
 
 class MissingResolutionError(SlideError):
-    """The file does not say how large a pixel is."""
+    """The file has no pixel size."""
 
 
 class RegionOutsideSlideError(SlideError, ValueError):
-    """The region asked for does not touch the slide."""
+    """The requested region does not touch the slide."""
 
 
 class ModelError(AtlasError):
@@ -87,7 +87,7 @@ class UnknownModelError(ModelError):
 
 
 class CheckpointMismatchError(ModelError):
-    """The weights do not fit the model."""
+    """The weights do not match the model."""
 
 
 class CellSizeError(ModelError, ValueError):
@@ -95,7 +95,7 @@ class CellSizeError(ModelError, ValueError):
 
 
 class UntrustedWeightsError(ModelError):
-    """The weights file holds more than tensors."""
+    """The weights file can execute code."""
 
 
 class ResultError(AtlasError):
@@ -105,7 +105,7 @@ class ResultError(AtlasError):
 
 
 class ResultExistsError(ResultError, FileExistsError):
-    """There is a result at the place to write to."""
+    """A result exists at the output path."""
 
 
 class CorruptResultError(ResultError):
@@ -117,7 +117,7 @@ class OutputNotWritableError(ResultError, OSError):
 
 
 class DatasetError(AtlasError):
-    """A folder of training or test tiles is not what it should be."""
+    """Labeled data, a mask or a table of them cannot be used."""
 
     exit_code = 2
 
@@ -129,7 +129,7 @@ class ArchiveError(AtlasError):
 
 
 class BudgetError(AtlasError):
-    """Memory or disk does not suffice."""
+    """There is not enough memory or disk space."""
 
     exit_code = 3
 

@@ -1,4 +1,4 @@
-"""How long work tells how far it is, and how it is stopped."""
+"""How long work reports its progress, and how it is stopped."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from atlas_wsi.errors import Cancelled
 
 
 class Progress(Protocol):
-    """What the caller is told while work goes on; one type for CLI, napari and dask."""
+    """Called as work proceeds; one type for the command line, napari and dask."""
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, step: str, done: int, total: int, /) -> None:
         """Take a report.
 
         Parameters
         ----------
-        what
+        step
             The step in the user's words, such as ``"encode"``.
         done
             Units of the step that are done.
@@ -25,12 +25,12 @@ class Progress(Protocol):
         """
 
 
-def silent(what: str, done: int, total: int) -> None:
+def silent(step: str, done: int, total: int) -> None:
     """Ignore a report.
 
     Parameters
     ----------
-    what
+    step
         The step.
     done
         Units done.

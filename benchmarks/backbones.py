@@ -30,7 +30,7 @@ def measure(backbone: str, size: int, precision: str, repeats: int) -> dict[str,
     """Encode a random image in this process; return seconds and MiB."""
     import torch
 
-    from atlas_wsi.inference.bench import encode_array
+    from atlas_wsi.inference.benchmark import encode_array
     from atlas_wsi.models import AtlasConfig, Model, ModelCard, ModelClass
     from atlas_wsi.models.mambavision import VARIANTS
     from atlas_wsi.streaming.device import prepare

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from plain_atlas import PlainAtlas
 
-from atlas_wsi.inference.bench import encode_array
+from atlas_wsi.inference.benchmark import encode_array
 from atlas_wsi.models import AtlasConfig, Model, ModelCard, ModelClass
 from atlas_wsi.streaming.device import prepare
 

@@ -1,12 +1,20 @@
-"""Plain American English in pages, templates and notebooks."""
+"""Plain American English in pages, templates, notebooks and `--help`."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from atlas_wsi.cli.app import app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,3 +62,16 @@ def test_notebooks(notebook: Path) -> None:
     cells = json.loads(notebook.read_text())["cells"]
     text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     assert not _mistakes(text)
+
+
+def _verbs(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _verbs(below, (*path, name))
+
+
+@pytest.mark.parametrize("verb", _verbs(typer.main.get_command(app)), ids=" ".join)
+def test_help(verb: tuple[str, ...]) -> None:
+    if verb[:1] in {("train",), ("evaluate",)}:
+        pytest.xfail("to be rewritten")
+    assert not _mistakes(CliRunner().invoke(app, [*verb, "--help"]).stdout)

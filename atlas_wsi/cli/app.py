@@ -33,7 +33,7 @@ from atlas_wsi.errors import AtlasError, Cancelled
 
 
 class _Handled(TyperGroup):
-    """The one place where errors become messages and exit codes."""
+    """Turns errors into messages and exit codes, for all commands."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -44,15 +44,16 @@ class _Handled(TyperGroup):
             console.fail(error)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            console.fail(Cancelled("Stopped; no half-written result was left."))
+            console.fail(Cancelled("Stopped; no partial result was left."))
             raise typer.Exit(Cancelled.exit_code) from error
 
 
 app = typer.Typer(
     cls=_Handled,
     name="atlas-wsi",
-    help="Gigapixel slides and scenes analyzed with global context.",
+    help="Class heatmaps for whole-slide images and satellite scenes.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: paragraphs are filled, on screens of any width
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -79,7 +80,7 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    # what tifffile says of a damaged file reaches the user as our error, once
+    # what tifffile logs about a damaged file reaches the user as our error, once
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
@@ -102,7 +103,7 @@ app.add_typer(evaluate.evaluate_app, name="evaluate")
 
 
 def main() -> None:
-    """Run the command line; ``--debug`` is taken anywhere in it."""
+    """Run the command line; ``--debug`` may be anywhere in it."""
     arguments = sys.argv[1:]
     if "--debug" in arguments:
         arguments = ["--debug", *(a for a in arguments if a != "--debug")]
@@ -114,7 +115,7 @@ def main() -> None:
         console.fail(
             AtlasError(
                 f"Unexpected {type(error).__name__}: {error}",
-                hint="This is a fault of atlas-wsi; run again with --debug and report it.",
+                hint="This is a bug in atlas-wsi; run again with --debug and report it.",
             )
         )
         raise SystemExit(1) from error

@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from atlas_wsi.progress import silent
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from atlas_wsi.errors import AtlasError
-    from atlas_wsi.progress import Progress
+    from atlas_wsi import AtlasError, Progress
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -49,21 +46,40 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def print_table(
+    rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), wrap: str = ""
+) -> None:
+    """Print a table; the column named `wrap` gives way where the screen is narrow."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    columns = (
+        Column(name, no_wrap=bool(wrap) and name != wrap, overflow="fold") for name in header
+    )
+    table = Table(*columns, box=None, show_header=bool(header), pad_edge=False)
+    for row in rows:
+        table.add_row(*(c if isinstance(c, Text) else Text(str(c)) for c in row))
+    out.print(table)
+
+
 def print_confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
     """Print a confusion matrix, true class by row."""
-    from rich.table import Table
+    rows = ((name, *row) for name, row in zip(classes, counts, strict=True))
+    print_table(rows, header=("true, predicted", *classes))
 
-    table = Table("true, predicted", *classes, box=None, pad_edge=False)
-    for name, row in zip(classes, counts, strict=True):
-        table.add_row(name, *(str(n) for n in row))
-    out.print(table)
+
+def pixel_size(mpp: float, *, is_scene: bool) -> str:
+    """Format the size of a pixel: micrometers of a slide, meters of a scene."""
+    if not is_scene:
+        return f"{mpp:.4g} um"
+    return f"{mpp / 1e9:.4g} km" if mpp >= 1e9 else f"{mpp / 1e6:.4g} m"
 
 
 @contextmanager
 def progress_of(title: str, *, quiet: bool) -> Iterator[Progress]:
-    """Show progress: bars on a terminal, a plain line now and then in a log, or nothing."""
+    """Show progress: bars on a terminal, a line every ten seconds in a log, or nothing."""
     if quiet:
-        yield silent
+        yield lambda *_: None
     elif err.is_terminal:
         with _bars(title) as report:
             yield report
@@ -85,9 +101,9 @@ def _bars(title: str) -> Iterator[Progress]:
     tasks: dict[str, bars.TaskID] = {}
     with bars.Progress(*columns, console=err, transient=True) as shown:
 
-        def report(what: str, done: int, total: int) -> None:
-            text = escape(f"{title}: {what}")
-            step = what.partition(" (")[0]  # what stands in brackets changes on the way
+        def report(step: str, done: int, total: int) -> None:
+            text = escape(f"{title}: {step}")
+            step = step.partition(" (")[0]  # the part in brackets changes on the way
             if step not in tasks:
                 tasks[step] = shown.add_task(text, total=total)
             shown.update(tasks[step], description=text, completed=done, total=total)
@@ -102,9 +118,9 @@ class _Lines:
         self._title = title
         self._last = time.monotonic()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, step: str, done: int, total: int) -> None:
         now = time.monotonic()
         if done < total and now - self._last < _LINE_EVERY_S:
             return
         self._last = now
-        err.print(escape(f"{self._title}: {what} {done}/{total}"))
+        err.print(escape(f"{self._title}: {step} {done}/{total}"))

@@ -15,38 +15,37 @@ def export(
     results: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RESULT...",
-            help="Folders that `predict` or `batch` wrote: of one slide, or of many.",
+            metavar="RESULT",
+            help="Folders written by `predict` or `batch`: of one slide, or of many.",
         ),
     ],
-    to: Annotated[
-        options.ExportFormat,
-        typer.Option(help="Format to write; docs/interop.md lists the programs that open it."),
-    ],
+    to: options.To,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help="File to write, or a folder for one file per slide."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="File to write, or a folder with one file per slide.",
+        ),
     ],
     slide: Annotated[
         str | None,
         typer.Option(
-            help="Path of the slide, if it was moved; for png, html and spatialdata of one result."
+            metavar="SLIDE",
+            help="Current path of the slide, for png, html and spatialdata of one result.",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Overwrite existing files.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON list of the files.")
-    ] = False,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Export results for QuPath, GIS, WSInfer, TRIDENT, CLAM and others.
+    """Convert results for other programs.
 
-    Files are written atomically. If a result cannot be exported, the
-    others still are, and the exit code is not 0.
+    For QuPath, GIS, the Digital Slide Archive, WSInfer, TRIDENT and others. Files are written atomically. If one of several results cannot be exported, the others still
+    are, and the exit code reports it.
     """
-    from atlas_wsi import EXPORT_FORMATS, export_result, find_results
+    from atlas_wsi import EXPORT_FORMATS, find_results
 
     quiet = quiet or as_json
     folders = [folder for path in results for folder in find_results(path)]
@@ -58,28 +57,33 @@ def export(
     worst: AtlasError | None = None
     for folder in folders:
         try:
-            with console.progress_of(folder.name, quiet=quiet) as report:
-                written = export_result(
-                    folder, out, to=to, slide=slide, overwrite=overwrite, progress=report
-                )
+            done.append(_export(folder, out, to, slide, overwrite=overwrite, quiet=quiet))
         except AtlasError as error:
             if len(folders) == 1:
                 raise
             console.fail(error)
             done.append({"result": str(folder), "error": error.message})
             worst = error
-            continue
-        for warning in written.warnings:
-            console.warn(warning, quiet=quiet)
-        console.say(str(written.path), quiet=quiet)
-        done.append(
-            {
-                "result": str(folder),
-                "file": str(written.path),
-                "warnings": list(written.warnings),
-            }
-        )
     if as_json:
         console.print_json(done)
     if worst is not None:
         raise typer.Exit(worst.exit_code)
+
+
+def _export(
+    folder: Path, out: Path, to: str, slide: str | None, *, overwrite: bool, quiet: bool
+) -> dict[str, Any]:
+    from atlas_wsi import export_result
+
+    with console.progress_of(folder.name, quiet=quiet) as report:
+        written = export_result(
+            folder, out, to=to, slide=slide, overwrite=overwrite, progress=report
+        )
+    for warning in written.warnings:
+        console.warn(warning, quiet=quiet)
+    console.say(str(written.path), quiet=quiet)
+    return {
+        "result": str(folder),
+        "file": str(written.path),
+        "warnings": list(written.warnings),
+    }

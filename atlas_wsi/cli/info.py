@@ -2,51 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from atlas_wsi.cli import console
+from atlas_wsi.cli import console, options
 
 if TYPE_CHECKING:
-    from atlas_wsi.slides.slide import Slide
+    from atlas_wsi import Slide
 
 
 def info(
-    slide: Annotated[str, typer.Argument(help="Slide or scene.")],
-    mpp: Annotated[
-        float | None, typer.Option(help="Micrometers a pixel, if the file does not say.", min=0)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    slide: options.SlidePath,
+    mpp: options.Mpp = None,
+    gsd: options.Gsd = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Print what a slide or scene says of itself."""
-    from atlas_wsi.slides.open import open_slide
+    """Show the metadata of a slide or scene."""
+    from atlas_wsi import open_slide
 
-    with open_slide(slide, mpp=mpp) as opened:
+    with open_slide(slide, mpp=options.one_mpp(mpp, gsd)) as opened:
         facts = describe(opened)
         properties = dict(opened.meta.properties)
     if as_json:
         console.print_json({**facts, "properties": properties})
         return
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for key, value in facts.items():
-        if key != "levels" and value not in (None, "", [], {}):
-            table.add_row(key.replace("_", " "), escape(_text(value)))
-    console.out.print(table)
-    levels = Table("level", "rows", "cols", "downsample", "tile", box=None, pad_edge=False)
-    for number, level in enumerate(facts["levels"]):
-        tile = level["tile"]
-        levels.add_row(
-            str(number),
-            str(level["shape"][0]),
-            str(level["shape"][1]),
+    levels = facts.pop("levels")
+    if facts["gsd_m"]:
+        facts["gsd"] = console.pixel_size(facts["gsd_m"][1] * 1e6, is_scene=True)
+    console.print_table(
+        (key.replace("_", " "), _text(value))
+        for key, value in facts.items()
+        if value not in (None, "", [], {}) and key != "gsd_m"
+    )
+    rows = [
+        (
+            number,
+            *level["shape"],
             f"{level['downsample'][0]:.4g}",
-            f"{tile[0]} x {tile[1]}" if tile else "made on demand",
+            " x ".join(map(str, level["tile"])) if level["tile"] else "made on demand",
         )
-    console.out.print(levels)
+        for number, level in enumerate(levels)
+    ]
+    console.print_table(rows, header=("level", "rows", "cols", "downsample", "tile"))
 
 
 def describe(slide: Slide) -> dict[str, Any]:
@@ -64,6 +60,7 @@ def describe(slide: Slide) -> dict[str, Any]:
         "channels": list(meta.channel_names),
         "dtype": str(slide.dtype),
         "mpp": list(slide.mpp) if slide.mpp else None,
+        "gsd_m": [um / 1e6 for um in slide.mpp] if slide.mpp and slide.is_georeferenced else None,
         "mpp_source": slide.mpp_source,
         "magnification": slide.magnification,
         "bounds": None

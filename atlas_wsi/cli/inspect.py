@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from atlas_wsi.cli import console
+from atlas_wsi.cli import console, options
 
 _SHOWN = 25
 
@@ -22,11 +22,11 @@ def inspect(
             "from this program or another.",
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Show what a file or folder is, which program writes it, and which commands take it.
+    """Identify a file or folder, its origin and its uses.
 
-    Files are recognized by content. Nothing in them is executed.
+    Shows what it is, which program writes it, and which commands take it. Files are recognized by content. Nothing in them is executed.
     """
     from atlas_wsi import inspect_file
 

@@ -155,8 +155,14 @@ Formats = Annotated[
     typer.Option(
         "--format",
         "-f",
-        help="Output to write; repeatable. Default: all that suit the file.",
+        metavar="FORMAT",
+        help=f"Output to write: {', '.join(RESULT_FORMATS)} or json; repeatable. Default: all that "
+        "suit the file.",
     ),
+]
+To = Annotated[
+    ExportFormat,
+    typer.Option("--to", metavar="FORMAT", help=f"Format: {', '.join(EXPORT_FORMATS)}."),
 ]
 Tissue = Annotated[
     Path | None,

@@ -21,7 +21,7 @@ def predict(
     slides: Annotated[
         list[str],
         typer.Argument(
-            metavar="SLIDE...", help="Slides or scenes: files, DICOM or OME-Zarr folders, URLs."
+            metavar="SLIDE", help="Slides or scenes: files, DICOM or OME-Zarr folders, URLs."
         ),
     ],
     out: options.OutFolder,

@@ -7,38 +7,34 @@ from typing import Annotated
 
 import typer
 
-from atlas_wsi.cli import console
+from atlas_wsi.cli import console, options
 from atlas_wsi.errors import OutputNotWritableError
 
 
 def tissue(
-    slide: Annotated[str, typer.Argument(help="Slide or scene.")],
+    slide: options.SlidePath,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="PNG file; white where there is tissue.")
-    ],
-    mpp: Annotated[
-        float | None,
-        typer.Option(help="Micrometers a pixel of the slide, if the file does not say.", min=0),
-    ] = None,
-    tissue: Annotated[
-        Path | None,
+        Path,
         typer.Option(
-            help="Tissue made elsewhere, to be seen as it is understood: GeoJSON polygons, a "
-            "picture over the whole slide, or HDF5 tiles of CLAM, TRIDENT, WSInfer or STAMP."
+            "--out", "-o", metavar="FILE", help="PNG file to write; white where there is tissue."
         ),
-    ] = None,
+    ],
+    mpp: options.Mpp = None,
+    gsd: options.Gsd = None,
+    tissue: options.Tissue = None,
     mask_mpp: Annotated[
-        float, typer.Option(help="Micrometers a pixel of the mask.", min=0.1)
+        float, typer.Option(metavar="UM", help="Micrometers per pixel of the mask.", min=0.1)
     ] = 8.0,
-    keep_fat: Annotated[bool, typer.Option("--keep-fat", help="Take pale fat as tissue.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    keep_fat: options.KeepFat = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Find the tissue of a slide, or the valid pixels of a scene, and write it as a picture."""
-    from atlas_wsi.slides.open import open_slide
-    from atlas_wsi.tissue.areas import read_tissue
-    from atlas_wsi.tissue.mask import tissue_mask
+    """Write a tissue mask of a slide, or the valid pixels of a scene.
 
-    with open_slide(slide, mpp=mpp) as opened:
+    With --tissue, writes the mask of another tool as it is understood.
+    """
+    from atlas_wsi import open_slide, read_tissue, tissue_mask
+
+    with open_slide(slide, mpp=options.one_mpp(mpp, gsd)) as opened:
         if tissue:
             mask = read_tissue(tissue, opened)
         else:

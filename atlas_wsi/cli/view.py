@@ -9,21 +9,21 @@ from typing import Annotated
 
 import typer
 
+from atlas_wsi.cli import options
 from atlas_wsi.errors import AtlasError
-from atlas_wsi.files import require_extra
 
 
 def view(
-    slide: Annotated[str, typer.Argument(help="Slide or scene.")],
+    slide: options.SlidePath,
     result: Annotated[
-        Path | None, typer.Argument(help="Folder of its result, to be laid over it.")
+        Path | None,
+        typer.Argument(metavar="RESULT", help="Folder of its result, to show on top."),
     ] = None,
 ) -> None:
-    """Open a slide, and its result over it, in napari."""
-    from atlas_wsi.heatmap.result import open_result
-    from atlas_wsi.slides.open import open_slide
+    """Show a slide in napari, with its result on top."""
+    from atlas_wsi import open_result, open_slide
 
-    open_slide(slide).close()  # what cannot be read is told here, not in a window
+    open_slide(slide).close()  # what cannot be read is reported here, not in a window
     if result is not None:
         open_result(result)
     _require_window()
@@ -36,12 +36,18 @@ def view(
 
 
 def _require_window() -> None:
-    """Tell in words what Qt would say by ending the process."""
-    for package in ("napari", "qtpy"):
-        require_extra(package, "napari", to="Showing slides", error=AtlasError)
-    told = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
-    if sys.platform == "linux" and not any(os.environ.get(name) for name in told):
+    """Refuse what would make Qt end the process."""
+    try:
+        import napari  # noqa: F401
+        import qtpy  # noqa: F401
+    except ImportError as error:
         raise AtlasError(
-            "There is no screen to open a window on.",
+            f"Showing slides needs napari, which is not installed ({error}).",
+            hint="pip install 'atlas-wsi[napari]'",
+        ) from error
+    screens = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in screens):
+        raise AtlasError(
+            "No display is available.",
             hint="Run it on a desktop, or over `ssh -X`, or under xvfb-run.",
         )

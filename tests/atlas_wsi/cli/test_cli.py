@@ -228,7 +228,7 @@ def test_models_and_their_cards_are_shown():
 def test_doctor_finds_a_whole_installation():
     done = run("doctor", "--json")
     assert done.exit_code == 0, done.output
-    checks = {check["what"]: check for check in json.loads(done.stdout)}
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert checks["openslide"]["state"] == checks["rasterio"]["state"] == "ok"
 
 
@@ -277,5 +277,5 @@ def test_bench_says_what_bounds_a_slide(slide):
     found = json.loads(done.stdout)
     slower = min(found["decode_mpx_s"], found["encode_mpx_s"])
     assert found["bound_by"] == ("decoding" if slower == found["decode_mpx_s"] else "encoding")
-    assert found["share_of_slower"] == pytest.approx(found["whole_mpx_s"] / slower)
+    assert found["fraction_of_slower"] == pytest.approx(found["whole_mpx_s"] / slower)
     assert found["megapixels"] == pytest.approx(found["windows"] * 256**2 / 1e6)

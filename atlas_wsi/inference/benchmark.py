@@ -1,17 +1,23 @@
-"""How fast this machine predicts a slide, and what holds it back."""
+"""How fast this machine predicts a slide, and the bottleneck."""
 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atlas_wsi.errors import SlideError
 from atlas_wsi.inference.predict import plan_layout, predict
 from atlas_wsi.inference.provenance import peak_memory_bytes
+from atlas_wsi.models.registry import DEFAULTS, load_model
 from atlas_wsi.models.stem import STRIDE_PX
 from atlas_wsi.slides.open import open_slide
+from atlas_wsi.slides.synthetic import make_svs
 from atlas_wsi.streaming.device import Precision, choose_device, choose_dtype, prepare
 from atlas_wsi.streaming.fine_windows import FineWindows
 from atlas_wsi.streaming.forward import SlideLogits, StreamedPass
@@ -38,15 +44,15 @@ _SIDE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """Speeds in millions of working pixels a second; halos are not counted."""
+class Benchmark:
+    """Speeds in millions of working pixels per second; halos are not counted."""
 
     windows: int
     """Active windows of the slide."""
     megapixels: float
     """Working pixels in them."""
     decode_mpx_s: float
-    """Reading alone, all reading threads."""
+    """Reading alone, with all reading threads."""
     encode_mpx_s: float
     """Encoding alone, pixels in memory."""
     whole_mpx_s: float
@@ -54,63 +60,106 @@ class Bench:
     peak_memory_bytes: int
     """Largest resident memory of the process."""
     bound_by: str
-    """``"decoding"`` or ``"encoding"``: the slower of the two."""
-    share_of_slower: float
-    """Speed of the whole against the slower of the two alone."""
+    """The bottleneck: ``"decoding"`` or ``"encoding"``."""
+    fraction_of_slower: float
+    """Speed of the whole relative to the slower of the two alone."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
+        """Return the fields as JSON types.
+
+        Returns
+        -------
+        dict
+            Value by field.
+        """
         return asdict(self)
 
 
-def bench(
-    path: str | os.PathLike[str],
-    model: Model,
+def benchmark(
+    slide: str | os.PathLike[str] | None = None,
+    model: str | os.PathLike[str] | None = None,
     *,
     mpp: float | None = None,
+    gigapixels: float = 0.1,
     device: str = "auto",
     precision: Precision = "auto",
     memory: str | int | None = None,
     progress: Progress | None = None,
-) -> Bench:
-    """Time decoding, encoding and the whole of a slide."""
-    place = choose_device(device)
-    with open_slide(path, mpp=mpp) as slide:
-        mask = tissue_mask(slide)
-        image = open_working_image(slide, mpp=model.card.mpp)
+) -> Benchmark:
+    """Time decoding, encoding and end-to-end prediction of a slide.
+
+    Parameters
+    ----------
+    slide
+        Slide to time; None generates one.
+    model
+        Name or file of a model; by default that for slides.
+    mpp
+        Micrometers per pixel, overriding the file.
+    gigapixels
+        Size of the generated slide.
+    device
+        As for `predict`.
+    precision
+        As for `predict`.
+    memory
+        As for `predict`.
+    progress
+        Called as the work proceeds.
+
+    Returns
+    -------
+    Benchmark
+        Speeds, and the bottleneck.
+
+    Raises
+    ------
+    SlideError
+        If the slide has no tissue.
+    """
+    loaded = load_model(model or DEFAULTS["slide"])
+    computer = choose_device(device)
+    with ExitStack() as opened:
+        if slide is None:
+            folder = opened.enter_context(TemporaryDirectory(prefix="atlas-wsi-benchmark-"))
+            slide, side = Path(folder, "generated.svs"), round((gigapixels * 1e9) ** 0.5)
+            make_svs(slide, shape=(side, side), mpp=0.5, tissue=0.3)
+        source = opened.enter_context(open_slide(slide, mpp=mpp))
+        mask = tissue_mask(source)
+        image = open_working_image(source, mpp=loaded.card.mpp)
         windows = plan_windows(
-            slide.shape,
-            slide.require_mpp(),
+            source.shape,
+            source.require_mpp(),
             mask,
             mpp=image.mpp,
-            window_px=model.config.window_px,
+            window_px=loaded.config.window_px,
         )
         if not windows.n_active:
-            raise ValueError(f"{slide.name} has no tissue; there is nothing to time")
-        layout = plan_layout(model, image, windows)
-        at = layout.scales[0]
-        tiles = macro_tiles(model, layout, image.shape, _SIDE)
-        a_window = (at.side * STRIDE_PX) ** 2 / 1e6
-        some = tiles[:: max(1, len(tiles) // _SAMPLE_TILES)]
+            raise SlideError(f"{source.name} has no tissue; there is nothing to time.")
+        layout = plan_layout(loaded, image, windows)
+        tiles = macro_tiles(loaded, layout, image.shape, _SIDE)
+        window_mpx = (layout.scales[0].side * STRIDE_PX) ** 2 / 1e6
+        sample = tiles[:: max(1, len(tiles) // _SAMPLE_TILES)]
         threads = read_threads()
         start = time.perf_counter()
-        for _ in prefetch(lambda t: image.read(t.read), some, threads=threads, ahead=threads + 1):
+        for _ in prefetch(lambda t: image.read(t.read), sample, threads=threads, ahead=threads + 1):
             pass
-        decode = sum(len(t.windows) for t in some) * a_window / (time.perf_counter() - start)
-        encode = _encode_speed(model, place, precision)
+        seconds = time.perf_counter() - start
+        decode = sum(len(tile.windows) for tile in sample) * window_mpx / seconds
+        encode = _encode_speed(loaded, computer, precision)
         result = predict(
-            slide,
-            model,
+            source,
+            loaded,
             tissue=mask,
             device=device,
             precision=precision,
             memory=memory,
             progress=progress,
         )
-    megapixels = windows.n_active * a_window
+    megapixels = windows.n_active * window_mpx
     whole = megapixels / result.run.stages_s["encode"]
     slower = min(decode, encode)
-    return Bench(
+    return Benchmark(
         windows=windows.n_active,
         megapixels=megapixels,
         decode_mpx_s=decode,
@@ -118,7 +167,7 @@ def bench(
         whole_mpx_s=whole,
         peak_memory_bytes=peak_memory_bytes(),
         bound_by="decoding" if decode < encode else "encoding",
-        share_of_slower=whole / slower,
+        fraction_of_slower=whole / slower,
     )
 
 
