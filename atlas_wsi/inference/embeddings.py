@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,8 +81,11 @@ class TileEmbeddings:
             raise ResultExistsError(f"{path} is there.", hint="--overwrite replaces it.")
         h5py = require_extra("h5py", "embed", to="Writing HDF5")
         layout = {"trident": self._trident, "clam": self._clam, "stamp": self._stamp}[flavor]
-        with write_whole(path, overwrite=overwrite) as partial, h5py.File(partial, "w") as file:
+        memory = io.BytesIO()  # the library may crash after it failed to write to a full disk
+        with h5py.File(memory, "w") as file:
             layout(file)
+        with write_whole(path, overwrite=overwrite) as partial:
+            partial.write_bytes(memory.getbuffer())
         return path
 
     def _trident(self, file: Any) -> None:

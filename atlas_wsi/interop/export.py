@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 from atlas_wsi.errors import (
     AtlasError,
     CorruptResultError,
-    OutputNotWritableError,
-    ResultExistsError,
     SlideError,
 )
-from atlas_wsi.files import folder_name, write_whole
+from atlas_wsi.files import folder_name
 from atlas_wsi.heatmap.heatmap import Heatmap
 from atlas_wsi.heatmap.result import SUMMARY, open_result
 from atlas_wsi.interop.formats import EXPORT_FORMATS
@@ -22,9 +19,10 @@ from atlas_wsi.progress import Progress, silent
 from atlas_wsi.slides.open import open_slide
 
 if TYPE_CHECKING:
+    import os
+
     from numpy.typing import NDArray
 
-    from atlas_wsi.heatmap.formats import Format
 
 THUMBNAIL_PX = 2048
 
@@ -84,15 +82,14 @@ def export_result(
     final = Path(path)
     if final.suffix.lower() not in form.suffixes:
         final /= f"{folder_name(heatmap.slide.name)}{form.suffixes[0]}"
-    _check_free(final, form, overwrite=overwrite)
+    form.check_free(final, overwrite=overwrite)
     report("export", 1, n_steps)
     pixels: NDArray[Any] | None = None
     warnings: tuple[str, ...] = ()
     if form.shows_slide:
         pixels, warnings = _thumbnail(heatmap, slide)
         report("export", 2, n_steps)
-    with write_whole(final, overwrite=overwrite) as partial:
-        warnings += tuple(form.write(heatmap, partial, pixels))
+    warnings += tuple(form.write_whole(heatmap, final, pixels, overwrite=overwrite))
     report("export", n_steps, n_steps)
     return Exported(path=final, warnings=warnings)
 
@@ -125,21 +122,6 @@ def find_results(path: str | os.PathLike[str]) -> list[Path]:
             hint="Give a folder that `atlas-wsi predict` or `atlas-wsi batch` wrote.",
         )
     return sorted(folders)
-
-
-def _check_free(path: Path, form: Format, *, overwrite: bool) -> None:
-    """Refuse before the work what could not be written after it."""
-    above = next(p for p in (path.parent, *path.parents) if p.exists())
-    if not above.is_dir():
-        raise OutputNotWritableError(f"{above} is a file, expected a folder.")
-    if not os.path.lexists(path):
-        return
-    if not overwrite:
-        raise ResultExistsError(f"{path} exists already.", hint="Replace it with --overwrite.")
-    if path.is_dir() and not form.may_replace(path):
-        raise ResultExistsError(f"{path} is a folder that was not exported; it is left alone.")
-    if form.marker and not path.is_dir():
-        raise ResultExistsError(f"{path} is a file, expected nothing or a folder.")
 
 
 def _thumbnail(

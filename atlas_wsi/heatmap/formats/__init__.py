@@ -5,9 +5,13 @@ A format is named by its module, which is imported when it is used: reading the 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from atlas_wsi.errors import OutputNotWritableError, ResultExistsError
+from atlas_wsi.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -44,12 +48,39 @@ class Format:
         pixels = (thumbnail,) if self.shows_slide else ()
         return list(_resolve(self.writer)(heatmap, path, *pixels, **self.options))
 
-    def may_replace(self, folder: Path) -> bool:
-        """Return whether a folder is of this format."""
+    def write_whole(
+        self,
+        heatmap: Heatmap,
+        path: Path,
+        thumbnail: NDArray[Any] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> list[str]:
+        """Write a result to a file of its own, complete or not at all."""
+        self.check_free(path, overwrite=overwrite)
+        with write_whole(path, overwrite=overwrite) as partial:
+            return self.write(heatmap, partial, thumbnail)
+
+    def check_free(self, path: Path, *, overwrite: bool) -> None:
+        """Refuse before the work what could not be written after it."""
+        above = next(p for p in (path.parent, *path.parents) if p.exists())
+        if not above.is_dir():
+            raise OutputNotWritableError(f"{above} is a file, expected a folder.")
+        if not os.path.lexists(path):
+            return
+        if not overwrite:
+            raise ResultExistsError(f"{path} exists already.", hint="Replace it with --overwrite.")
+        if path.is_dir() and not self._made(path):
+            raise ResultExistsError(f"{path} is a folder that was not exported; it is left alone.")
+        if self.marker and not path.is_dir():
+            raise ResultExistsError(f"{path} is a file, expected nothing or a folder.")
+
+    def _made(self, folder: Path) -> bool:
         try:
-            return self.marker in (folder / "zarr.json").read_text(encoding="utf-8")
+            text = (folder / "zarr.json").read_text(encoding="utf-8")
         except (OSError, ValueError):
             return False
+        return bool(self.marker) and self.marker in text
 
     def read(self, path: Path) -> Heatmap:
         """Read a result back."""
@@ -66,6 +97,8 @@ _HERE = "atlas_wsi.heatmap.formats"
 RESULT_FORMATS = {
     "ome-zarr": Format(
         file="heatmap.ome.zarr",
+        suffixes=(".zarr",),
+        marker="multiscales",
         writer=f"{_HERE}.omezarr:write_omezarr",
         reader=f"{_HERE}.omezarr:read_omezarr",
     ),

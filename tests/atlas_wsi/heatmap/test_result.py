@@ -157,23 +157,23 @@ def test_an_interrupted_overwrite_keeps_the_old_result(
 
 
 _KILLED = """
-import os, runpy, signal, sys
-make_heatmap = runpy.run_path(sys.argv[1])["make_heatmap"]
+import os, signal, sys
+from atlas_wsi.testing.writers import make_heatmap
 
 def die(what, done, total):
     if done == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-make_heatmap().write(sys.argv[2], progress=die)
+make_heatmap().write(sys.argv[1], progress=die)
 """
 _FULL = """
-import resource, runpy, sys
+import sys
 from atlas_wsi.errors import DiskFullError
-make_heatmap = runpy.run_path(sys.argv[1])["make_heatmap"]
+from atlas_wsi.testing.writers import full_disk, make_heatmap
 heatmap = make_heatmap((300, 300), is_scene=True)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))
 try:
-    heatmap.write(sys.argv[2], formats=sys.argv[4:])
+    with full_disk(int(sys.argv[2])):
+        heatmap.write(sys.argv[1], formats=sys.argv[3:])
 except DiskFullError as error:
     print(error, "|", type(error.__cause__).__name__)
     sys.exit(3)
@@ -181,9 +181,8 @@ except DiskFullError as error:
 
 
 def run_script(code: str, *args: object) -> subprocess.CompletedProcess[str]:
-    conftest = Path(__file__).with_name("conftest.py")
     return subprocess.run(
-        [sys.executable, "-c", code, str(conftest), *map(str, args)],
+        [sys.executable, "-c", code, *map(str, args)],
         capture_output=True,
         text=True,
         check=False,

@@ -1,0 +1,1 @@
+"""Contract suites and synthetic files for tests of formats and models."""
