@@ -1,12 +1,13 @@
-# make demo   an environment, a real slide, a heatmap: prints where the pictures are
-# make test   the same environment, all tests; those of the window need a screen or xvfb-run
+# make demo    an environment, a real slide, a heatmap: prints where the pictures are
+# make check   the same environment, linters and fast tests: before every commit
+# make test    all tests, notebooks and commands of the docs; the window needs a screen or xvfb-run
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-gui test-notebooks test-docs test-dist test-lowest docs lint format dist clean
+.PHONY: install demo check test test-core test-gui test-notebooks test-docs test-dist test-lowest docs lint format dist clean
 .DEFAULT_GOAL := demo
 
 install: $(READY)
@@ -24,9 +25,18 @@ demo: $(READY)
 	$(BIN)/atlas-wsi predict "$$($(BIN)/atlas-wsi sample --quiet cmu-1-small-region)" --out demo --overwrite
 	@echo "Look at demo/CMU-1-Small-Region/heatmap.png"
 
-test: $(READY)
-	$(BIN)/python -m pytest -m "not gui"
-	$(MAKE) test-gui test-notebooks test-docs
+# Processes that run tests, one thread each.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n $(JOBS) --dist loadfile
+
+check: lint
+	$(PYTEST) $(PARALLEL) -q -m "not slow and not gui"
+
+test: test-core test-gui test-notebooks test-docs
+
+test-core: $(READY)
+	$(PYTEST) $(PARALLEL) -m "not gui"
 
 # In a process of their own: a crash in a driver must not take the other tests with it.
 SCREEN := $(if $(DISPLAY),,xvfb-run -a -s "-screen 0 1600x1000x24 -nolisten tcp")
@@ -34,12 +44,12 @@ SCREEN := $(if $(DISPLAY),,xvfb-run -a -s "-screen 0 1600x1000x24 -nolisten tcp"
 test-gui: $(READY)
 	@test -n "$(DISPLAY)" || command -v xvfb-run > /dev/null || \
 		{ echo "The tests of the napari window need a screen; CONTRIBUTING.md names the packages."; exit 1; }
-	$(SCREEN) $(BIN)/python -m pytest -m gui -p pytest-qt tests/napari
+	$(SCREEN) $(PYTEST) -m gui -p pytest-qt tests/napari
 
 NOTEBOOKS := notebooks
 
 test-notebooks: $(READY)
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist load --nbmake --nbmake-timeout=600 $(NOTEBOOKS)
 
 # Pages have folders of their own, and two are run at a time.
 test-docs: $(READY)
@@ -67,7 +77,7 @@ test-dist: $(READY)
 # The oldest versions that pyproject.toml allows, but for torch and triton.
 LOWEST := .venv-lowest
 TESTED_WITH := easydict flask flask-cors geopandas hypothesis jsonschema 'moto[s3]' onnx playwright pytest \
-	rio-cogeo s3fs scikit-learn sniffio
+	pytest-xdist rio-cogeo s3fs scikit-learn sniffio
 # ome-zarr-py, its models and spatialdata ask for newer zarr.
 NEED_NEWER := $(addprefix tests/atlas_wsi/,heatmap/test_omezarr.py interop/test_export.py interop/test_inspect.py)
 
@@ -76,7 +86,7 @@ test-lowest: $(READY)
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet -c lowest.txt --editable '.[cluster,embed,hub,onnx,timm,train]' \
 		$$(grep -E '^torch(vision)?==' constraints.txt) $(TESTED_WITH)
-	$(LOWEST)/bin/python -m pytest -m "not gui" tests/atlas_wsi tests/kernels $(NEED_NEWER:%=--ignore %)
+	$(LOWEST)/bin/python -m pytest $(PARALLEL) -m "not gui" tests/atlas_wsi tests/kernels $(NEED_NEWER:%=--ignore %)
 
 dist: $(READY)
 	$(BIN)/hatchling build -d dist

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 
-# Kernels run in Triton's interpreter: it is chosen when Triton is first imported, by whomever.
+# Read when the libraries are first imported, and inherited by the processes that tests start:
+# kernels run in Triton's interpreter, and tests use the cores by running side by side, because
+# thread pools spin on tensors as small as these.
 os.environ["TRITON_INTERPRET"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -13,6 +17,11 @@ from hypothesis import settings
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+torch.set_num_threads(1)
+
+# Processes started in the background, and pytest-xdist's workers, ignore Ctrl-C, and so would all
+# that they start: what these tests interrupt must not depend on where they run.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
