@@ -1,4 +1,4 @@
-"""The result of a prediction: class probabilities that know where they lie."""
+"""The result of a prediction: class probabilities with their location and metadata."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ class AttentionMap:
     weights: NDArray[np.float32]
     """float32 `(rows, cols)`, shares of the cell's whole attention."""
     grid: Grid
-    """Where those tokens lie on level 0."""
+    """Location of those tokens on level 0."""
 
 
 class Context(Protocol):
-    """What the cells of a predicted slide attend to."""
+    """Attention of the cells of a predicted slide."""
 
     def attention(self, y: float, x: float) -> list[AttentionMap]:
-        """Tell what the cell at level-0 row `y`, column `x` attends to, one map a coarse scale."""
+        """Return the attention of the cell at level-0 row `y`, column `x`: one map per coarse scale."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Heatmap:
-    """Class probabilities over a slide, and everything that says what they mean."""
+    """Class probabilities over a slide, with all metadata needed to interpret them."""
 
     probabilities: NDArray[Any]
     """float16 or float32 `(class, row, col)`; NaN in all classes where nothing was predicted."""
     grid: Grid
-    """Where the heatmap's cells lie on level 0."""
+    """Location of the cells on level 0."""
     classes: tuple[str, ...]
     """Name of each class."""
     colors: tuple[str, ...]
@@ -57,13 +57,13 @@ class Heatmap:
     scores: Mapping[str, float]
     """Probability of each class for the slide as a whole; empty if nothing was predicted."""
     tissue: TissueMask
-    """The mask that chose what was predicted."""
+    """The mask of what was predicted."""
     slide: SlideInfo
     """The slide."""
     run: RunRecord
-    """How the result came about."""
+    """How the result was made."""
     context: Context | None = None
-    """What cells attend to; only after `predict(..., context=True)`, never stored."""
+    """Attention of the cells; only after `predict(..., context=True)`, never stored."""
 
     def __post_init__(self) -> None:
         expected = (len(self.classes), *self.grid.shape)
@@ -77,11 +77,17 @@ class Heatmap:
 
     @property
     def mpp(self) -> tuple[float, float]:
-        """Micrometers a heatmap cell `(y, x)`."""
-        return (
-            self.slide.mpp[0] * self.grid.step_px[0],
-            self.slide.mpp[1] * self.grid.step_px[1],
-        )
+        """Micrometers per cell `(y, x)`."""
+        (mpp_y, mpp_x), (step_y, step_x) = self.slide.mpp, self.grid.step_px
+        return mpp_y * step_y, mpp_x * step_x
+
+    @property
+    def cell_edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Level-0 rows and columns of the edges between cells, clipped to the slide."""
+        grid, (n_rows, n_cols) = self.grid, self.slide.shape
+        y = grid.origin_px[0] + grid.step_px[0] * np.arange(grid.shape[0] + 1)
+        x = grid.origin_px[1] + grid.step_px[1] * np.arange(grid.shape[1] + 1)
+        return np.clip(y, 0, n_rows), np.clip(x, 0, n_cols)
 
     @property
     def area_unit(self) -> Literal["mm2", "m2"]:
@@ -89,7 +95,7 @@ class Heatmap:
         return "m2" if self.slide.is_georeferenced else "mm2"
 
     def argmax(self) -> NDArray[np.int16]:
-        """Tell the most probable class of each cell.
+        """Return the most probable class of each cell.
 
         Returns
         -------
@@ -114,24 +120,10 @@ class Heatmap:
         Returns
         -------
         dict[str, float]
-            Area of the cells in which each class is the most probable one, as far as they lie on
-            the slide, in `area_unit`.
+            Area in `area_unit` of the cells, clipped to the slide, in which each class is the most
+            probable one.
         """
-        rows, cols = (
-            np.clip(
-                np.minimum(start + step * (np.arange(n) + 1), size)
-                - np.maximum(start + step * np.arange(n), 0),
-                0,
-                None,
-            )
-            for start, step, n, size in zip(
-                self.grid.origin_px,
-                self.grid.step_px,
-                self.grid.shape,
-                self.slide.shape,
-                strict=True,
-            )
-        )
+        rows, cols = map(np.diff, self.cell_edges)
         winner = self.argmax()
         if threshold > 0:
             winner[~(self.probabilities.max(axis=0) >= threshold)] = -1

@@ -1,4 +1,4 @@
-"""What a result says in words and numbers: ``summary.json`` and the record inside the OME-Zarr."""
+"""The metadata of a result: ``summary.json`` and the record inside the OME-Zarr."""
 
 from __future__ import annotations
 
@@ -42,28 +42,25 @@ def _inside_folder(path: str) -> str:
 
 
 class Record(BaseModel):
-    """Something a result writes as JSON and reads back from an untrusted file."""
+    """Metadata that is written as JSON and read back from an untrusted file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SlideInfo(Record):
-    """What a result remembers of its slide."""
+    """The slide of a result."""
 
     name: Annotated[str, Field(min_length=1, max_length=1000)]
-    """File name without suffix."""
     path: str
     """Absolute path or URL as opened."""
     shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
     """Level-0 rows and columns."""
     mpp: tuple[Positive, Positive]
-    """Micrometers a level-0 pixel `(y, x)`."""
+    """Micrometers per level-0 pixel `(y, x)`."""
     mpp_source: str = ""
     """Where the resolution was read, or ``"argument"``."""
     format: str = ""
-    """Short name of the format, such as ``"aperio"``."""
     vendor: str = ""
-    """Scanner's vendor."""
     magnification: float | None = None
     """Objective power of the scan."""
     crs: str | None = None
@@ -73,81 +70,57 @@ class SlideInfo(Record):
 
     @classmethod
     def of(cls, slide: Slide) -> Self:
-        """Take down what a result must remember of a slide."""
-        return cls(
-            name=slide.name,
-            path=slide.path,
-            shape=slide.shape,
-            mpp=slide.require_mpp(),
-            mpp_source=slide.mpp_source,
-            format=slide.meta.format,
-            vendor=slide.vendor,
-            magnification=slide.magnification,
-            crs=slide.crs,
-            transform=slide.transform,
-        )
+        """Record a slide, which must state its resolution."""
+        names = set(cls.model_fields) - {"mpp", "format"}
+        facts = {name: getattr(slide, name) for name in names}
+        return cls(mpp=slide.require_mpp(), format=slide.meta.format, **facts)
 
     @property
     def is_georeferenced(self) -> bool:
-        """Whether level-0 pixels have a place on Earth."""
+        """Whether level-0 pixels have coordinates on Earth."""
         return self.crs is not None and self.transform is not None
 
 
 class ModelUsed(Record):
-    """Which model made a result."""
+    """The model that made a result."""
 
     name: str
-    """Name in the registry, or the file's name."""
     version: str = ""
-    """The card's version."""
     sha256: str = ""
-    """Of the weights file."""
     reason: str = ""
-    """Why this model was taken, in words."""
+    """Why this model was chosen, in words."""
 
 
 class Unreadable(Record):
     """A block of the slide that could not be decoded and was filled with background."""
 
     level: Count
-    """Level of the file."""
     row: Count
-    """First row in the level's pixels."""
     col: Count
-    """First column in the level's pixels."""
     rows: Count
-    """Rows of the block."""
     cols: Count
-    """Columns of the block."""
     reason: str
-    """What the decoder said."""
 
 
 class RunRecord(Record):
-    """How a result came about."""
+    """How a result was made."""
 
     model: ModelUsed
-    """The model."""
     mpp_asked: tuple[Positive, Positive] | None = None
-    """Working resolution that was asked for, micrometers `(y, x)`."""
+    """Requested working resolution, micrometers per pixel `(y, x)`."""
     mpp_used: tuple[Positive, Positive] | None = None
-    """Working resolution at which the encoder saw the slide, micrometers `(y, x)`."""
+    """Working resolution of the encoder, micrometers per pixel `(y, x)`."""
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
-    """Everything else that decides the result."""
+    """All other settings that determine the result."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Version of each package that took part."""
     started: str = ""
-    """When the run began, ISO 8601 with offset."""
     wall_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds from opening the slide to the heatmap."""
     stages_s: dict[str, float] = Field(default_factory=dict)
-    """Seconds a stage."""
     peak_memory_bytes: Count = 0
     """Largest resident memory of the process."""
     warnings: tuple[str, ...] = ()
-    """What the user may want to act on."""
     n_unreadable: Count = 0
-    """How many blocks could not be decoded."""
     unreadable: Annotated[tuple[Unreadable, ...], Field(max_length=MAX_LISTED)] = ()
     """The first of them."""
 
@@ -156,20 +129,19 @@ class GridRecord(Record):
     """A grid of cells over level-0 pixels."""
 
     shape: tuple[Side, Side]
-    """Rows and columns."""
     step_px: tuple[Positive, Positive]
-    """Level-0 pixels a cell `(y, x)`."""
+    """Level-0 pixels per cell `(y, x)`."""
     origin_px: tuple[float, float]
     """Level-0 position `(y, x)` of the first cell's corner."""
 
     @classmethod
     def of(cls, grid: Grid) -> Self:
-        """Take down a grid."""
-        return cls(shape=grid.shape, step_px=grid.step_px, origin_px=grid.origin_px)
+        """Record a grid."""
+        return cls.model_validate(grid, from_attributes=True)
 
     @property
     def grid(self) -> Grid:
-        """The grid that was taken down."""
+        """The grid."""
         return Grid(shape=self.shape, step_px=self.step_px, origin_px=self.origin_px)
 
 
@@ -177,30 +149,21 @@ class ClassRecord(Record):
     """A class of the model."""
 
     name: Annotated[str, Field(max_length=1000)]
-    """As the model's card names it."""
     color: Color
-    """``#rrggbb``."""
 
 
 class HeatmapRecord(Record):
-    """All that a heatmap is besides its arrays; ``attributes.atlas`` of the OME-Zarr."""
+    """A heatmap without its arrays; ``attributes.atlas`` of the OME-Zarr."""
 
     schema_version: Literal[1] = 1
-    """Raised when a reader of the old version would misread the new one."""
+    """Incremented when a reader of the old version would misread the new one."""
     classes: Annotated[tuple[ClassRecord, ...], Field(min_length=1, max_length=MAX_CLASSES)]
-    """In the order of the channels."""
     scores: dict[str, Share]
-    """Probability of each class for the slide as a whole."""
     cells: GridRecord
-    """Where the heatmap's cells lie."""
     tissue_method: str
-    """How the tissue mask was found."""
     tissue_cells: GridRecord
-    """Where the tissue mask's cells lie."""
     slide: SlideInfo
-    """The slide."""
     run: RunRecord
-    """How the result came about."""
 
     @model_validator(mode="after")
     def _scores_name_classes(self) -> Self:
@@ -211,7 +174,7 @@ class HeatmapRecord(Record):
 
     @classmethod
     def of(cls, heatmap: Heatmap) -> Self:
-        """Take down a heatmap."""
+        """Record a heatmap."""
         return cls(
             classes=tuple(
                 ClassRecord(name=n, color=c)
@@ -227,12 +190,11 @@ class HeatmapRecord(Record):
 
 
 class ClassSummary(ClassRecord):
-    """What was found of a class."""
+    """The result of a class."""
 
     area: Annotated[float, Field(ge=0)]
     """Area where the class is the most probable one."""
     share: Share
-    """Part of the predicted area."""
     score: Share | None
     """Probability for the slide as a whole; null if nothing was predicted."""
 
@@ -241,42 +203,33 @@ class FileRecord(Record):
     """A file as it was written."""
 
     bytes: Count
-    """Its size."""
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    """Its hash."""
 
 
 class Summary(Record):
-    """``summary.json``: made last, so a folder that has one is whole."""
+    """``summary.json``: written last, so a folder that has one is complete."""
 
     kind: Literal["atlas-wsi result"] = "atlas-wsi result"
-    """Tells this JSON from others."""
     schema_version: Literal[1] = 1
-    """Raised when a reader of the old version would misread the new one."""
+    """Incremented when a reader of the old version would misread the new one."""
     slide: SlideInfo
-    """The slide."""
     classes: tuple[ClassSummary, ...]
-    """What was found of each class."""
     area_unit: Literal["mm2", "m2"]
-    """Unit of all areas."""
     predicted_area: Annotated[float, Field(ge=0)]
     """Area of the cells for which there is a prediction."""
     tissue_fraction: Share
     """Part of the slide that is tissue (of a scene: that was observed)."""
     cell_mpp: tuple[Positive, Positive]
-    """Micrometers a heatmap cell `(y, x)`."""
+    """Micrometers per heatmap cell `(y, x)`."""
     cells: GridRecord
-    """Where the heatmap's cells lie."""
     run: RunRecord
-    """How the result came about."""
     warnings: tuple[str, ...]
-    """Those of the run and of writing its files."""
     files: dict[Annotated[str, AfterValidator(_inside_folder)], FileRecord]
     """Every other file of the result by its path in the folder."""
 
     @classmethod
     def of(cls, heatmap: Heatmap, *, warnings: Iterable[str], files: dict[str, FileRecord]) -> Self:
-        """Sum up a heatmap."""
+        """Summarize a heatmap."""
         areas = heatmap.areas()
         total = sum(areas.values())
         return cls(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from atlas_wsi import files
 from atlas_wsi.errors import ResultError
 from atlas_wsi.inference.embeddings import TileEmbeddings
 
@@ -33,43 +33,34 @@ class Tiles:
 def predicted_tiles(heatmap: Heatmap) -> Tiles:
     """List the cells for which there is a prediction."""
     rows, cols = np.nonzero(heatmap.argmax() >= 0)
-    y, x = (
-        np.clip(np.rint(origin + step * np.arange(n + 1)), 0, size).astype(np.int64)
-        for origin, step, n, size in zip(
-            heatmap.grid.origin_px,
-            heatmap.grid.step_px,
-            heatmap.grid.shape,
-            heatmap.slide.shape,
-            strict=True,
-        )
-    )
+    y, x = (np.rint(edges).astype(np.int64) for edges in heatmap.cell_edges)
     boxes = np.column_stack([x[cols], y[rows], x[cols + 1], y[rows + 1]])
     inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    found = heatmap.probabilities[:, rows, cols].T.astype(np.float32)
-    return Tiles(boxes=boxes[inside], probabilities=found[inside])
+    probabilities = heatmap.probabilities[:, rows, cols].T.astype(np.float32)
+    return Tiles(boxes=boxes[inside], probabilities=probabilities[inside])
 
 
 def write_csv(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
-    """Write a row a tile, with the columns of WSInfer."""
+    """Write one row per tile, with the columns of WSInfer."""
     tiles = predicted_tiles(heatmap)
     x0, y0, x1, y1 = tiles.boxes.T
-    places = np.column_stack([x0, y0, x1 - x0, y1 - y0]).tolist()
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        names = [f"prob_{name}" for name in heatmap.classes]
-        table.writerow(["minx", "miny", "width", "height", *names])
-        for place, found in zip(places, tiles.probabilities.tolist(), strict=True):
-            table.writerow([*place, *(f"{p:.6g}" for p in found)])
+    boxes = np.column_stack([x0, y0, x1 - x0, y1 - y0]).tolist()
+    rows = (
+        [*box, *(f"{p:.6g}" for p in probabilities)]
+        for box, probabilities in zip(boxes, tiles.probabilities.tolist(), strict=True)
+    )
+    names = [f"prob_{name}" for name in heatmap.classes]
+    files.write_csv(path, ["minx", "miny", "width", "height", *names], rows)
     return ()
 
 
 def write_hdf5(heatmap: Heatmap, path: Path, flavor: Flavor) -> tuple[str, ...]:
-    """Write where the tiles lie, with their class probabilities in the place of features."""
+    """Write the coordinates of the tiles, with their class probabilities as features."""
     step_y, step_x = heatmap.grid.step_px
     if abs(step_y - step_x) > 0.01 * step_x:
         raise ResultError(
             f"The cells of {heatmap.slide.name} have {step_x:.1f} x {step_y:.1f} pixels; the "
-            "HDF5 layouts know square tiles only.",
+            "HDF5 layouts have square tiles only.",
             hint="Use --to wsinfer-csv.",
         )
     tiles = predicted_tiles(heatmap)
@@ -90,5 +81,5 @@ def write_hdf5(heatmap: Heatmap, path: Path, flavor: Flavor) -> tuple[str, ...]:
         notes={"features": "class probabilities", "classes": "\n".join(heatmap.classes)},
     ).write(path, flavor=flavor, overwrite=True)
     n = len(heatmap.classes)
-    said = f"{heatmap.slide.name}: the features are the {n} class probabilities of"
-    return (f"{said} each tile; `atlas-wsi embed` writes those of the encoder.",)
+    meaning = f"{heatmap.slide.name}: the features are the {n} class probabilities of each tile"
+    return (f"{meaning}; `atlas-wsi embed` writes those of the encoder.",)

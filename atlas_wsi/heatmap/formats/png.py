@@ -1,4 +1,4 @@
-"""The overview that a person looks at."""
+"""The overview of a result as a picture."""
 
 from __future__ import annotations
 
@@ -110,17 +110,10 @@ def _draw_panel(axes: Axes, heatmap: Heatmap, backdrop: NDArray[np.uint8]) -> No
 def _draw_classes(axes: Axes, heatmap: Heatmap) -> None:
     rgba = paint_classes(heatmap)
     if not rgba.any():
-        axes.text(
-            0.5,
-            0.5,
-            "no tissue found" if heatmap.tissue.fraction == 0 else "nothing predicted",
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-            size=12,
-            color=_INK,
-            bbox={"facecolor": "white", "edgecolor": _LINE, "boxstyle": "round,pad=0.5"},
-        )
+        text = "no tissue found" if heatmap.tissue.fraction == 0 else "nothing predicted"
+        box = {"facecolor": "white", "edgecolor": _LINE, "boxstyle": "round,pad=0.5"}
+        style: dict[str, Any] = {"ha": "center", "va": "center", "size": 12, "color": _INK}
+        axes.text(0.5, 0.5, text, transform=axes.transAxes, bbox=box, **style)
         return
     (top, left), (step_y, step_x) = heatmap.grid.origin_px, heatmap.grid.step_px
     bottom, right = top + step_y * rgba.shape[0], left + step_x * rgba.shape[1]
@@ -129,8 +122,6 @@ def _draw_classes(axes: Axes, heatmap: Heatmap) -> None:
 
 
 def _draw_scale_bar(axes: Axes, heatmap: Heatmap, inches: tuple[float, float]) -> None:
-    from matplotlib.patches import Rectangle
-
     rows, cols = heatmap.slide.shape
     inch = max(cols / inches[0], rows / inches[1])
     pad, thick, box_height = 0.1 * inch, 0.045 * inch, 0.34 * inch
@@ -139,37 +130,18 @@ def _draw_scale_bar(axes: Axes, heatmap: Heatmap, inches: tuple[float, float]) -
     length = length_um / heatmap.slide.mpp[1]
     box_width = max(length, 0.62 * inch) + 2 * pad
     left, bottom = (pad, rows - pad) if fits else (0, rows + box_height)
-    axes.add_patch(
-        Rectangle(
-            (left, bottom - box_height),
-            box_width,
-            box_height,
-            color="white",
-            alpha=0.82,
-            lw=0,
-            clip_on=False,
-        )
-    )
-    middle = left + box_width / 2
-    axes.add_patch(
-        Rectangle(
-            (middle - length / 2, bottom - pad * 0.7 - thick),
-            length,
-            thick,
-            color=_INK,
-            lw=0,
-            clip_on=False,
-        )
-    )
-    axes.text(
-        middle,
-        bottom - pad * 0.7 - thick - 0.03 * inch,
-        _length(length_um),
-        ha="center",
-        va="bottom",
-        size=8,
-        color=_INK,
-    )
+    box = (left, bottom - box_height, box_width, box_height)
+    _draw_box(axes, *box, color="white", alpha=0.82, clip_on=False)
+    middle, top = left + box_width / 2, bottom - pad * 0.7 - thick
+    _draw_box(axes, middle - length / 2, top, length, thick, color=_INK, clip_on=False)
+    style: dict[str, Any] = {"ha": "center", "va": "bottom", "size": 8, "color": _INK}
+    axes.text(middle, top - 0.03 * inch, _length(length_um), **style)
+
+
+def _draw_box(axes: Axes, x: float, y: float, width: float, height: float, **style: Any) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((x, y), width, height, lw=0, **style))
 
 
 def _round_down(length: float) -> float:
@@ -195,8 +167,6 @@ def _number(value: float) -> str:
 
 
 def _draw_legend(axes: Axes, heatmap: Heatmap, height: float) -> None:
-    from matplotlib.patches import Rectangle
-
     axes.set(xlim=(0, _LEGEND), ylim=(height, 0))
     axes.axis("off")
     areas = heatmap.areas()
@@ -206,15 +176,8 @@ def _draw_legend(axes: Axes, heatmap: Heatmap, height: float) -> None:
         unit, per_unit = "km²", 1e6
     style: dict[str, Any] = {"va": "center", "parse_math": False}
     axes.text(0, 0.1, "Area by class", size=9.5, weight="bold", color=_INK, **style)
-    axes.text(
-        _LEGEND,
-        0.1,
-        f"{_number(total / per_unit)} {unit}",
-        ha="right",
-        size=9,
-        color=_FAINT,
-        **style,
-    )
+    faint = style | {"ha": "right", "color": _FAINT}
+    axes.text(_LEGEND, 0.1, f"{_number(total / per_unit)} {unit}", size=9, **faint)
     shown = sorted(
         sorted(range(len(heatmap.classes)), key=lambda k: -areas[heatmap.classes[k]])[:MAX_LEGEND]
     )
@@ -224,14 +187,10 @@ def _draw_legend(axes: Axes, heatmap: Heatmap, height: float) -> None:
         share = areas[name] / total if total else 0.0
         axes.text(0, y, _shorten(name, 24), size=9, color=_INK, **style)
         amount = f"{_number(areas[name] / per_unit)} {unit}" if share else ""
-        axes.text(_LEGEND - 0.6, y, amount, ha="right", size=7.5, color=_FAINT, **style)
+        axes.text(_LEGEND - 0.6, y, amount, size=7.5, **faint)
         axes.text(_LEGEND, y, _percent(share), ha="right", size=9, color=_INK, **style)
-        axes.add_patch(Rectangle((0, y + 0.11), _LEGEND, 0.085, color="#ededf0", lw=0))
-        axes.add_patch(
-            Rectangle(
-                (0, y + 0.11), max(_LEGEND * share, 0.06), 0.085, color=heatmap.colors[k], lw=0
-            )
-        )
+        _draw_box(axes, 0, y + 0.11, _LEGEND, 0.085, color="#ededf0")
+        _draw_box(axes, 0, y + 0.11, max(_LEGEND * share, 0.06), 0.085, color=heatmap.colors[k])
         y += _ROW
     if len(shown) < len(heatmap.classes):
         rest = len(heatmap.classes) - len(shown)

@@ -58,11 +58,6 @@ class Asker:
             answer, self._answer = self._answer, None
         return answer
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether an answer is being computed."""
-        return self._thread is not None
-
     def _work(self) -> None:
         while True:
             with self._lock:

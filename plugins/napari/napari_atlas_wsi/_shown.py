@@ -99,11 +99,6 @@ class ShownHeatmap:
         """Return a layer of the heatmap, None if it was removed."""
         return next((x for x in self._layers() if x.metadata[PART_KEY] == part), None)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether any of the layers is left."""
-        return any(self._layers())
-
     def select(self, index: int) -> None:
         """Show the probabilities of another class."""
         self.index = index
