@@ -50,7 +50,7 @@ def main(slide: str, model: str | None) -> None:
     row, col = known[len(known) // 2]
     step = shown.heatmap.grid.step_px
     scales.follow.setChecked(True)
-    scales.ask(shown.frame.to_world((row + 0.5) * step[0], (col + 0.5) * step[1]))
+    scales.request(shown.frame.to_world((row + 0.5) * step[0], (col + 0.5) * step[1]))
     wait(lambda: scales.scale_box.count() > 0)
     scales.scale_box.setCurrentIndex(scales.scale_box.count() - 1)
     take(viewer, scales, "napari-scales.png")

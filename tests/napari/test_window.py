@@ -19,9 +19,9 @@ from PIL import Image
 
 import atlas_wsi
 from atlas_wsi.slides.synthetic_scenes import make_scene
+from napari_atlas_wsi._job import work_folder
 from napari_atlas_wsi._layers import SLIDE_KEY
 from napari_atlas_wsi._open import open_viewer
-from napari_atlas_wsi._run import work_folder
 from napari_atlas_wsi._shown import shown_in
 
 pytestmark = pytest.mark.gui
@@ -198,15 +198,15 @@ def test_a_run_is_cancelled_shows_what_it_had_and_goes_on(qtbot, window, huge_pa
     predict = widget(viewer, "Predict")
     predict.start()
     qtbot.waitUntil(lambda: predict.shown is not None, timeout=RUN_MS)
-    run, shown = predict.job_run, predict.shown
+    run, shown = predict.job, predict.shown
     assert np.isfinite(shown.layer("probability").data).any()  # it grows while the run goes on
     predict.cancel_button.click()
     assert run.wait(5)
     finish(qtbot, predict)
-    assert predict.status.text() == "Stopped. 'Predict' goes on where it was."
+    assert predict.status.text() == "Stopped. 'Predict' resumes it."
     assert run.result is None
     assert predict.run_button.isEnabled()
-    kept = work_folder(run.job.slide)
+    kept = work_folder(run.spec.slide)
     assert sum(file.stat().st_size for file in kept.rglob("*")) > 0
 
     predict.start()
@@ -288,7 +288,7 @@ def test_corrections_are_saved_as_annotations_to_train_on(predicted, tmp_path, t
     panel = widget(predicted, "Heatmap")
     path = tmp_path / "corrections.geojson"
     panel.export("corrections", path)
-    assert "Nothing of the class map was changed" in told[-1].message
+    assert "The class map was not changed" in told[-1].message
     assert not path.exists()
 
     layer = panel.shown.layer("classes")
@@ -345,7 +345,7 @@ def test_the_coarse_scale_view_shows_what_the_cell_under_the_cursor_attends_to(p
     expected = shown.heatmap.context.attention(y, x)
     panel.follow.setChecked(True)
     n_layers = len(predicted.layers)
-    panel.ask(shown.frame.to_world(y, x))
+    panel.request(shown.frame.to_world(y, x))
     qtbot.waitUntil(lambda: len(predicted.layers) == n_layers + 1, timeout=30_000)
     layer = predicted.layers[-1]
     np.testing.assert_allclose(layer.data, expected[0].weights, atol=1e-6)
@@ -353,10 +353,10 @@ def test_the_coarse_scale_view_shows_what_the_cell_under_the_cursor_attends_to(p
     corner = np.array(layer.data_to_world((-0.5, -0.5)))
     np.testing.assert_allclose(corner, shown.frame.to_world(*expected[0].grid.origin_px))
     share = expected[0].weights.sum()
-    assert f"scale 1 ({expected[0].grid.step_px[0]:.0f} px a token) {share:.0%}" in (
-        panel.shares.text()
+    assert f"scale 1 ({expected[0].grid.step_px[0]:.0f} px per token) {share:.0%}" in (
+        panel.fractions.text()
     )
-    panel.ask(shown.frame.to_world((rows[-1] + 0.5) * step[0], (cols[-1] + 0.5) * step[1]))
+    panel.request(shown.frame.to_world((rows[-1] + 0.5) * step[0], (cols[-1] + 0.5) * step[1]))
     other = shown.heatmap.context.attention((rows[-1] + 0.5) * step[0], (cols[-1] + 0.5) * step[1])
     qtbot.waitUntil(
         lambda: (
@@ -391,8 +391,8 @@ def test_a_result_on_disk_is_opened_beside_its_slide(window, slide_path, result_
     panel = widget(viewer, "Heatmap")
     assert panel.shown.heatmap.classes == result.classes
     context = widget(viewer, "Coarse scales")
-    context.ask((100.0, 100.0))
-    assert context.shares.text().startswith("Predict in this window first")
+    context.request((100.0, 100.0))
+    assert context.fractions.text().startswith("Predict in this window first")
     info = widget(viewer, "Slide")
     facts = {info.table.item(k, 0).text(): info.table.item(k, 1).text() for k in range(5)}
     assert facts["size"].startswith("2200 x 1500 px")

@@ -17,24 +17,24 @@ CONTEXT_KEY = "atlas_wsi_context"
 _RAMP = [[0.1, 0.0, 0.3, 0.0], [0.75, 0.1, 0.55, 0.55], [1.0, 0.85, 0.2, 0.9]]
 
 
-class Asker:
-    """Computes the attention of the latest place asked for, one at a time, in a thread."""
+class AttentionWorker:
+    """Computes the attention of the latest requested position, one at a time, in a thread."""
 
     def __init__(self, heatmap: Heatmap) -> None:
         if heatmap.context is None:
             raise ValueError("the heatmap was predicted without its context")
+        self.heatmap = heatmap
         self._context = heatmap.context
-        self._heatmap = heatmap
         self._lock = threading.Lock()
-        self._wanted: tuple[float, float] | None = None
-        self._answer: list[AttentionMap] | None = None
+        self._requested: tuple[float, float] | None = None
+        self._maps: list[AttentionMap] | None = None
         self._thread: threading.Thread | None = None
         self._last: tuple[int, ...] | None = None
         self.error: BaseException | None = None
 
-    def ask(self, y: float, x: float) -> None:
-        """Ask for a place; what was asked before and is not begun is dropped."""
-        grid = self._heatmap.grid
+    def request(self, y: float, x: float) -> None:
+        """Request a level-0 position; an earlier request that has not started is dropped."""
+        grid = self.heatmap.grid
         cell = (
             int((y - grid.origin_px[0]) // grid.step_px[0]),
             int((x - grid.origin_px[1]) // grid.step_px[1]),
@@ -43,55 +43,51 @@ class Asker:
             return
         self._last = cell
         with self._lock:
-            self._wanted = (y, x)
+            self._requested = (y, x)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True)
                 self._thread.start()
 
-    def asks(self, heatmap: Heatmap) -> bool:
-        """Tell whether the answers are about a heatmap."""
-        return self._heatmap is heatmap
-
     def take(self) -> list[AttentionMap] | None:
-        """Return the newest answer, once."""
+        """Return the newest maps, once."""
         with self._lock:
-            answer, self._answer = self._answer, None
-        return answer
+            maps, self._maps = self._maps, None
+        return maps
 
     def _work(self) -> None:
         while True:
             with self._lock:
-                wanted, self._wanted = self._wanted, None
-                if wanted is None:
+                requested, self._requested = self._requested, None
+                if requested is None:
                     self._thread = None
                     return
             try:
-                answer = self._context.attention(*wanted)
-            except BaseException as error:  # noqa: BLE001 - told in the window
+                maps = self._context.attention(*requested)
+            except BaseException as error:  # noqa: BLE001 - shown in the window
                 self.error = error
-                answer = []
+                maps = []
             with self._lock:
-                self._answer = answer
+                self._maps = maps
 
 
-def shares_of(maps: list[AttentionMap]) -> str:
-    """Tell how a cell's attention is divided."""
-    shares = [float(one.weights.sum()) for one in maps]
-    parts = [f"own window {1 - sum(shares):.0%}"]
-    for number, (one, share) in enumerate(zip(maps, shares, strict=True), 1):
-        parts.append(f"scale {number} ({one.grid.step_px[0]:.0f} px a token) {share:.0%}")
+def describe_fractions(maps: list[AttentionMap]) -> str:
+    """Describe how a cell's attention is divided over the scales."""
+    fractions = [float(scale.weights.sum()) for scale in maps]
+    parts = [f"own window {1 - sum(fractions):.0%}"]
+    for number, (scale, fraction) in enumerate(zip(maps, fractions, strict=True), 1):
+        parts.append(f"scale {number} ({scale.grid.step_px[0]:.0f} px per token) {fraction:.0%}")
     return " · ".join(parts)
 
 
 def show_attention(
-    viewer: ViewerModel, one: AttentionMap, frame: Frame, *, scale: int, slide: str
+    viewer: ViewerModel, attention: AttentionMap, frame: Frame, *, scale: int, slide: str
 ) -> Any:
-    """Draw the attention to a coarse scale; the layer is made once and then kept."""
+    """Draw the attention to a coarse scale; the layer is made once and then updated."""
     from napari.layers import Image
     from napari.utils.colormaps import Colormap
 
-    place = frame.place(one.grid.step_px, one.grid.origin_px)
-    weights = np.ascontiguousarray(one.weights, dtype=np.float32)
+    placement = frame.placement(attention.grid.step_px, attention.grid.origin_px)
+    weights = np.ascontiguousarray(attention.weights, dtype=np.float32)
     limits = (0.0, max(float(weights.max()), 1e-9))
     name = f"{slide}: attends to, scale {scale}"
     layer = next((x for x in viewer.layers if CONTEXT_KEY in x.metadata), None)
@@ -105,17 +101,17 @@ def show_attention(
             blending="translucent_no_depth",
             interpolation2d="nearest",
             metadata={CONTEXT_KEY: scale},
-            **place,
+            **placement,
         )
         viewer.add_layer(layer)
-        viewer.layers.selection.active = active  # the cursor goes on reading the heatmap
+        viewer.layers.selection.active = active  # the cursor still reads the heatmap
         return layer
     layer.name = name
     layer.data = weights
     layer.contrast_limits_range = limits
     layer.contrast_limits = limits
-    if "affine" in place:
-        layer.affine = place["affine"]
+    if "affine" in placement:
+        layer.affine = placement["affine"]
     else:
-        layer.scale, layer.translate = place["scale"], place["translate"]
+        layer.scale, layer.translate = placement["scale"], placement["translate"]
     return layer

@@ -1,4 +1,4 @@
-"""What a person takes home: areas, regions, a picture of the view, corrections."""
+"""Exports of a heatmap: areas, regions, an image of the view, corrections."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlas_wsi import write_whole
-from atlas_wsi.errors import DatasetError
+from atlas_wsi import DatasetError, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,14 +47,14 @@ def export_regions(heatmap: Heatmap, path: Path) -> None:
 
 
 def export_corrections(shown: ShownHeatmap, path: Path, *, whole: bool = False) -> int:
-    """Write what a person corrected as annotations to train on."""
+    """Write corrected cells as annotations for training."""
     from atlas_wsi import write_annotations
 
     heatmap = shown.corrected(whole=whole)
     areas = list(annotations_of(heatmap))
     if not areas:
         raise DatasetError(
-            "Nothing of the class map was changed, so there is nothing to save.",
+            "The class map was not changed, so there is nothing to save.",
             hint="Choose a class, press 'Correct by hand' and paint on the class map.",
         )
     write_annotations(areas, path, heatmap.slide)
@@ -77,9 +76,9 @@ def annotations_of(heatmap: Heatmap) -> Iterator[Annotation]:
 def export_view(
     shown: ShownHeatmap, picture: NDArray[np.uint8], path: Path, *, threshold: float = 0.0
 ) -> None:
-    """Write a picture of the canvas with a legend.
+    """Write an image of the canvas with a legend.
 
-    `picture`: uint8 RGBA `(rows, cols, 4)` of the canvas, scale bar and all.
+    `picture`: uint8 RGBA `(rows, cols, 4)` of the canvas, scale bar included.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -127,8 +126,8 @@ def _legend(
     write(58, heatmap.run.model.name, color="#6b6b70")
     y_px = 96.0
     for name, color in entries:
-        place = (x_px / width, 1 - (y_px + 7) / height)
-        box = Rectangle(place, 14 / width, 14 / height, color=color, transform=figure.transFigure)
+        corner = (x_px / width, 1 - (y_px + 7) / height)
+        box = Rectangle(corner, 14 / width, 14 / height, color=color, transform=figure.transFigure)
         figure.add_artist(box)
         write(y_px, name, indent=24)
         y_px += _ROW_PX
@@ -143,4 +142,4 @@ def _legend(
         bar.set_xticks([0, 0.5, 1])
         bar.tick_params(labelsize=8, length=2)
         if threshold > 0:
-            write(y_px + 70, f"from {threshold:.2f} on", color="#6b6b70")
+            write(y_px + 70, f"{threshold:.2f} and above", color="#6b6b70")

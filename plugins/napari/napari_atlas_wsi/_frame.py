@@ -24,7 +24,7 @@ class Frame:
 
     @classmethod
     def of(cls, slide: Any) -> Frame:
-        """Place a slide, or the record that a result keeps of it."""
+        """Return the frame of a slide, or of the record of it in a result."""
         if slide.is_georeferenced:
             from rasterio.crs import CRS
 
@@ -40,12 +40,12 @@ class Frame:
         matrix = np.array([[mpp[0], 0, -mpp[0] / 2], [0, mpp[1], -mpp[1] / 2], [0, 0, 1]])
         return cls(matrix=matrix, unit=unit, is_map=False)
 
-    def place(
+    def placement(
         self, step: tuple[float, float] = (1, 1), origin: tuple[float, float] = (0, 0)
     ) -> dict[str, Any]:
-        """Return the layer arguments that lay cells over the slide.
+        """Return the layer arguments that align cells with the slide.
 
-        `step`: Level-0 pixels a cell `(y, x)`. `origin`: Level-0 corner of the first cell `(y, x)`.
+        `step`: Level-0 pixels per cell `(y, x)`. `origin`: Level-0 corner of the first cell `(y, x)`.
         """
         cells = np.diag([*step, 1.0])
         cells[:2, 2] = [o + s / 2 for o, s in zip(origin, step, strict=True)]
@@ -56,7 +56,7 @@ class Frame:
         return {"scale": tuple(np.diag(world)[:2]), "translate": tuple(world[:2, 2]), **units}
 
     def to_level0(self, world: tuple[float, float]) -> tuple[float, float]:
-        """Return the level-0 position `(y, x)`, in pixel edges, of a place in the world.
+        """Return the level-0 position `(y, x)`, in pixel edges, of a position in the world.
 
         `world`: Position `(y, x)` in the viewer.
         """
@@ -64,7 +64,7 @@ class Frame:
         return float(y), float(x)
 
     def to_world(self, y: float, x: float) -> tuple[float, float]:
-        """Return the place in the world of a level-0 position, in pixel edges.
+        """Return the position in the world of a level-0 position, in pixel edges.
 
         Returns: Position `(y, x)` in the viewer.
         """

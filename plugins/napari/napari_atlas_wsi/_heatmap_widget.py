@@ -28,7 +28,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from atlas_wsi.errors import AtlasError
+from atlas_wsi import AtlasError
 from napari_atlas_wsi._export import (
     export_areas,
     export_corrections,
@@ -49,13 +49,13 @@ HOT = 0.5
 EXPORTS = {
     "regions": ("Regions for QuPath", "GeoJSON (*.geojson)"),
     "areas": ("Areas", "Table (*.csv)"),
-    "view": ("Picture of the view", "Picture (*.png)"),
+    "view": ("Image of the view", "Image (*.png)"),
     "corrections": ("Corrections", "GeoJSON (*.geojson)"),
 }
 
 
 class HeatmapWidget(QWidget):
-    """Look at a heatmap, walk through it, correct it, take it home."""
+    """Inspect, correct and export a heatmap."""
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class HeatmapWidget(QWidget):
         self.correct_box = QComboBox()
         self.correct_button = QPushButton("Correct by hand")
         self.whole_map = QCheckBox("save the whole map")
-        self.whole_map.setToolTip("Else only the cells that you changed.")
+        self.whole_map.setToolTip("Otherwise only the cells that you changed.")
         self.annotate_button = QPushButton("New annotation layer")
         self.export_buttons = {kind: QPushButton(f"{EXPORTS[kind][0]} …") for kind in EXPORTS}
         self.save_button = QPushButton("Result folder …")
@@ -111,11 +111,11 @@ class HeatmapWidget(QWidget):
         hand.addWidget(self.whole_map, 1, 1)
         hand.addWidget(self.annotate_button, 2, 0)
         column.addWidget(_boxed("Correct", hand))
-        take = QGridLayout()
-        for place, kind in enumerate(("regions", "areas", "view")):
-            take.addWidget(self.export_buttons[kind], place // 2, place % 2)
-        take.addWidget(self.save_button, 1, 1)
-        column.addWidget(_boxed("Export", take))
+        exports = QGridLayout()
+        for index, kind in enumerate(("regions", "areas", "view")):
+            exports.addWidget(self.export_buttons[kind], index // 2, index % 2)
+        exports.addWidget(self.save_button, 1, 1)
+        column.addWidget(_boxed("Export", exports))
         column.addStretch()
 
     def _connect(self) -> None:
@@ -138,18 +138,18 @@ class HeatmapWidget(QWidget):
 
     def list_heatmaps(self, _: Any = None) -> None:
         """Offer the heatmaps of the viewer; a new one is chosen at once."""
-        found = shown_in(self.viewer)
+        heatmaps = shown_in(self.viewer)
         known = [self.result_box.itemData(k) for k in range(self.result_box.count())]
-        if known == found:
+        if known == heatmaps:
             return
         self.result_box.blockSignals(True)
         self.result_box.clear()
-        for shown in found:
+        for shown in heatmaps:
             self.result_box.addItem(shown.heatmap.slide.name, shown)
-        new = [shown for shown in found if shown not in known]
+        new = [shown for shown in heatmaps if shown not in known]
         chosen = new[-1] if new else self.shown
-        place = found.index(chosen) if chosen in found else len(found) - 1
-        self.result_box.setCurrentIndex(place)
+        last = len(heatmaps) - 1
+        self.result_box.setCurrentIndex(heatmaps.index(chosen) if chosen in heatmaps else last)
         self.result_box.blockSignals(False)
         self._choose()
 
@@ -192,14 +192,14 @@ class HeatmapWidget(QWidget):
                 f"{_figures(above[name] / per)} {unit}",
                 "" if score is None else f"{score:.2f}",
             )
-            for place, text in enumerate(texts):
+            for column, text in enumerate(texts):
                 item = QTableWidgetItem(text)
-                if place:
+                if column:
                     side = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
                     item.setTextAlignment(side)
                 else:
                     item.setData(Qt.ItemDataRole.DecorationRole, QColor(heatmap.colors[row]))
-                self.table.setItem(row, place, item)
+                self.table.setItem(row, column, item)
         self.table.selectRow(self.shown.index)
         self.table.blockSignals(False)
         self._spots, self._spot = [], -1
@@ -230,7 +230,7 @@ class HeatmapWidget(QWidget):
             self._spots = self.shown.hot_spots(self.shown.threshold or HOT)
             self._spot = -1 if by > 0 else 0
         if not self._spots:
-            self.spot_label.setText(f"none from {self.shown.threshold or HOT:.2f} on")
+            self.spot_label.setText(f"none at or above {self.shown.threshold or HOT:.2f}")
             return
         self._spot = (self._spot + by) % len(self._spots)
         spot = self._spots[self._spot]
@@ -240,7 +240,7 @@ class HeatmapWidget(QWidget):
     # correcting -------------------------------------------------------------------------------
 
     def correct(self) -> None:
-        """Make the class map ready to be painted on."""
+        """Prepare the class map for painting."""
         layer = None if self.shown is None else self.shown.layer("classes")
         if layer is None:
             show_error("The class map was removed. Open the result again to correct it.")
@@ -286,7 +286,7 @@ class HeatmapWidget(QWidget):
     # exporting --------------------------------------------------------------------------------
 
     def export(self, kind: str, path: str | Path) -> None:
-        """Write a file; what fails is told as a notification."""
+        """Write a file; failures are shown as notifications."""
         shown, path = self.shown, Path(path)
         assert shown is not None
         try:
@@ -334,7 +334,7 @@ class HeatmapWidget(QWidget):
             self.save(folder)
 
     def closeEvent(self, event: QCloseEvent) -> None:
-        """Let go of the viewer."""
+        """Disconnect from the viewer."""
         self.viewer.layers.events.inserted.disconnect(self.list_heatmaps)
         self.viewer.layers.events.removed.disconnect(self.list_heatmaps)
         super().closeEvent(event)

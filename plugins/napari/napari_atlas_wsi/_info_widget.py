@@ -1,4 +1,4 @@
-"""The panel that tells what a slide is."""
+"""The panel with the metadata of a slide."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from atlas_wsi.errors import AtlasError
+from atlas_wsi import AtlasError
 from napari_atlas_wsi._layers import SLIDE_KEY
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ PICTURE_PX = 150
 
 
 class InfoWidget(QWidget):
-    """Size, resolution, levels, what the scanner wrote, label and macro."""
+    """Size, resolution, levels, scanner metadata, label and macro."""
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
@@ -80,10 +80,10 @@ class InfoWidget(QWidget):
         facts = [] if slide is None else facts_of(slide)
         self.table.setRowCount(len(facts))
         for row, texts in enumerate(facts):
-            for place, text in enumerate(texts):
+            for column, text in enumerate(texts):
                 item = QTableWidgetItem(text)
                 item.setToolTip(text)
-                self.table.setItem(row, place, item)
+                self.table.setItem(row, column, item)
         for name in () if slide is None else slide.associated:
             try:
                 picture = _pixmap(slide.read_associated(name))
@@ -97,14 +97,14 @@ class InfoWidget(QWidget):
             self.pictures.addWidget(label)
 
     def closeEvent(self, event: QCloseEvent) -> None:
-        """Let go of the viewer."""
+        """Disconnect from the viewer."""
         self.viewer.layers.events.inserted.disconnect(self.list_slides)
         self.viewer.layers.events.removed.disconnect(self.list_slides)
         super().closeEvent(event)
 
 
 def facts_of(slide: Slide) -> list[tuple[str, str]]:
-    """List what is known of a slide."""
+    """List the metadata of a slide."""
     rows, cols = slide.shape
     facts = [("file", slide.path), ("size", f"{cols} x {rows} px ({rows * cols / 1e6:.1f} Mpx)")]
     if slide.mpp is not None:
@@ -128,6 +128,9 @@ def _pixmap(pixels: NDArray[Any]) -> QPixmap:
     rgb = np.ascontiguousarray(pixels[..., :3])
     rows, cols = rgb.shape[:2]
     image = QImage(rgb.data, cols, rows, 3 * cols, QImage.Format.Format_RGB888)
-    how = Qt.TransformationMode.SmoothTransformation
-    keep = Qt.AspectRatioMode.KeepAspectRatio
-    return QPixmap.fromImage(image).scaled(PICTURE_PX, PICTURE_PX, keep, how)
+    return QPixmap.fromImage(image).scaled(
+        PICTURE_PX,
+        PICTURE_PX,
+        Qt.AspectRatioMode.KeepAspectRatio,
+        Qt.TransformationMode.SmoothTransformation,
+    )

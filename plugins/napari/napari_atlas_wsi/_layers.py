@@ -24,17 +24,17 @@ def slide_layers(slide: Slide) -> list[LayerTuple]:
     """Show a slide as a lazy pyramid."""
     frame = Frame.of(slide)
     common: dict[str, Any] = {
-        **frame.place(),
+        **frame.placement(),
         "multiscale": True,
         "cache": False,  # the slide keeps decoded tiles, bounded in bytes
         "metadata": {SLIDE_KEY: slide, FRAME_KEY: frame},
     }
     if slide.n_channels == 3 and slide.dtype == np.uint8:
         return [(list(slide.levels), {**common, "name": slide.name, "rgb": True}, "image")]
-    small = slide.thumbnail(512)
+    thumbnail = slide.thumbnail(512)
     layers = []
     for k in range(slide.n_channels):
-        values = small[..., k]
+        values = thumbnail[..., k]
         low, high = np.nanpercentile(values, (1, 99)) if values.size else (0, 1)
         limits = (float(low), float(high) if high > low else float(low) + 1)
         data = [level[..., k] for level in slide.levels]
@@ -51,7 +51,7 @@ def heatmap_layers(
     if shown is None:
         shown = int(np.argmax(list(heatmap.areas().values())))
     frame = frame or Frame.of(heatmap.slide)
-    place = frame.place(heatmap.grid.step_px, heatmap.grid.origin_px)
+    placement = frame.placement(heatmap.grid.step_px, heatmap.grid.origin_px)
     mask = heatmap.tissue
 
     def part(name: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def heatmap_layers(
         (
             mask.mask.astype(np.uint8),
             {
-                **frame.place(mask.grid.step_px, mask.grid.origin_px),
+                **frame.placement(mask.grid.step_px, mask.grid.origin_px),
                 **part("tissue"),
                 "name": f"{name}: tissue",
                 "opacity": 0.9,
@@ -73,7 +73,7 @@ def heatmap_layers(
         (
             (heatmap.argmax() + 1).astype(np.uint8 if len(heatmap.classes) < 255 else np.uint16),
             {
-                **place,
+                **placement,
                 **part("classes"),
                 "name": f"{name}: classes",
                 "colormap": class_colormap(heatmap),
@@ -89,7 +89,7 @@ def heatmap_layers(
         (
             heatmap.probabilities[shown].astype(np.float32),
             {
-                **place,
+                **placement,
                 **part("probability"),
                 "name": f"{name}: {heatmap.classes[shown]}",
                 "colormap": "turbo",
@@ -112,7 +112,7 @@ def class_colormap(heatmap: Heatmap) -> Any:
 
 
 def describe(heatmap: Heatmap, y: float, x: float) -> str:
-    """Tell what was predicted at a place."""
+    """Describe the prediction at a position."""
     grid = heatmap.grid
     row = int((y - grid.origin_px[0]) // grid.step_px[0])
     col = int((x - grid.origin_px[1]) // grid.step_px[1])
@@ -122,11 +122,11 @@ def describe(heatmap: Heatmap, y: float, x: float) -> str:
     if np.isnan(values).any():
         return ""
     best = int(values.argmax())
-    return f"{heatmap.classes[best]} {values[best]:.2f} at {place_of(heatmap.slide, y, x)}"
+    return f"{heatmap.classes[best]} {values[best]:.2f} at {format_position(heatmap.slide, y, x)}"
 
 
-def place_of(slide: Any, y: float, x: float) -> str:
-    """Tell a position in the units of the field."""
+def format_position(slide: Any, y: float, x: float) -> str:
+    """Format a position in the units of the field."""
     if slide.is_georeferenced:
         a, b, c, d, e, f = tuple(slide.transform)[:6]
         digits = 5 if max(abs(a), abs(e)) < 0.01 else 0  # degrees

@@ -22,9 +22,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from atlas_wsi.errors import AtlasError
+from atlas_wsi import AtlasError
+from napari_atlas_wsi._job import JobSpec, PredictJob
 from napari_atlas_wsi._layers import FRAME_KEY, SLIDE_KEY
-from napari_atlas_wsi._run import Job, Run
 from napari_atlas_wsi._scope import SCOPES, areas_of_shapes, areas_of_view
 from napari_atlas_wsi._settings import settings
 from napari_atlas_wsi._shown import ShownHeatmap
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
     from atlas_wsi import Slide
 
-AUTO_MODEL = "what suits the slide"
+AUTO_MODEL = "default for the slide"
 OTHER_MODEL = "a file …"
 
 
 class PredictWidget(QWidget):
-    """Choose a slide, a model and where; watch the heatmap grow."""
+    """Choose a slide, a model and an area; watch the heatmap grow."""
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
         self.viewer = napari_viewer
-        self.job_run: Run | None = None
+        self.job: PredictJob | None = None
         self.shown: ShownHeatmap | None = None
         chosen = settings()
         self.slide_box = QComboBox()
@@ -152,20 +152,19 @@ class PredictWidget(QWidget):
         self.model_box.setCurrentIndex(1)
 
     def _offer_models(self, models: dict[str, str]) -> None:
-        for place, (name, path) in enumerate(models.items(), 1):
-            self.model_box.insertItem(place, name, path)
+        for index, (name, path) in enumerate(models.items(), 1):
+            self.model_box.insertItem(index, name, path)
 
     def show_card(self, _: int = 0) -> None:
-        """Say what the chosen model is, as soon as it is read."""
+        """Show the card of the chosen model, once it is read."""
         self.card.clear()
         if self.slide is not None and self.model_box.currentData() != OTHER_MODEL:
-            asked = (self.slide, self.model)
-            create_worker(_card, *asked, _connect={"returned": self._write_card})
+            create_worker(_card, self.slide, self.model, _connect={"returned": self._write_card})
 
     def _write_card(self, read: tuple[Any, Any, Any, str]) -> None:
         slide, model, card, reason = read
         if (slide, model) != (self.slide, self.model):
-            return  # another was chosen meanwhile
+            return  # the choice has changed
         if card is None:
             self.card.setText(reason)
             return
@@ -184,25 +183,25 @@ class PredictWidget(QWidget):
 
     @property
     def is_running(self) -> bool:
-        """Whether a prediction goes on."""
-        return self.job_run is not None
+        """Whether a prediction is running."""
+        return self.job is not None
 
     def start(self) -> None:
-        """Predict what is chosen; a run that was stopped is taken up again."""
+        """Predict what is chosen; a stopped prediction resumes."""
         try:
-            job = self._job()
+            spec = self._spec()
         except AtlasError as error:
-            show_error(_said(error))
+            show_error(_message(error))
             return
         self.shown = None
-        self.job_run = Run(job)
-        self.job_run.start()
+        self.job = PredictJob(spec)
+        self.job.start()
         self.run_button.setEnabled(False)
         self.cancel_button.setEnabled(True)
         self.bar.setRange(0, 0)
         self.timer.start()
 
-    def _job(self) -> Job:
+    def _spec(self) -> JobSpec:
         slide, scope = self.slide, SCOPES[self.scope_box.currentIndex()]
         if slide is None:
             raise AtlasError("No slide is open.", hint="Open one with File > Open.")
@@ -214,10 +213,10 @@ class PredictWidget(QWidget):
             areas = [] if layer is None else areas_of_shapes(layer, frame)
             if not areas:
                 raise AtlasError(
-                    "Nothing is drawn yet.",
+                    "Nothing is drawn.",
                     hint="Add a Shapes layer and draw a rectangle or a polygon on the slide.",
                 )
-        return Job(
+        return JobSpec(
             slide=slide,
             model=self.model,
             scope=scope,
@@ -233,65 +232,65 @@ class PredictWidget(QWidget):
         )
 
     def cancel(self) -> None:
-        """Stop the run; what it encoded is kept for the next one."""
-        if self.job_run is not None:
-            self.job_run.cancel()
+        """Stop the prediction; its encoded windows are kept for the next one."""
+        if self.job is not None:
+            self.job.cancel()
             self.cancel_button.setEnabled(False)
             self.status.setText("Stopping …")
 
     def watch(self) -> None:
-        """Draw what is new, and end when the run has ended."""
-        run = self.job_run
-        if run is None:
+        """Draw new cells, and finish when the job has ended."""
+        job = self.job
+        if job is None:
             return
-        over = not run.is_running
-        dirty = run.take_dirty()
-        if run.partial is not None and dirty is not None:
+        has_ended = not job.is_running
+        dirty = job.take_dirty()
+        if job.partial is not None and dirty is not None:
             if self.shown is None:
-                frame = self._frame(run.job.slide)
-                self.shown = ShownHeatmap(self.viewer, run.partial, frame=frame, index=0)
+                frame = self._frame(job.spec.slide)
+                self.shown = ShownHeatmap(self.viewer, job.partial, frame=frame, index=0)
                 self.shown.set_opacity(settings().opacity)
                 self.shown.set_threshold(self.threshold.value())
             self.shown.refresh(dirty)
-        self.bar.setRange(0, run.total)
-        self.bar.setValue(run.done)
-        if over:
-            self._end(run)
+        self.bar.setRange(0, job.total)
+        self.bar.setValue(job.done)
+        if has_ended:
+            self._end(job)
         elif self.cancel_button.isEnabled():
-            left = "" if run.left_s is None else f", {_clock(run.left_s)} left"
-            self.status.setText(f"{run.step}: {run.done} of {run.total}{left}")
+            left = "" if job.left_s is None else f", {_clock(job.left_s)} left"
+            self.status.setText(f"{job.step}: {job.done} of {job.total}{left}")
 
-    def _end(self, run: Run) -> None:
+    def _end(self, job: PredictJob) -> None:
         self.timer.stop()
-        self.job_run = None
+        self.job = None
         self.run_button.setEnabled(True)
         self.cancel_button.setEnabled(False)
         self.bar.setRange(0, 1)
         self.bar.setValue(0)
-        if run.result is not None:
+        if job.result is not None:
             if self.shown is None:
                 self.shown = ShownHeatmap(
-                    self.viewer, run.result, frame=self._frame(run.job.slide), index=0
+                    self.viewer, job.result, frame=self._frame(job.spec.slide), index=0
                 )
-            self.shown.take(run.result)
+            self.shown.take(job.result)
             self.bar.setValue(1)
-            done = f"Done in {_clock(run.result.run.wall_s)}."
-            self.status.setText("\n".join([done, *run.result.run.warnings]))
-        elif run.was_cancelled:
-            self.status.setText("Stopped. 'Predict' goes on where it was.")
-        elif isinstance(run.error, AtlasError):
-            self.status.setText(_said(run.error))
-            show_error(_said(run.error))
+            done = f"Done in {_clock(job.result.run.wall_s)}."
+            self.status.setText("\n".join([done, *job.result.run.warnings]))
+        elif job.was_cancelled:
+            self.status.setText("Stopped. 'Predict' resumes it.")
+        elif isinstance(job.error, AtlasError):
+            self.status.setText(_message(job.error))
+            show_error(_message(job.error))
         else:
-            self.status.setText(f"{type(run.error).__name__}: {run.error}")
-            assert run.error is not None
-            raise run.error  # napari shows it with its traceback
+            self.status.setText(f"{type(job.error).__name__}: {job.error}")
+            assert job.error is not None
+            raise job.error  # napari shows it with its traceback
 
     def closeEvent(self, event: QCloseEvent) -> None:
         """Stop with the panel."""
-        if self.job_run is not None:
-            self.job_run.cancel()
-            self.job_run.wait(5)
+        if self.job is not None:
+            self.job.cancel()
+            self.job.wait(5)
         self.timer.stop()
         self.viewer.layers.events.inserted.disconnect(self.list_layers)
         self.viewer.layers.events.removed.disconnect(self.list_layers)
@@ -310,7 +309,7 @@ def _card(slide: Slide, model: str | None) -> tuple[Any, Any, Any, str]:
     try:
         chosen, reason = choose_model(slide, model)
     except AtlasError as error:
-        return slide, model, None, _said(error)
+        return slide, model, None, _message(error)
     return slide, model, chosen.card, reason
 
 
@@ -327,20 +326,20 @@ def _number(
 
 
 def _offer(box: QComboBox, entries: list[tuple[str, Any]]) -> None:
-    """Fill a box anew and keep what was chosen."""
+    """Refill a box and keep the choice."""
     chosen = box.currentData()
     box.blockSignals(True)
     box.clear()
     for name, value in entries:
         box.addItem(name, value)
-    places = [k for k, (_, value) in enumerate(entries) if value is chosen]
-    box.setCurrentIndex(places[0] if places else len(entries) - 1)
+    matches = [k for k, (_, value) in enumerate(entries) if value is chosen]
+    box.setCurrentIndex(matches[0] if matches else len(entries) - 1)
     box.blockSignals(False)
-    if not places:
+    if not matches:
         box.currentIndexChanged.emit(box.currentIndex())
 
 
-def _said(error: AtlasError) -> str:
+def _message(error: AtlasError) -> str:
     return f"{error.message} {error.hint}".strip()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atlas_wsi.errors import SlideError
+from atlas_wsi import SlideError
 from napari_atlas_wsi._layers import FRAME_KEY
 from napari_atlas_wsi._shown import install_hover
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def get_reader(
     path: str | Sequence[str],
 ) -> Callable[[str | Sequence[str]], list[LayerTuple]] | None:
-    """Tell whether a path may be a slide, a scene or a result; reads nothing of it."""
+    """Return the reader of a path that may be a slide, a scene or a result, without reading it."""
     paths = [path] if isinstance(path, str) else list(path)
     return read if paths and all(_may_read(p) for p in paths) else None
 
@@ -34,11 +34,11 @@ def read(path: str | Sequence[str]) -> list[LayerTuple]:
     from napari_atlas_wsi._layers import heatmap_layers, slide_layers
 
     layers: list[LayerTuple] = []
-    for one in [path] if isinstance(path, str) else path:
-        if _is_result(Path(one)):
-            layers += heatmap_layers(open_result(one))
+    for file in [path] if isinstance(path, str) else path:
+        if _is_result(Path(file)):
+            layers += heatmap_layers(open_result(file))
         else:
-            layers += slide_layers(open_slide(one))
+            layers += slide_layers(open_slide(file))
     viewer = napari.current_viewer()
     _refuse_mixture([*layers, *(() if viewer is None else map(_facts, viewer.layers))])
     if viewer is not None:
@@ -61,7 +61,7 @@ def _refuse_mixture(layers: list[LayerTuple]) -> None:
     if len(units) > 1:
         raise SlideError(
             f"Slides and scenes measured in {' and '.join(sorted(units))} cannot share a window.",
-            hint="Open it in a window of its own.",
+            hint="Open it in another window.",
         )
 
 
@@ -72,8 +72,8 @@ def _is_result(path: Path) -> bool:
 def _may_read(path: str) -> bool:
     if "://" in path:
         return True
-    place = Path(path)
-    if not place.is_dir() or _is_result(place):
+    folder = Path(path)
+    if not folder.is_dir() or _is_result(folder):
         return True
     names = ("zarr.json", ".zgroup", ".zattrs")
-    return any((place / n).exists() for n in names) or any(place.glob("*.dcm"))
+    return any((folder / n).exists() for n in names) or any(folder.glob("*.dcm"))

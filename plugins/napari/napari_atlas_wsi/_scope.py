@@ -1,4 +1,4 @@
-"""Where to predict: the whole slide, its tissue, what the canvas shows, or what was drawn."""
+"""Where to predict: the whole slide, its tissue, the current view, or drawn areas."""
 
 from __future__ import annotations
 
@@ -44,16 +44,13 @@ def areas_of_shapes(layer: Any, frame: Frame) -> list[NDArray[np.float64]]:
     return areas
 
 
-def mask_of(slide: Slide, scope: Scope, areas: list[NDArray[np.float64]] | None) -> TissueMask:
-    """Return where a slide is predicted."""
-    from dataclasses import replace
+def whole_mask(slide: Slide) -> TissueMask:
+    """Return a mask of the whole slide."""
+    from atlas_wsi import Grid, TissueMask
 
-    from atlas_wsi import tissue_mask
-
-    mask = tissue_mask(slide)
-    if scope == "whole slide":
-        return replace(mask, mask=np.ones_like(mask.mask), method="whole slide")
-    return mask if areas is None else mask.within(areas)
+    steps = (max(1.0, n / 512) for n in slide.shape)
+    grid = Grid.over(slide.shape, (next(steps), next(steps)))
+    return TissueMask(mask=np.ones(grid.shape, bool), grid=grid, method="whole slide")
 
 
 def _to_level0(world: NDArray[np.float64], frame: Frame) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""A heatmap in a viewer: its layers kept in step with class, threshold and a run that goes on."""
+"""A heatmap in a viewer: its layers synchronized with class, threshold and a running prediction."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class HotSpot:
     """A connected part of the slide where a class is probable."""
 
     center: tuple[float, float]
-    """Place in the world `(y, x)`."""
+    """Position in the world `(y, x)`."""
     extent: float
     """Its longer side in the world."""
     mass: float
@@ -50,7 +50,7 @@ class ShownHeatmap:
 
     Notes
     -----
-    A layer that the user removes stays away; the others go on.
+    A layer that the user removes is not added again; the others still work.
     """
 
     changed = Signal()
@@ -73,7 +73,7 @@ class ShownHeatmap:
         made = (
             []
             if layers
-            else [Layer.create(*one) for one in heatmap_layers(heatmap, frame, shown=index)]
+            else [Layer.create(*layer) for layer in heatmap_layers(heatmap, frame, shown=index)]
         )
         parts = {layer.metadata[PART_KEY]: layer for layer in layers + made}
         self.frame: Frame = next(iter(parts.values())).metadata[FRAME_KEY]
@@ -89,7 +89,7 @@ class ShownHeatmap:
         self._edited: NDArray[np.bool_] = np.zeros(heatmap.grid.shape, bool)
         for layer in parts.values():
             layer.metadata = {**layer.metadata, SHOWN_KEY: self}
-        for layer in made:  # last: panels look at them at once
+        for layer in made:  # last: panels read them at once
             viewer.add_layer(layer)
 
     def _layers(self) -> Iterator[Layer]:

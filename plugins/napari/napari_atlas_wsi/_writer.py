@@ -14,21 +14,20 @@ DEFAULT_CLASS = ("region", "#e64b35")
 
 
 def write_shapes(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
-    """Save drawn areas as GeoJSON that QuPath reads and training takes.
+    """Save drawn areas as GeoJSON for QuPath and for training.
 
     `data`: Corners of each shape `(n, 2)`.
     """
     import shapely
     from napari.layers import Shapes
 
-    from atlas_wsi import Annotation, write_annotations
-    from atlas_wsi.errors import DatasetError
+    from atlas_wsi import Annotation, DatasetError, write_annotations
     from napari_atlas_wsi._scope import areas_of_shapes
 
     facts = meta.get("metadata", {})
     if SLIDE_KEY not in facts:
         raise DatasetError(
-            "The layer does not say which slide it was drawn on.",
+            "The layer has no record of the slide that it was drawn on.",
             hint="Draw on a layer made with 'New annotation layer' of the Heatmap panel.",
         )
     slide, frame = facts[SLIDE_KEY], facts[FRAME_KEY]
@@ -36,32 +35,31 @@ def write_shapes(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     layer = Shapes(data, **{key: meta[key] for key in keys if key in meta})
     colors = facts.get("atlas_wsi_colors", {})
     names = layer.features.get("class", [DEFAULT_CLASS[0]] * len(data))
-    kept = [str(name) for name, kind in zip(names, layer.shape_type, strict=True) if kind in DRAWN]
+    drawn = [str(name) for name, kind in zip(names, layer.shape_type, strict=True) if kind in DRAWN]
     areas = [
         Annotation(
             polygon=shapely.make_valid(shapely.Polygon(area[:, ::-1])),
             name=name,
             color=colors.get(name, DEFAULT_CLASS[1]),
         )
-        for name, area in zip(kept, areas_of_shapes(layer, frame), strict=True)
+        for name, area in zip(drawn, areas_of_shapes(layer, frame), strict=True)
     ]
     if not areas:
         raise DatasetError(
-            "The layer holds no area.", hint="Draw rectangles, ellipses or polygons, not lines."
+            "The layer has no area.", hint="Draw rectangles, ellipses or polygons, not lines."
         )
     write_annotations(areas, path, slide)
     return [path]
 
 
 def write_classes(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
-    """Save a class map, corrected or not, as GeoJSON that QuPath reads and training takes.
+    """Save a class map, corrected or not, as GeoJSON for QuPath and for training.
 
     `data`: Labels `(row, col)`: 0 nothing, else the class's number from 1.
     """
     from dataclasses import replace
 
-    from atlas_wsi import write_annotations
-    from atlas_wsi.errors import DatasetError
+    from atlas_wsi import DatasetError, write_annotations
     from napari_atlas_wsi._export import annotations_of
 
     heatmap = meta.get("metadata", {}).get(RESULT_KEY)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from atlas_wsi import Box, CancelToken, open_slide
-from napari_atlas_wsi._scope import Scope, mask_of
+from napari_atlas_wsi._scope import Scope, whole_mask
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from atlas_wsi import Heatmap, Slide
 
 KEEP_WORK_S = 14 * 24 * 3600
-"""Seconds that what a stopped run encoded is kept."""
+"""Seconds that the encoded windows of a stopped job are kept."""
 _UNSTOPPABLE = ("open", "find tissue")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class JobSpec:
     """What to predict."""
 
     slide: Slide
@@ -40,39 +40,39 @@ class Job:
     areas: list[NDArray[np.float64]] | None = None
     """Level-0 areas `(n, 2)` of `(y, x)`, for view and drawn areas."""
     mpp: float | None = None
-    """Micrometers a pixel of the slide, in place of what the file says."""
+    """Micrometers per pixel of the slide, overriding the file."""
     device: str = "auto"
     """As `atlas_wsi.predict` takes it."""
     memory: str = "1GB"
-    """Fixed, so that a run that is taken up again cuts the slide alike."""
+    """Fixed, so that a resumed job divides the slide in the same way."""
 
 
-class Run:
-    """A prediction that goes on in a thread."""
+class PredictJob:
+    """A prediction that runs in a thread."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
         self.error: BaseException | None = None
         self.result: Heatmap | None = None
         self.partial: Heatmap | None = None
-        """What is known so far; changes while the run goes on."""
+        """The heatmap so far; changes while the job runs."""
         self.step, self.done, self.total = "open", 0, 0
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._cancel = CancelToken()
         self._lock = threading.Lock()
         self._dirty: Box | None = None
         self._thread = threading.Thread(target=self._run, name="atlas-wsi-predict", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def cancel(self) -> None:
-        """Ask the run to stop; what it encoded is kept for the next one."""
+        """Stop the job; its encoded windows are kept for the next first."""
         self._cancel.cancel()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until the run ends."""
+        """Wait until the job ends."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -80,23 +80,23 @@ class Run:
     def is_running(self) -> bool:
         """Whether there is still something to wait for.
 
-        A run that was told to stop while it looks for tissue is let go: its thread ends by itself,
+        A job that is cancelled while it looks for tissue is abandoned: its thread ends by itself,
         seconds later, without a result.
         """
-        let_go = self._cancel.is_cancelled and self.step in _UNSTOPPABLE
-        return self._thread.is_alive() and not let_go
+        is_abandoned = self._cancel.is_cancelled and self.step in _UNSTOPPABLE
+        return self._thread.is_alive() and not is_abandoned
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether the run ended because it was asked to."""
+        """Whether the job was cancelled before it had a result."""
         return self._cancel.is_cancelled and self.result is None
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that this step will take at its own pace; None while unknown."""
+        """Seconds left of this step at its own speed; None while unknown."""
         if not self.total or not 0 < self.done < self.total:
             return None
-        return (time.monotonic() - self._began) * (self.total - self.done) / self.done
+        return (time.monotonic() - self._started) * (self.total - self.done) / self.done
 
     def take_dirty(self) -> Box | None:
         """Return the cells that changed since the last call."""
@@ -107,36 +107,36 @@ class Run:
     def _run(self) -> None:
         try:
             self.result = self._predict()
-        except BaseException as error:  # noqa: BLE001 - told in the window, by whoever watches
+        except BaseException as error:  # noqa: BLE001 - shown in the window
             self.error = error
 
     def _predict(self) -> Heatmap:
-        from atlas_wsi import predict  # brings torch, which takes seconds
+        from atlas_wsi import predict_to_folder  # imports torch, which takes seconds
 
-        job = self.job
-        # one opened anew stays open as long as the result, whose context reads it
-        slide = open_slide(job.slide.path, mpp=job.mpp) if job.mpp else job.slide
+        spec = self.spec
+        # a slide that is opened here stays open as long as the result, whose context reads it
+        slide = open_slide(spec.slide.path, mpp=spec.mpp) if spec.mpp else spec.slide
         slide.require_mpp()
         self._report("find tissue", 0, 1)
-        mask = mask_of(slide, job.scope, job.areas)
-        self._cancel.raise_if_cancelled()
-        return predict(
+        return predict_to_folder(
             slide,
-            job.model,
-            tissue=mask,
-            memory=job.memory,
-            device=job.device,
+            None,
+            model=spec.model,
+            tissue=whole_mask(slide) if spec.scope == "whole slide" else None,
+            roi=spec.areas,
+            memory=spec.memory,
+            device=spec.device,
             work=work_folder(slide),
             preview=self._preview,
             context=True,
             progress=self._report,
             cancel=self._cancel,
-        )
+        ).heatmap
 
-    def _report(self, what: str, done: int, total: int) -> None:
-        if what != self.step:
-            self._began = time.monotonic()
-        self.step, self.done, self.total = what, done, total
+    def _report(self, step: str, done: int, total: int) -> None:
+        if step != self.step:
+            self._started = time.monotonic()
+        self.step, self.done, self.total = step, done, total
         self._cancel.raise_if_cancelled()
 
     def _preview(self, heatmap: Heatmap, box: Box) -> None:
@@ -147,7 +147,7 @@ class Run:
 
 
 def work_folder(slide: Any) -> Path:
-    """Return where a slide's encoded windows are kept between a run and the next."""
+    """Return the folder for a slide's encoded windows between two jobs."""
     root = platformdirs.user_cache_path("atlas-wsi") / "napari"
     root.mkdir(parents=True, exist_ok=True)
     for old in root.iterdir():
@@ -156,11 +156,11 @@ def work_folder(slide: Any) -> Path:
     return root / hashlib.sha256(slide.path.encode()).hexdigest()[:24]
 
 
-def _around(one: Box, other: Box) -> Box:
-    row, col = min(one.row, other.row), min(one.col, other.col)
+def _around(first: Box, second: Box) -> Box:
+    row, col = min(first.row, second.row), min(first.col, second.col)
     return Box(
         row=row,
         col=col,
-        rows=max(one.row_end, other.row_end) - row,
-        cols=max(one.col_end, other.col_end) - col,
+        rows=max(first.row_end, second.row_end) - row,
+        cols=max(first.col_end, second.col_end) - col,
     )
