@@ -43,7 +43,7 @@ class BoundedStore(WrapperStore[Store]):
     """A store whose arrays refuse chunks that decode to far more than the array says.
 
     zarr decodes a chunk whole before it looks at its size, so that a few megabytes may become
-    gigabytes. The metadata that this store gives out names codecs that stop there, in the place of
+    gigabytes. The metadata that this store gives out names codecs that stop there, instead of
     gzip, zstd, blosc, zlib, bz2, lzma and lz4; other codecs stay.
     """
 

@@ -69,7 +69,7 @@ class Grid:
     shape: tuple[int, int]
     """Rows and columns of cells."""
     step_px: tuple[float, float]
-    """Level-0 pixels a cell `(y, x)`."""
+    """Level-0 pixels per cell `(y, x)`."""
     origin_px: tuple[float, float] = (0.0, 0.0)
     """Level-0 position `(y, x)` of the corner of cell (0, 0)."""
 
@@ -82,7 +82,7 @@ class Grid:
         extent_px
             Level-0 rows and columns to cover.
         step_px
-            Level-0 pixels a cell `(y, x)`.
+            Level-0 pixels per cell `(y, x)`.
 
         Returns
         -------

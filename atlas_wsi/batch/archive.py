@@ -1,4 +1,4 @@
-"""``archive.parquet``: a row a slide."""
+"""``archive.parquet``: one row per slide."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 
     OUT/
       <slide name>/          a result, as `atlas-wsi predict` writes it
-      archive.parquet        a row a slide (atlas_wsi.batch.archive)
+      archive.parquet        one row per slide (atlas_wsi.batch.archive)
       .batch/
         options.json         what decides the results; the same for every launcher
         slides.jsonl         the slides asked for, in order; grows, never shrinks
@@ -52,7 +52,7 @@ class SlideRequest(Record):
     source: str
     """Absolute path or URL."""
     mpp: Positive | None = None
-    """Micrometers a level-0 pixel, where the list of slides says so."""
+    """Micrometers per level-0 pixel, where the list of slides says so."""
 
 
 class Row(Record):
@@ -90,7 +90,7 @@ class Row(Record):
     shape: tuple[Count, Count] | None = None
     """Level-0 rows and columns."""
     mpp: tuple[Positive, Positive] | None = None
-    """Micrometers a level-0 pixel `(y, x)`."""
+    """Micrometers per level-0 pixel `(y, x)`."""
     mpp_source: str = ""
     """Where the resolution was read, or ``"argument"``."""
     mpp_used: tuple[Positive, Positive] | None = None

@@ -3,7 +3,7 @@
 The n-th try of a slide is the file ``<name>.<n>``, made with ``O_EXCL``. Its holder touches it as
 long as it works; a lease that was not touched for too long, or whose process is gone from this
 machine, has expired, and the next try is ``<name>.<n + 1>``, which again only one can make. So
-nothing is ever taken away from anybody by removing a file, there is no moment at which two hold a
+nothing is ever taken away from a worker by removing a file, there is no moment at which two hold a
 lease, and the attempts that ended badly stay on disk to be counted.
 
 Times are compared as the file server tells them: clocks of a cluster's machines may differ.
@@ -73,7 +73,7 @@ class Attempt:
     holder: Holder | None
     """Who holds or held it; None if it died before it could say."""
     is_held: bool
-    """Whether somebody works on it."""
+    """Whether a worker holds it."""
 
     @property
     def failed(self) -> bool:
@@ -152,7 +152,7 @@ class Lease:
 
     @property
     def is_mine(self) -> bool:
-        """Whether the lease is still held: nobody took it for expired."""
+        """Whether the lease is still held: no other worker considered it expired."""
         if (self.folder / f"{self.name}.{self.number + 1}").exists():
             return False
         try:
@@ -196,7 +196,7 @@ class Lease:
 def take(
     folder: Path, name: str, *, run: str = "", heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S
 ) -> Lease | None:
-    """Take the lease of a slide, if nobody holds it."""
+    """Take the lease of a slide, if it is free."""
     past = attempts_of(folder, name)
     if past and past[-1].is_held:
         return None

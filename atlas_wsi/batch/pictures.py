@@ -27,7 +27,7 @@ def write_pictures(
 ) -> dict[str, Any]:
     """Write the pictures of a slide.
 
-    `thumbnail`: The slide in small, `(rows, cols, channels)` in its own dtype; None draws the
+    `thumbnail`: Picture of the slide, `(rows, cols, channels)` in its own dtype; None draws the
     tissue mask.
     """
     picture = Image.fromarray(backdrop(heatmap, thumbnail))

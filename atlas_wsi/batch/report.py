@@ -156,7 +156,7 @@ def _draw(row: Row, out: Path, folder: Path, viewer_px: int) -> dict[str, Any]:
 
 
 def _thumbnail(heatmap: Heatmap, viewer_px: int) -> NDArray[Any] | None:
-    """Read the slide in small; a slide that was moved is drawn by its tissue."""
+    """Read the thumbnail; a slide that was moved is drawn by its tissue."""
     try:
         with open_slide(heatmap.slide.path, mpp=heatmap.slide.mpp) as slide:
             return slide.thumbnail(viewer_px)

@@ -126,7 +126,7 @@ def _mpp(text: str, where: str) -> float | None:
         mpp = 0.0
     if not 0 < mpp < float("inf"):
         raise ArchiveError(
-            f"{where}: mpp is '{text}', expected micrometers a pixel such as 0.25, or nothing."
+            f"{where}: mpp is '{text}', expected micrometers per pixel such as 0.25, or nothing."
         )
     return mpp
 

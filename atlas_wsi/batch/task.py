@@ -158,7 +158,7 @@ class _SlideTask:
         n_failed, limit = len(self.failed), self.worker.run_options.max_attempts
         if n_failed >= limit:
             return self._given_up()
-        # what a dead worker was writing; nobody else writes while the lease is held
+        # what a dead worker was writing; no other process writes while the lease is held
         for partial in self.worker.journal.out.glob(f".{glob.escape(self.request.name)}.partial-*"):
             shutil.rmtree(partial, ignore_errors=True)
         cancel = self.worker.cancel = CancelToken()

@@ -1,1 +1,1 @@
-"""The command line: one verb a file, joined in `atlas_wsi.cli.app`."""
+"""The command line: one verb per file, joined in `atlas_wsi.cli.app`."""

@@ -151,7 +151,7 @@ class Heatmap:
         formats
             Names of `RESULT_FORMATS`, or ``"json"``; None writes all that suit the slide.
         thumbnail
-            The whole slide in small, `(rows, cols, channels)` in its own dtype, for the overview.
+            Thumbnail of the whole slide, `(rows, cols, channels)` in its own dtype, for the overview.
         overwrite
             Whether an existing result is replaced.
         progress

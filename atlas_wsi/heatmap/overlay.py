@@ -47,7 +47,7 @@ def extent_on_slide(heatmap: Heatmap) -> dict[str, float]:
 def backdrop(heatmap: Heatmap, thumbnail: NDArray[Any] | None) -> NDArray[np.uint8]:
     """Make a slide fit to be looked at: `(rows, cols, 3)`.
 
-    `thumbnail`: The slide in small, `(rows, cols, channels)` in its own dtype; None draws the
+    `thumbnail`: Picture of the slide, `(rows, cols, channels)` in its own dtype; None draws the
     tissue mask.
     """
     if thumbnail is None:

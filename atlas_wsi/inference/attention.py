@@ -1,6 +1,6 @@
 """What a cell attends to on the coarse scales."""
 
-# N windows, T tokens a window, K keys, C channels, H heads, D channels a head
+# N windows, T tokens per window, K keys, C channels, H heads, D channels per head
 
 from __future__ import annotations
 

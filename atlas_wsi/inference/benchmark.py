@@ -172,7 +172,7 @@ def benchmark(
 
 
 def _encode_speed(model: Model, device: torch.device, precision: Precision) -> float:
-    """Time the streamed pass over noise in memory: a square of two macro-tiles a side."""
+    """Time the streamed pass over noise in memory: a square of 2 x 2 macro-tiles."""
     dtype = choose_dtype(device, precision)
     ready = prepare(model, device=device, dtype=dtype)
     side_px = 2 * _SIDE * model.config.window_px

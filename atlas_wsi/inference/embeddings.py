@@ -1,4 +1,4 @@
-"""Numbers a tile of a slide, in the HDF5 layouts that tools for slide labels read."""
+"""Features per tile of a slide, in the HDF5 layouts that tools for slide labels read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Flavor = Literal["trident", "clam", "stamp"]
 _STAMP_VERSION = "2.4.0"  # the layout of coords in um and `feats`
-_MICROSCOPE_MPP = 10.0  # um a pixel at magnification 1
+_MICROSCOPE_MPP = 10.0  # um per pixel at magnification 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,9 +36,9 @@ class TileEmbeddings:
     tile_px_level0: int
     """Side of a tile in level-0 pixels, rounded."""
     mpp: float
-    """Micrometers a working pixel."""
+    """Micrometers per working pixel."""
     slide_mpp: float
-    """Micrometers a level-0 pixel."""
+    """Micrometers per level-0 pixel."""
     slide_shape: tuple[int, int]
     """Level-0 rows and columns."""
     name: str

@@ -21,7 +21,7 @@ _FILL, _STRONGEST = 0.25, 0.7
 
 
 def write_dsa(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
-    """Write a list of annotations: the regions, and a heatmap a class."""
+    """Write a list of annotations: the regions, and one heatmap per class."""
     found = find_regions(heatmap)
     elements = [
         _outline(heatmap, region.class_index, piece)

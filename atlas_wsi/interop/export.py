@@ -127,7 +127,7 @@ def find_results(path: str | os.PathLike[str]) -> list[Path]:
 def _thumbnail(
     heatmap: Heatmap, slide: str | os.PathLike[str] | None
 ) -> tuple[NDArray[Any] | None, tuple[str, ...]]:
-    """Read the slide in small; one that was moved is left out with a warning."""
+    """Read the thumbnail; one that was moved is left out with a warning."""
     try:
         with open_slide(slide or heatmap.slide.path, mpp=heatmap.slide.mpp) as opened:
             if opened.shape != heatmap.slide.shape:

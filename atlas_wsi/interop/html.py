@@ -25,7 +25,7 @@ _UNITS = {"mm2": "mm²", "m2": "m²"}
 def write_html(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> tuple[str, ...]:
     """Write a page with the slide, the classes over it, and the areas; pictures are inside it.
 
-    `thumbnail`: The whole slide in small, `(rows, cols, channels)`; None draws the tissue mask.
+    `thumbnail`: Picture of the whole slide, `(rows, cols, channels)`; None draws the tissue mask.
     """
     pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = resources.files("atlas_wsi.interop") / "result.html.j2"

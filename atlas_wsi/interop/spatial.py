@@ -30,7 +30,7 @@ def write_spatialdata(
 ) -> tuple[str, ...]:
     """Write a SpatialData store; all elements lie in level-0 pixels (system ``global``).
 
-    `thumbnail`: The whole slide in small, `(rows, cols, channels)`; None leaves the image out.
+    `thumbnail`: Picture of the whole slide, `(rows, cols, channels)`; None leaves the image out.
     """
     spatialdata = require_extra("spatialdata", "spatialdata", to="Writing SpatialData")
     tiles, regions = predicted_tiles(heatmap), find_regions(heatmap).regions

@@ -7,7 +7,7 @@ network of timm (``timm+msa``).
 Source: arXiv 2503.12355; published implementation (Apache-2.0), whose checkpoints load.
 """
 
-# B images, C channels, Y rows, X columns, N windows, T tokens a window
+# B images, C channels, Y rows, X columns, N windows, T tokens per window
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class AtlasConfig:
     window: int = 16
     """Tokens along a window's side (`merge_ratio`)."""
     ratio: int = 4
-    """Tokens of a scale a token of the next one, along one side (`local2global`)."""
+    """Tokens of a scale per token of the next one, along one side (`local2global`)."""
     n_classes: int = 100
     """Classes of the readout."""
     in_channels: int = 3
@@ -57,9 +57,9 @@ class AtlasConfig:
     alignment: Alignment = "spatial"
     """Which coarse window a window looks up to."""
     mambavision: MambaVisionConfig | None = None
-    """The MambaVision in the place of the convolution stem."""
+    """The MambaVision that replaces the convolution stem."""
     timm: str | None = None
-    """Name in timm of the network in the place of the convolution stem."""
+    """Name in timm of the network that replaces the convolution stem."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))

@@ -1,4 +1,4 @@
-"""What a model says of itself: classes, resolution, normalization, licence, measured quality."""
+"""The model card: classes, resolution, normalization, licence, measured quality."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelCard(BaseModel):
     """What the model was made for: microscope slides or georeferenced scenes."""
     classes: Annotated[tuple[ModelClass, ...], Field(min_length=1, max_length=1000)]
     mpp: Annotated[float, Field(gt=0, le=1e12)]
-    """Micrometers a working pixel (10 m ground sampling is 1e7)."""
+    """Micrometers per working pixel (10 m ground sampling is 1e7)."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted from channels scaled to 0-1."""
     std: tuple[

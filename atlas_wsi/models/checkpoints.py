@@ -91,7 +91,7 @@ def _refuse_packed(file: BoundedFile, path: Path) -> None:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                 raise CheckpointMismatchError(
                     f"{path} has compressed members, which torch does not write.",
-                    hint="Load it where you trust it, and save it anew with torch.save.",
+                    hint="Load it where you trust it, and save it again with torch.save.",
                 )
         file.seek(0)
 

@@ -1,6 +1,6 @@
 """From the tokens of all scales to class logits a heatmap cell."""
 
-# B images, K classes, N windows, T tokens a window, C channels, Y rows, X columns
+# B images, K classes, N windows, T tokens per window, C channels, Y rows, X columns
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ its fine window is active; a coarse token is valid if any token under it is. Eve
 index arithmetic on integers; no weights, no features.
 """
 
-# B images, N windows (of one scale), T tokens a window, P tokens of the next scale over a window
+# B images, N windows (of one scale), T tokens per window, P tokens of the next scale over a window
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Layout:
     scales: tuple[ScaleLayout, ...]
     """Finest first."""
     ratio: int
-    """Tokens of a scale a token of the next one, along one side."""
+    """Tokens of a scale per token of the next one, along one side."""
 
     def to_map(self, scale: int, x_NTC: torch.Tensor) -> torch.Tensor:
         """Lay the tokens of a scale out as images, zero where invalid.

@@ -6,7 +6,7 @@ checkpoints load as they are. The published weights are under CC-BY-NC-SA-4.0.
 Source: arXiv 2407.08083.
 """
 
-# B images, C channels, Y rows, X columns, N windows of all images, T tokens a window
+# B images, C channels, Y rows, X columns, N windows of all images, T tokens per window
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from atlas_wsi.models.mambavision_blocks import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LICENCE = "CC-BY-NC-SA-4.0"
-"""Licence of the published weights (not of this code)."""
+LICENSE = "CC-BY-NC-SA-4.0"
+"""License of the published weights (not of this code)."""
 
 _PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|encoder|model)\.)+")
 
@@ -47,9 +47,9 @@ class MambaVisionConfig:
     """What a MambaVision is made of; names are those of published configurations."""
 
     depths: tuple[int, ...] = (1, 3, 8, 4)
-    """Blocks a level; levels 0 and 1 are convolutions."""
+    """Blocks per level; levels 0 and 1 are convolutions."""
     num_heads: tuple[int, ...] = (2, 4, 8, 16)
-    """Attention heads a level."""
+    """Attention heads per level."""
     window_size: tuple[int, ...] = (8, 8, 14, 7)
     """Tokens along a window's side a level; levels 0 and 1 have no windows."""
     dim: int = 80
@@ -57,7 +57,7 @@ class MambaVisionConfig:
     in_dim: int = 32
     """Channels after the first convolution."""
     mlp_ratio: float = 4
-    """Hidden channels of an MLP a channel."""
+    """Hidden channels of an MLP per channel."""
     num_classes: int = 1000
     """Classes of the head."""
     in_chans: int = 3
@@ -72,7 +72,7 @@ class MambaVisionConfig:
             value = tuple(getattr(self, name))
             object.__setattr__(self, name, value)
             if len(value) != 4:
-                raise ValueError(f"{name} needs four numbers, one a level, got {value}")
+                raise ValueError(f"{name} needs four numbers, one per level, got {value}")
         for level in (2, 3):
             dim, heads = self.level_dim(level), self.num_heads[level]
             if dim % heads or dim % 2:
@@ -183,7 +183,7 @@ class MambaVision(nn.Module):
     def from_published(
         cls, source: Mapping[str, torch.Tensor] | str | os.PathLike[str], **kwargs: Any
     ) -> MambaVision:
-        """Build the model of a published checkpoint; says its licence once.
+        """Build the model of a published checkpoint; reports its license once.
 
         Returns: In evaluation mode, float32.
         """
@@ -193,7 +193,7 @@ class MambaVision(nn.Module):
         config = asdict(_find_variant(state, name)) if "dim" not in kwargs else {}
         model = cls(**{**config, **kwargs})
         load_exactly(model, state, source=name)
-        _say_licence()
+        _report_license()
         return model.eval()
 
     def features(self, x_BCYX: torch.Tensor) -> list[torch.Tensor]:
@@ -281,9 +281,9 @@ def _find_variant(state: Mapping[str, torch.Tensor], source: str) -> MambaVision
 
 
 @cache
-def _say_licence() -> None:
+def _report_license() -> None:
     warnings.warn(
-        f"The published MambaVision weights are under {LICENCE}: no commercial use, and what "
+        f"The published MambaVision weights are under {LICENSE}: no commercial use, and what "
         "is made from them is shared alike.",
         stacklevel=3,
     )

@@ -3,8 +3,8 @@
 Written from the equations of arXiv 2407.08083; names of weights are the published ones.
 """
 
-# B images, C channels, Y rows, X columns, N windows of all images, T tokens a window
-# H heads, D channels a head (attention) or channels of the scan (mixer), S states of the scan
+# B images, C channels, Y rows, X columns, N windows of all images, T tokens per window
+# H heads, D channels per head (attention) or channels of the scan (mixer), S states of the scan
 
 from __future__ import annotations
 

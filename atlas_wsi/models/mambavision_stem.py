@@ -1,4 +1,4 @@
-"""MambaVision in the place of the stem: its features as the tokens of the finest scale.
+"""MambaVision instead of the stem: its features as the tokens of the finest scale.
 
 A region is encoded exactly as in the whole image: the convolutions get a halo, and the windows of
 the scans and of the attention, which are aligned to the image's origin, are always whole.

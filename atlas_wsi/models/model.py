@@ -51,7 +51,7 @@ class Model(nn.Module):
     config
         Sizes of the encoder; its classes must be those of the card.
     card
-        What the model says of itself.
+        The model card.
     """
 
     def __init__(self, config: AtlasConfig, card: ModelCard) -> None:
@@ -129,7 +129,7 @@ class Model(nn.Module):
         Returns
         -------
         Prediction
-            Logits a cell and a slide.
+            Logits per cell and a slide.
         """
         layout = self.encoder.plan(
             (x_BCYX.shape[-2], x_BCYX.shape[-1]),

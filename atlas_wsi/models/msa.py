@@ -6,7 +6,7 @@ at a time; the dense pass (`MsaBlock.forward`) calls the same ones for all windo
 Source: arXiv 2503.12355, section 3, and the published implementation.
 """
 
-# B images, N windows, T tokens a window, K keys, C channels, H heads, D channels a head
+# B images, N windows, T tokens per window, K keys, C channels, H heads, D channels per head
 # P tokens of the next scale over one window
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from atlas_wsi.grid import Box
 
 STRIDE_PX = 16
-"""Working pixels a token along one side."""
+"""Working pixels per token along one side."""
 
 HALO_PX = 96
 """Pixels around a region that make its tokens exact: the receptive radius (87) in whole tokens."""

@@ -1,4 +1,4 @@
-"""Networks of timm: in the place of the stem, and as encoders of single tiles.
+"""Networks of timm: instead of the stem, and as encoders of single tiles.
 
 Their receptive fields are wider than any halo that could be afforded, so each window of a slide is
 encoded by itself, filled up with zeros where the image ends: what lies beyond a window reaches its
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PREFIX = "timm:"
 NO_WEIGHTS = "none"
-"""Asks for random weights in the place of a file."""
+"""Asks for random weights instead of a file."""
 
 _SMALLEST_PX = 32  # timm's networks take sides that are multiples of it
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -1,6 +1,6 @@
 """The `config.json` beside a classifier of tiles: what it says, and where the network lies.
 
-It is that of WSInfer's model zoo: how large a patch is, how many micrometers a pixel has, the
+It is that of WSInfer's model zoo: the patch size, the micrometers per pixel, the
 classes, and what is done to the pixels first. Nothing here loads a network.
 """
 
@@ -153,7 +153,7 @@ def read_config(name_or_path: str | os.PathLike[str]) -> tuple[WsinferConfig, Pa
 
 
 def card_of(config: WsinferConfig, weights: Path) -> ModelCard:
-    """Say of a tile classifier what our own models say of themselves."""
+    """Return the model card of a tile classifier."""
     names = list(config.class_names)
     if len(names) == 1:
         names.append(_OTHER if names[0] != _OTHER else f"not {_OTHER}")

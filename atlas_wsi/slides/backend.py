@@ -20,14 +20,14 @@ class Level:
     shape: tuple[int, int]
     """Rows and columns in pixels."""
     downsample: tuple[float, float]
-    """Level-0 pixels a pixel of this level `(y, x)`."""
+    """Level-0 pixels per pixel of this level `(y, x)`."""
     tile: tuple[int, int]
     """Rows and columns of a block that is decoded at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideMeta:
-    """What a file says of itself."""
+    """Metadata of a file."""
 
     format: str
     """Short name of what was recognized, such as ``"aperio"``, ``"ome-tiff"``, ``"geotiff"``."""
@@ -40,11 +40,11 @@ class SlideMeta:
     dtype: str
     """numpy name of the sample type, such as ``"uint8"``."""
     channel_names: tuple[str, ...]
-    """A name a channel."""
+    """One name per channel."""
     background: tuple[float, ...]
-    """Value of a pixel outside the slide, a number a channel."""
+    """Value of a pixel outside the slide, one number per channel."""
     mpp: tuple[float, float] | None = None
-    """Micrometers a level-0 pixel `(y, x)`; None if the file does not say."""
+    """Micrometers per level-0 pixel `(y, x)`; None if the file does not say."""
     mpp_source: str = ""
     """Where `mpp` was read, such as ``"openslide.mpp-x"`` or ``"geotransform"``."""
     magnification: float | None = None
@@ -76,7 +76,7 @@ class Backend(Protocol):
 
     @property
     def meta(self) -> SlideMeta:
-        """What the file says of itself."""
+        """Metadata of the file."""
 
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
         """Read pixels of a stored level.

@@ -31,7 +31,7 @@ class TileCache:
         return self._n_bytes
 
     def fetch(self, key: Hashable, decode: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """Return the tile of a key, decoding it if nobody has."""
+        """Return the tile of a key, decoding it if needed."""
         with self._lock:
             tile = self._tiles.get(key)
             if tile is not None:

@@ -69,7 +69,7 @@ def ground_mpp(
 ) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
     """Return how many micrometers of ground a pixel spans, along rows and along columns.
 
-    Returns: Micrometers a pixel `(y, x)`, or None if it cannot be told; and what the user should
+    Returns: Micrometers per pixel `(y, x)`, or None if it cannot be told; and what the user should
     know.
 
     Notes

@@ -39,7 +39,7 @@ class JpegTileBackend:
 
     @property
     def meta(self) -> SlideMeta:
-        """What the file says of itself."""
+        """Metadata of the file."""
         return self._slow.meta
 
     def read_block(self, level: int, box: Box) -> NDArray[Any]:

@@ -116,11 +116,11 @@ class NgffImage:
     paths: tuple[str, ...]
     """Paths of the levels' arrays in the group, finest first."""
     mpp: tuple[float, float] | None
-    """Micrometers a level-0 pixel `(y, x)`."""
+    """Micrometers per level-0 pixel `(y, x)`."""
     labels: tuple[str, ...]
     """Names of the channels; empty where nothing is said."""
     colors: tuple[str, ...]
-    """Six hexadecimal digits a channel, lower case; empty where nothing is said."""
+    """Six hexadecimal digits per channel, lower case; empty where nothing is said."""
     warnings: tuple[str, ...]
     """What the user may want to act on."""
 
@@ -136,7 +136,7 @@ class NgffImage:
         return not self.labels and dtype == "uint8"
 
     def channel_names(self, n_channels: int, dtype: str) -> tuple[str, ...]:
-        """Return a name a channel."""
+        """Return one name per channel."""
         if self.is_rgb(n_channels, dtype):
             return _RGB_NAMES
         if len(self.labels) == n_channels:
@@ -167,7 +167,7 @@ def parse_image(attributes: Mapping[str, Any], where: str) -> NgffImage:
     if version not in _VERSIONS:
         raise UnsupportedFormatError(
             f"{where} is OME-Zarr {version}; {' and '.join(_VERSIONS)} are read.",
-            hint="Write it anew with a current converter, such as bioformats2raw or ome-zarr-py.",
+            hint="Write it again with a current converter, such as bioformats2raw or ome-zarr-py.",
         )
     image = _parse(_Multiscale, first, f"{where}: multiscales[0]")
     roles = tuple(axis.role for axis in image.axes)
@@ -260,6 +260,6 @@ def _mpp(
             return None
         values.append(scale * _UM_A_UNIT[unit])
     if not all(math.isfinite(value) and value > 0 for value in values):
-        notes.append(f"The file gives {values} micrometers a pixel, which cannot be.")
+        notes.append(f"The file gives {values} micrometers per pixel, which is implausible.")
         return None
     return values[0], values[1]

@@ -25,9 +25,9 @@ class OmeImage:
     """What OME-XML says of one image."""
 
     mpp: tuple[float, float] | None = None
-    """Micrometers a pixel `(y, x)`."""
+    """Micrometers per pixel `(y, x)`."""
     channel_names: tuple[str, ...] = ()
-    """A name a channel, where all have one."""
+    """One name per channel, where all have one."""
     magnification: float | None = None
     """Nominal magnification of the objective."""
     vendor: str = ""

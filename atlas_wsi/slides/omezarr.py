@@ -47,7 +47,7 @@ class OmeZarrBackend:
 
     @property
     def meta(self) -> SlideMeta:
-        """What the file says of itself."""
+        """Metadata of the file."""
         return self._meta
 
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
@@ -197,7 +197,7 @@ def _check_array(array: zarr.Array[Any], image: NgffImage, where: str) -> None:
         raise UnsupportedFormatError(
             f"{where} is stored in chunks of {array.chunks} ({n_bytes / 2**30:.1f} GiB), each of "
             "which must be decoded whole.",
-            hint="Write it anew in chunks of about 512 pixels a side.",
+            hint="Write it again in chunks of about 512 x 512 pixels.",
         )
     shard = array.shards or array.chunks
     n_chunks = math.prod(-(-n // k) for n, k in zip(shard, array.chunks, strict=True))

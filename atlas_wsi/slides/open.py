@@ -57,7 +57,7 @@ def open_slide(
         rasters, OME-Zarr on ``https://``, ``s3://``, ``gs://``): of these only the parts that are
         asked for are fetched.
     mpp
-        Micrometers a level-0 pixel, a number or `(y, x)`, instead of what the file says.
+        Micrometers per level-0 pixel, a number or `(y, x)`, instead of what the file says.
     strict
         Whether a block that cannot be decoded raises, rather than being filled with background
         and listed in ``slide.unreadable``.

@@ -35,7 +35,7 @@ class OpenSlideBackend:
 
     @property
     def meta(self) -> SlideMeta:
-        """What the file says of itself."""
+        """Metadata of the file."""
         return self._meta
 
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
@@ -82,7 +82,7 @@ class OpenSlideBackend:
             return _read(handle, level, box)
         except openslide.OpenSlideError:
             # An error spoils the handle for every thread that reads through it, so this block may
-            # be sound: a new handle that nobody else has tells.
+            # be sound: a new handle of our own shows.
             self._replace(handle)
         try:
             with openslide.OpenSlide(self._path) as private:

@@ -16,7 +16,7 @@ _FINER_SLACK = 1.01
 
 
 def true_downsample(full_px: int, level_px: int) -> float:
-    """Return how many level-0 pixels a pixel of a stored level spans."""
+    """Return the level-0 pixels per pixel of a stored level."""
     quotient = full_px / level_px
     for whole in (2 ** round(math.log2(quotient)), round(quotient)):
         if math.floor(full_px / whole) <= level_px <= math.ceil(full_px / whole):

@@ -80,7 +80,7 @@ class RasterBackend:
 
     @property
     def meta(self) -> SlideMeta:
-        """What the file says of itself."""
+        """Metadata of the file."""
         return self._meta
 
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
@@ -146,7 +146,7 @@ class _Handles:
 
     @contextmanager
     def borrow(self) -> Iterator[DatasetReader]:
-        """Lend a dataset that nobody else uses; after an error it is not lent again."""
+        """Lend a dataset that no other thread uses; after an error it is not lent again."""
         with self._lock:
             dataset = self._idle.pop() if self._idle else None
         if dataset is None:

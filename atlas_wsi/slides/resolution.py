@@ -17,7 +17,7 @@ _UM_A_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 def check_mpp(mpp: float | tuple[float, float]) -> tuple[float, float]:
     """Return a resolution given by a caller as `(y, x)`.
 
-    `mpp`: Micrometers a pixel, one number or `(y, x)`. Returns: `(y, x)`.
+    `mpp`: Micrometers per pixel, one number or `(y, x)`. Returns: `(y, x)`.
     """
     y, x = (mpp, mpp) if isinstance(mpp, (int, float)) else mpp
     if not all(math.isfinite(value) and value > 0 for value in (y, x)):
@@ -56,7 +56,7 @@ def parse_gsd(text: str) -> float:
 def from_openslide(properties: Mapping[str, str]) -> tuple[tuple[float, float] | None, str]:
     """Return the resolution among OpenSlide's properties.
 
-    Returns: Micrometers a pixel `(y, x)` or None, and the property it was read from.
+    Returns: Micrometers per pixel `(y, x)` or None, and the property it was read from.
     """
     y = _positive(properties.get("openslide.mpp-y"))
     x = _positive(properties.get("openslide.mpp-x"))
@@ -72,7 +72,7 @@ def from_aperio(
 ) -> tuple[tuple[tuple[float, float] | None, str], float | None]:
     """Return the resolution and the objective's power in an Aperio slide's description.
 
-    Returns: Micrometers a pixel `(y, x)` or None with the place it was read from; and the power.
+    Returns: Micrometers per pixel `(y, x)` or None with the place it was read from; and the power.
     """
     parts = (part.partition("=") for part in description.split("|")[1:])
     facts = {key.strip(): value.strip() for key, _, value in parts}
@@ -86,7 +86,7 @@ def from_tiff(
 ) -> tuple[tuple[float, float] | None, str]:
     """Return the resolution that TIFF's resolution tags mean, if they mean one.
 
-    Returns: Micrometers a pixel `(y, x)` and where they were read. None for what image editors
+    Returns: Micrometers per pixel `(y, x)` and where they were read. None for what image editors
     write by habit (72, 96, 300 dpi) and for anything that no microscope has.
     """
     scale = _UM_A_UNIT.get(unit.lower())
@@ -105,7 +105,7 @@ def from_tiff(
 def contradictions(mpp: tuple[float, float] | None, magnification: float) -> tuple[str, ...]:
     """Compare the two statements that a file makes about its resolution.
 
-    `mpp`: Micrometers a pixel `(y, x)`, if told.
+    `mpp`: Micrometers per pixel `(y, x)`, if told.
     """
     if mpp is None or not magnification or 5.0 <= magnification * max(mpp) <= 20.0:
         return ()
@@ -113,7 +113,7 @@ def contradictions(mpp: tuple[float, float] | None, magnification: float) -> tup
 
 
 def explain_missing(name: str, magnification: float | None) -> tuple[str, str]:
-    """Return message and hint of the error for a slide whose pixel size nobody knows."""
+    """Return message and hint of the error for a slide of unknown pixel size."""
     told = ""
     if magnification:
         told = (
@@ -121,7 +121,10 @@ def explain_missing(name: str, magnification: float | None) -> tuple[str, str]:
             f"{10 / magnification:.3g} µm."
         )
     message = f"{name} does not say how large a pixel is.{told}"
-    return message, "Give micrometers a pixel: --mpp 0.25 (in Python: open_slide(path, mpp=0.25))."
+    return (
+        message,
+        "Give micrometers per pixel: --mpp 0.25 (in Python: open_slide(path, mpp=0.25)).",
+    )
 
 
 def _positive(text: str | None) -> float | None:

@@ -243,7 +243,7 @@ class PageReader:
             )
 
     def _stored(self, index: int) -> int:
-        """Return how many bytes a tile or strip has; the tags of a damaged file may say anything."""
+        """Return the number of bytes of a tile or strip; the tags of a damaged file may say anything."""
         if index >= min(len(self._counts), len(self._offsets)):
             raise UnreadableSlideError(
                 f"{self._file.path} does not say where its block {index} lies.",

@@ -38,7 +38,7 @@ class Slide:
     path
         Absolute path or URL, as it can be opened again.
     mpp
-        Micrometers a level-0 pixel, a number or `(y, x)`, instead of what the file says.
+        Micrometers per level-0 pixel, a number or `(y, x)`, instead of what the file says.
     strict
         Whether a block that cannot be decoded raises, rather than being filled with background
         and listed in `unreadable`.
@@ -67,7 +67,7 @@ class Slide:
 
     @property
     def meta(self) -> SlideMeta:
-        """What the file says of itself."""
+        """Metadata of the file."""
         return self._backend.meta
 
     @property
@@ -92,12 +92,12 @@ class Slide:
 
     @property
     def downsamples(self) -> tuple[tuple[float, float], ...]:
-        """Level-0 pixels a pixel of each level `(y, x)`."""
+        """Level-0 pixels per pixel of each level `(y, x)`."""
         return tuple(level.downsample for level in self._reader.levels)
 
     @cached_property
     def levels(self) -> tuple[da.Array, ...]:
-        """Levels as lazy arrays `(y, x, c)`, finest first, down to 1024 pixels a side."""
+        """Levels as lazy arrays `(y, x, c)`, finest first, down to at most 1024 pixels."""
         import dask.array as da
         import zarr
 
@@ -114,7 +114,7 @@ class Slide:
 
     @property
     def mpp(self) -> tuple[float, float] | None:
-        """Micrometers a level-0 pixel `(y, x)`; None if neither caller nor file says."""
+        """Micrometers per level-0 pixel `(y, x)`; None if neither caller nor file says."""
         return self._override or self.meta.mpp
 
     @property
@@ -140,7 +140,7 @@ class Slide:
 
     @property
     def background(self) -> tuple[float, ...]:
-        """Value of a pixel outside the slide, a number a channel."""
+        """Value of a pixel outside the slide, one number per channel."""
         return self.meta.background
 
     @property
@@ -179,7 +179,7 @@ class Slide:
         Returns
         -------
         tuple
-            Micrometers a level-0 pixel `(y, x)`.
+            Micrometers per level-0 pixel `(y, x)`.
 
         Raises
         ------
@@ -215,7 +215,7 @@ class Slide:
         width
             Columns of the result.
         mpp
-            Micrometers a pixel of the result, a number or `(y, x)`; None for level 0.
+            Micrometers per pixel of the result, a number or `(y, x)`; None for level 0.
 
         Returns
         -------

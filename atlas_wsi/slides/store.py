@@ -1,4 +1,4 @@
-"""A slide as a read-only zarr 3 store: one array a level, decoded when a chunk is asked for."""
+"""A slide as a read-only zarr 3 store: one array per level, decoded when a chunk is asked for."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class _Painter:
     texture: NDArray[np.uint8]
     """What it looks like at this level, periodic."""
     downsample: int
-    """Level-0 pixels a pixel of the level."""
+    """Level-0 pixels per pixel of the level."""
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -87,7 +87,7 @@ class TiffBackend:
 
     @property
     def meta(self) -> SlideMeta:
-        """What the file says of itself."""
+        """Metadata of the file."""
         return self._meta
 
     def read_block(self, level: int, box: Box) -> NDArray[Any]:

@@ -4,7 +4,7 @@ A share of the windows needs nothing of the other shares but the coarse scales, 
 in one process, or one in each worker of a cluster.
 """
 
-# N windows, T tokens a window, P tokens of the next scale over a window, C channels, K classes
+# N windows, T tokens per window, P tokens of the next scale over a window, C channels, K classes
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class FineReading:
     """What is read from the windows of a share at the end."""
 
     cells: torch.Tensor
-    """float32 `(N, K + 1, rows, cols)`: sums of logits a cell, and the count of valid tokens."""
+    """float32 `(N, K + 1, rows, cols)`: sums of logits per cell, and the count of valid tokens."""
     total: torch.Tensor
     """float32 `(C,)`: sum of normalized valid tokens; zeros if the finest scale is dropped."""
     count: int
@@ -289,7 +289,7 @@ class LearningWindows(FineWindows):
 
 
 def mean_cells(summed: torch.Tensor) -> torch.Tensor:
-    """Turn sums a cell into means.
+    """Turn sums per cell into means.
 
     `summed`: `(n, K + 1, rows, cols)`, counts last. Returns: `(n, K, rows, cols)`; NaN where no
     token is valid.

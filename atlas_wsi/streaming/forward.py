@@ -6,7 +6,7 @@ block that has the finest scale is one run over its windows, a batch at a time. 
 those of `atlas_wsi.models.msa`; the result is that of the dense pass up to rounding.
 """
 
-# N windows, T tokens a window, P tokens of the next scale over a window, C channels, K classes
+# N windows, T tokens per window, P tokens of the next scale over a window, C channels, K classes
 
 from __future__ import annotations
 

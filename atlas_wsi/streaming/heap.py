@@ -1,6 +1,6 @@
 """Keep freed memory for the next map instead of giving it back to the system after each.
 
-The maps of a stem are tens of megabytes. glibc asks the system for each of them anew, and the
+The maps of a stem are tens of megabytes. glibc asks the system for each of them again, and the
 system clears every page again: for small models that takes longer than the convolutions. While a
 pass runs, freed memory is kept; when the last pass ends, it is given back.
 """

@@ -143,7 +143,7 @@ def plan_memory(
     need = 48 * window_bytes
     if left < need:
         raise MemoryBudgetError(
-            f"{budget_bytes / 2**20:.0f} MiB do not suffice for {n_windows} windows: the coarse "
+            f"{budget_bytes / 2**20:.0f} MiB are not enough for {n_windows} windows: the coarse "
             f"scales take {coarse_bytes / 2**20:.0f} MiB and a batch {need / 2**20:.0f} MiB.",
             hint="Raise --memory, or predict a smaller area.",
         )

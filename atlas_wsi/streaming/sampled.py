@@ -6,7 +6,7 @@ are computed as in prediction: what they give to the coarse scales counts as con
 residual path, through which a coarse token's own gradient goes on.
 """
 
-# N windows, T tokens a window, P tokens of the next scale over a window, C channels
+# N windows, T tokens per window, P tokens of the next scale over a window, C channels
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class FileTokens:
 
 
 class KeptTokens(FileTokens):
-    """Tokens that outlive the process, so that a run that died goes on where it was.
+    """Tokens that outlive the process, so that an interrupted run resumes.
 
     A window counts as kept if the checksum of its tokens, which is written after them, is right.
     """

@@ -25,7 +25,7 @@ class WorkingImage:
     slide: Slide
     """What is read."""
     mpp: tuple[float, float]
-    """Micrometers a working pixel `(y, x)`."""
+    """Micrometers per working pixel `(y, x)`."""
     grid: Grid
     """Working pixels over level 0."""
     channels: tuple[int, int, int]
@@ -76,7 +76,7 @@ def open_working_image(slide: Slide, *, mpp: float) -> WorkingImage:
     """Choose resolution, channels and scaling for a slide.
 
     The scaling of samples that are not 8-bit is one for the whole slide (2nd to 98th percentile
-    of its thumbnail's valid pixels), never one a tile, so that the result does not depend on how
+    of its thumbnail's valid pixels), never one per tile, so that the result does not depend on how
     the slide is cut.
     """
     own = slide.require_mpp()

@@ -35,7 +35,7 @@ class TissueMask:
     method: str
     """How the mask was found, such as ``"brightfield"``, ``"fluorescence"``, ``"valid"``."""
     is_drawn: bool = False
-    """Whether somebody chose the area: then every window it touches is computed."""
+    """Whether the area was chosen by the user: then every window it touches is computed."""
 
     def __post_init__(self) -> None:
         if self.mask.shape != self.grid.shape or self.mask.dtype != np.bool_:
@@ -126,7 +126,7 @@ class TissueMask:
         return replace(self, mask=mask & inside, grid=grid, is_drawn=True)
 
     def _fine_enough(self, polygons: Sequence[shapely.Polygon]) -> int:
-        """Return into how many cells a side to cut a cell, so that small areas keep their form."""
+        """Return the number of subcells per axis of a cell, so that small areas keep their form."""
         room = int(MAX_CELLS // max(self.mask.shape))
         finest = 1
         for polygon in polygons:
@@ -176,7 +176,7 @@ def tissue_mask(slide: Slide, *, mpp: float = 8.0, keep_fat: bool = False) -> Ti
     slide
         The slide; its resolution must be known.
     mpp
-        About how many micrometers a cell of the mask has; coarser if the slide's pixels are, or if the mask would be
+        Approximate micrometers per cell of the mask; coarser if the slide's pixels are, or if the mask would be
         longer than 4096 cells. Georeferenced scenes: as fine as that length allows.
     keep_fat
         Whether the empty-looking inside of fat cells counts as tissue.

@@ -50,7 +50,7 @@ def tiles_to_mask(path: str | os.PathLike[str], slide: Slide, grid: Grid) -> Tis
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
-    """Open an HDF5 file from anybody."""
+    """Open an untrusted HDF5 file."""
     h5py = require_extra("h5py", "embed", to=f"Reading {path}", error=DatasetError)
     try:
         with h5py.File(path, "r") as file:

@@ -29,7 +29,7 @@ class WindowGrid:
     image_shape: tuple[int, int]
     """Rows and columns of the whole slide in working pixels."""
     mpp: tuple[float, float]
-    """Micrometers a working pixel `(y, x)`."""
+    """Micrometers per working pixel `(y, x)`."""
 
     @property
     def n_active(self) -> int:
@@ -48,7 +48,7 @@ def plan_windows(
 ) -> WindowGrid:
     """Lay windows over a slide and pick those with enough tissue.
 
-    `slide_mpp`: Micrometers a level-0 pixel `(y, x)`. `mpp`: Micrometers a working pixel, one
+    `slide_mpp`: Micrometers per level-0 pixel `(y, x)`. `mpp`: Micrometers per working pixel, one
     number or `(y, x)`.
     """
     mpp_yx = (mpp, mpp) if isinstance(mpp, int | float) else mpp

@@ -61,7 +61,7 @@ class Resources:
     """What an entry of the autotuning table sets, beside the warps."""
     warps: int
     registers: int
-    """Vector registers a thread."""
+    """Vector registers per thread."""
     shared_bytes: int
     """Shared memory a program."""
     spilled_bytes: int

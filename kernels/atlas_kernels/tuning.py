@@ -20,7 +20,7 @@ class Choice:
     constants: tuple[tuple[str, int], ...]
     """Name and value of every ``tl.constexpr`` that may vary."""
     warps: int
-    """Warps a program."""
+    """Warps per program."""
 
     def as_arguments(self) -> dict[str, int]:
         """Return the keyword arguments of a launch."""

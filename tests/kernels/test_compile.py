@@ -10,7 +10,7 @@ import sys
 import pytest
 
 # the rest is in benchmarks/kernel_resources.csv: compiling all takes minutes
-SHAPES = ["MambaVision-T, 196 steps, state 8, bf16", "Atlas-S down, 32 a head"]
+SHAPES = ["MambaVision-T, 196 steps, state 8, bf16", "Atlas-S down, 32 per head"]
 MI300_VECTOR_REGISTERS = 512
 NVIDIA_REGISTERS = 255
 

@@ -15,7 +15,7 @@ _UM_PER_CM = 10_000
 
 
 def write_geotiff(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
-    """Write a band a class; georeferenced if the slide is.
+    """Write one band per class; georeferenced if the slide is.
 
     Notes
     -----

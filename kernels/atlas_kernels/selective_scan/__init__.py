@@ -1,6 +1,6 @@
 """The selective scan and the choice of who computes it."""
 
-# B sequences, D channels, N states a channel, L steps
+# B sequences, D channels, N states per channel, L steps
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A few windows at a time, so that the state stays in the cache; exponentials and 
 chunk of steps are one operation each, and a step of the recurrence is one fused multiply-add.
 """
 
-# B sequences, D channels, N states a channel, L steps, K steps of a chunk
+# B sequences, D channels, N states per channel, L steps, K steps of a chunk
 
 from __future__ import annotations
 

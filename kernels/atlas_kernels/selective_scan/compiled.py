@@ -5,7 +5,7 @@ state never leaves the registers and the cache. The exponential is a polynomial 
 can vectorize (relative error below 3e-7).
 """
 
-# B sequences, D channels, N states a channel, L steps, W lanes
+# B sequences, D channels, N states per channel, L steps, W lanes
 
 from __future__ import annotations
 

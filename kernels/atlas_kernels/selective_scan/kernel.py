@@ -9,7 +9,7 @@ and added outside, so that results do not depend on the order of programs.
 Import this only when it is chosen: whether a kernel is compiled or interpreted is decided here.
 """
 
-# B sequences, D channels, N states a channel, L steps, K steps of a chunk, G groups of channels
+# B sequences, D channels, N states per channel, L steps, K steps of a chunk, G groups of channels
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ CHUNK = 7
 """Steps of a chunk: 196 and 49 steps are whole chunks, and the replayed states fit registers."""
 
 CHANNELS = 32
-"""Channels a program of the backward pass; its sums are laid out by them."""
+"""Channels per program of the backward pass; its sums are laid out by them."""
 
 FORWARD = {8: ((32, 1), (64, 2), (16, 1), (32, 2)), 16: ((32, 2), (16, 1), (32, 4))}
-"""Choices of channels and warps a program by the padded number of states."""
+"""Choices of channels and warps per program by the padded number of states."""
 
 BACKWARD = {8: (2,), 16: (8,)}
-"""Choices of warps a program; any other number spills on one of the targets. All choices compile without a spilled register on A100, H100 and
+"""Choices of warps per program; any other number spills on one of the targets. All choices compile without a spilled register on A100, H100 and
 MI300 (docs/kernels.md); on a GPU, the fastest is kept for every shape."""
 
 _KEY = ("channels", "states", "length")

@@ -3,7 +3,7 @@
 Source: arXiv 2312.00752, algorithm 2; arXiv 2407.08083.
 """
 
-# B sequences, D channels, N states a channel, L steps
+# B sequences, D channels, N states per channel, L steps
 
 from __future__ import annotations
 

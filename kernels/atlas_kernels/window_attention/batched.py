@@ -5,7 +5,7 @@ does not grow with windows times coarse keys. Where all fit, they are joined onc
 backward pass, which is faster than joining them again.
 """
 
-# N windows, T tokens that ask, K keys, C channels, H heads, D channels a head, M coarse windows
+# N windows, T tokens that ask, K keys, C channels, H heads, D channels per head, M coarse windows
 
 from __future__ import annotations
 

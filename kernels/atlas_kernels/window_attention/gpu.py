@@ -3,7 +3,7 @@
 The kernels are in `kernel`; this prepares their arguments and joins their results.
 """
 
-# N windows, T tokens that ask, K keys, C channels, H heads, D channels a head, M coarse windows
+# N windows, T tokens that ask, K keys, C channels, H heads, D channels per head, M coarse windows
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TILES = {
-    # kernel, bytes an entry: choices of (queries, keys, warps) for up to 32 channels a head, more
+    # kernel, bytes an entry: choices of (queries, keys, warps) for up to 32 channels per head, more
     ("forward", 2): (((64, 64, 4), (64, 64, 8), (32, 32, 4)), ((64, 64, 4), (64, 32, 4))),
     ("query_gradient", 2): (((32, 32, 4), (64, 32, 4)), ((32, 32, 4), (32, 64, 4))),
     ("key_gradient", 2): (((32, 32, 4), (32, 64, 8)), ((32, 32, 8), (16, 32, 4))),
@@ -31,7 +31,7 @@ TILES = {
     ("query_gradient", 4): (((32, 32, 8), (16, 32, 4)), ((16, 16, 4), (32, 16, 8))),
     ("key_gradient", 4): (((32, 32, 8), (16, 16, 4)), ((16, 16, 4), (16, 16, 8))),
 }
-"""Queries and keys of a tile, at most, and warps a program. All compile without a spilled register
+"""Queries and keys of a tile, at most, and warps per program. All compile without a spilled register
 on A100, H100 and MI300 (docs/kernels.md); on a GPU, the fastest is kept for every shape."""
 
 _KEYS = ("tokens", "keys", "dim")

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SHAPES = {
-    "Atlas-B down, 64 a head": (12, 64, 256, 256, "bf16", True),
-    "Atlas-B up, 64 a head": (12, 64, 16, 256, "bf16", False),
-    "Atlas-S down, 32 a head": (12, 32, 256, 256, "bf16", True),
-    "Atlas-S down, 32 a head, fp32": (12, 32, 256, 256, "fp32", True),
-    "Atlas-B down, 64 a head, fp32": (12, 64, 256, 256, "fp32", True),
+    "Atlas-B down, 64 per head": (12, 64, 256, 256, "bf16", True),
+    "Atlas-B up, 64 per head": (12, 64, 16, 256, "bf16", False),
+    "Atlas-S down, 32 per head": (12, 32, 256, 256, "bf16", True),
+    "Atlas-S down, 32 per head, fp32": (12, 32, 256, 256, "fp32", True),
+    "Atlas-B down, 64 per head, fp32": (12, 64, 256, 256, "fp32", True),
 }
-"""Heads, channels a head, queries, keys, type, whether coarse keys are seen."""
+"""Heads, channels per head, queries, keys, type, whether coarse keys are seen."""
 
 
 def attention_launches() -> Iterator[Launch]:

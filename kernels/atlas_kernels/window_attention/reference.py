@@ -1,6 +1,6 @@
 """Multi-scale window attention as its definition says: every window with all keys it may see."""
 
-# N windows, T tokens that ask, K keys, C channels, H heads, D channels a head, M coarse windows
+# N windows, T tokens that ask, K keys, C channels, H heads, D channels per head, M coarse windows
 
 from __future__ import annotations
 

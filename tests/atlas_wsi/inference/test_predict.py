@@ -166,7 +166,7 @@ def test_what_is_no_amount_of_memory_is_refused(text):
 
 
 def test_a_budget_below_the_coarse_scales_is_a_clear_error():
-    with pytest.raises(MemoryBudgetError, match="do not suffice"):
+    with pytest.raises(MemoryBudgetError, match="are not enough"):
         plan_memory(
             2**20,
             n_windows=10_000,

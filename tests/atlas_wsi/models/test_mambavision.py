@@ -157,8 +157,8 @@ def test_checkpoints_load_with_any_published_prefix(prefix, kind, tmp_path):
         assert torch.equal(again(x), model(x))
 
 
-def test_the_licence_of_published_weights_is_said_once():
-    mambavision._say_licence.cache_clear()
+def test_the_license_of_published_weights_is_reported_once():
+    mambavision._report_license.cache_clear()
     state = small_model().state_dict()
     with pytest.warns(UserWarning, match="CC-BY-NC-SA"):
         MambaVision.from_published(state, **SMALL)
