@@ -42,6 +42,7 @@ from atlas_wsi.training.regions import read_list
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
+@pytest.mark.slow
 def test_a_short_run_finds_nothing(tmp_path):
     command = [sys.executable, SCRIPTS / "fuzz.py", "--inputs", "1500", "--seed", "7"]
     done = subprocess.run(

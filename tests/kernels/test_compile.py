@@ -29,6 +29,7 @@ def records():
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_for_every_target(records):
     kernels = {
         "scan_forward_kernel",
@@ -41,10 +42,12 @@ def test_every_kernel_compiles_for_every_target(records):
     assert made == {(k, t) for k in kernels for t in ("sm_80", "sm_90", "gfx942")}
 
 
+@pytest.mark.slow
 def test_no_register_is_spilled_at_the_shapes_of_our_models(records):
     assert not [r for r in records if r["spilled_bytes"]]
 
 
+@pytest.mark.slow
 def test_programs_fit_the_hardware(records):
     for r in records:
         is_nvidia = r["target"].startswith("sm_")

@@ -27,6 +27,7 @@ def dozen(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_archive_is_done_told_verified_and_done_again_where_it_is_damaged(
     few_slides, tmp_path, command, caplog
 ):
@@ -67,6 +68,7 @@ def test_an_archive_is_done_told_verified_and_done_again_where_it_is_damaged(
     assert "cell_px was 64 and is now 32" in other.stderr
 
 
+@pytest.mark.slow
 def test_two_launchers_do_no_slide_twice(dozen, tmp_path, command):
     out, finished = tmp_path / "out", tmp_path / "finished"
     faults = command.with_faults | {"FAULTS_FINISHED": str(finished)}
@@ -82,6 +84,7 @@ def test_two_launchers_do_no_slide_twice(dozen, tmp_path, command):
     assert not list(Journal(out).leases_folder.iterdir())
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_what_is_begun_and_the_same_command_goes_on(
     dozen, tmp_path, command, wait_until
 ):

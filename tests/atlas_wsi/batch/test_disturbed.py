@@ -37,6 +37,7 @@ def slides(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_forty_slides_survive_dying_workers_and_a_dying_scheduler(
     slides, tmp_path, processes, command, wait_until
 ):

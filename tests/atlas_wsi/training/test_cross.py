@@ -42,6 +42,7 @@ def crossed(tile_folder, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_every_tile_is_predicted_once_by_a_model_that_did_not_see_its_group(crossed, tile_folder):
     rows = read(crossed.with_suffix(".predictions.csv"))
     tiles = read_tiles(tile_folder)
@@ -57,6 +58,7 @@ def test_every_tile_is_predicted_once_by_a_model_that_did_not_see_its_group(cros
         assert list(asked.paths) == [row["path"] for row in rows if row["fold"] == str(k)]
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_folds_together(crossed, tile_folder):
     rows = read(crossed.with_suffix(".predictions.csv"))
     classes = read_tiles(tile_folder).classes
@@ -75,6 +77,7 @@ def test_figures_are_those_of_the_folds_together(crossed, tile_folder):
     assert float(table[3]["balanced_accuracy"]) == pytest.approx(np.std(own, ddof=1), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_fold_is_measured_again_from_its_file_and_the_whole_is_not(crossed, tile_folder):
     tiles = read_tiles(tile_folder)
     model = load_model(crossed.with_name("cv.fold1.safetensors"))
@@ -92,6 +95,7 @@ def stop_in(fold, cancel):
     return {"progress": report, "cancel": cancel}
 
 
+@pytest.mark.slow
 def test_folds_that_are_done_are_not_trained_again(tile_folder, tmp_path):
     out, seen = tmp_path / "cv.safetensors", []
     call = (read_tiles(tile_folder), About(name="cv", domain="scene", mpp=1.0))
@@ -105,6 +109,7 @@ def test_folds_that_are_done_are_not_trained_again(tile_folder, tmp_path):
     assert not list(tmp_path.glob("*.resume.pt"))
 
 
+@pytest.mark.slow
 def test_folds_of_other_arguments_are_refused_or_replaced(crossed, tile_folder, tmp_path):
     copy = tmp_path / "cv.fold0.safetensors"
     copy.write_bytes(crossed.with_name("cv.fold0.safetensors").read_bytes())

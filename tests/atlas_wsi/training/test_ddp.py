@@ -44,6 +44,7 @@ def steps(tile_folder, tmp_path_factory):
     return [found["one"], found["two"]]
 
 
+@pytest.mark.slow
 def test_gradients_of_two_processes_are_those_of_one(steps):
     one, two = steps
     for step in (s for s in one if s != "running"):
@@ -55,10 +56,12 @@ def test_gradients_of_two_processes_are_those_of_one(steps):
         assert torch.linalg.norm(flat[0] - flat[1]) < 1e-3 * torch.linalg.norm(flat[0])
 
 
+@pytest.mark.slow
 def test_some_step_had_fewer_pictures_than_processes(steps):
     assert min(steps[1][s]["pictures"] for s in steps[1] if s != "running") == 1
 
 
+@pytest.mark.slow
 def test_batch_norm_sees_the_pictures_of_all_processes(steps):
     one, two = (s["running"] for s in steps)
     assert set(one) == set(two)
@@ -81,6 +84,7 @@ def test_parts_of_a_batch_are_the_batch_without_repeats(tile_folder, n, step):
     assert {p.n_scales for p in parts} == {whole.n_scales}
 
 
+@pytest.mark.slow
 def test_torchrun_trains_writes_once_and_follows_the_curve_of_one_process(tile_folder, tmp_path):
     command = ["train", "tiles", tile_folder, "--mpp", "1", "--dim", "32", "--epochs", "6"]
     command += ["--megapixels", "0.3", "--validation", "0.25", "--precision", "float32"]

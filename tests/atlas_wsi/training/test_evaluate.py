@@ -88,6 +88,7 @@ def scene(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_held_out_slides_are_measured_cell_by_cell(folder, tmp_path):
     done = run(
         *("evaluate", "regions", folder / "table.csv", "--model", folder / "m.safetensors"),
@@ -108,6 +109,7 @@ def test_held_out_slides_are_measured_cell_by_cell(folder, tmp_path):
     assert page.count("<img") == 2
 
 
+@pytest.mark.slow
 def test_dice_is_what_counting_by_hand_gives(folder):
     model = load_model(folder / "m.safetensors")
     rows = read_list(folder / "table.csv")[:1]
@@ -123,6 +125,7 @@ def test_dice_is_what_counting_by_hand_gives(folder):
     assert len(np.unique(cells.groups)) > 1  # blocks, where all is of one patient
 
 
+@pytest.mark.slow
 def test_a_temperature_is_fitted_on_half_of_the_patients_and_stored(folder, tmp_path):
     model = load_model(folder / "m.safetensors")
     path = model.save(tmp_path / "copy.safetensors")
@@ -137,6 +140,7 @@ def test_a_temperature_is_fitted_on_half_of_the_patients_and_stored(folder, tmp_
     assert found["temperature"] == load_model(path).card.temperature != model.card.temperature
 
 
+@pytest.mark.slow
 def test_a_model_whose_card_does_not_tell_wants_split_all(folder):
     done = run("evaluate", "regions", folder / "table.csv", "--model", "atlas_test")
 
@@ -144,6 +148,7 @@ def test_a_model_whose_card_does_not_tell_wants_split_all(folder):
     assert "--split all" in " ".join(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_one_class_alone_has_no_ranking_and_is_no_fault(folder, tmp_path):
     whole = {"type": "FeatureCollection", "features": [feature("Tumor", 0)]}
     (tmp_path / "a.geojson").write_text(json.dumps(whole))
@@ -250,6 +255,7 @@ def test_label_rasters_that_cannot_be_placed_or_counted_are_refused(scene, tmp_p
             read_names(tmp_path / "names.csv")
 
 
+@pytest.mark.slow
 def test_a_scene_is_trained_on_and_measured_with_a_label_raster(scene, tmp_path):
     labels = write_labels(tmp_path / "labels.tif")
     (tmp_path / "names.csv").write_text("value,class\n1,wood\n2,field\n")
@@ -271,6 +277,7 @@ def test_a_scene_is_trained_on_and_measured_with_a_label_raster(scene, tmp_path)
     assert json.loads(done.stdout)["metrics"]["mean_dice"] > 0.8
 
 
+@pytest.mark.slow
 def test_slide_scores_are_measured(folder, tmp_path):
     """Of the table's column split, and of all; the model's classes are those of the labels."""
     rows = [("slide", "label", "split")]

@@ -67,6 +67,7 @@ def test_tiles_come_from_inside_the_polygons_of_their_class(table):
         assert np.abs(shade - SHADE[name]).max() < 5
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_and_measured_on_slides_it_did_not_see(table, tmp_path):
     out = tmp_path / "mine.safetensors"
     options = ("--mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "2", "-q")
@@ -81,6 +82,7 @@ def test_a_model_is_trained_and_measured_on_slides_it_did_not_see(table, tmp_pat
     assert not out.with_suffix(".resume.pt").exists()
 
 
+@pytest.mark.slow
 def test_slides_are_dealt_to_folds_as_a_whole(table, tmp_path):
     out = tmp_path / "mine.safetensors"
     options = ("--mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "0.5", "-q")

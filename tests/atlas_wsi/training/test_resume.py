@@ -31,6 +31,7 @@ def test_three_parts_share_no_group_and_hold_out_what_two_do(tile_folder):
     assert parts[2].tolist() == split(tiles, held_out=0.25, seed=0)[1].tolist()
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on_with_the_same_curve(tile_folder, tmp_path):
     whole, parts, again = History(), History(), History()
     first = train_tiles(tile_folder, recipe=SMALL, history=whole, **KIND)
@@ -82,6 +83,7 @@ def test_patience_ends_a_training_that_no_longer_gets_better(tile_folder):
     assert history.checks_since_best >= 1
 
 
+@pytest.mark.slow
 def test_a_training_out_of_patience_that_is_killed_before_it_writes_does_not_train_on(
     tile_folder, tmp_path
 ):
@@ -111,6 +113,7 @@ def test_the_card_says_which_check_was_kept(tile_folder):
     assert facts["chosen"]["validation_balanced_accuracy"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_process_killed_in_its_second_fold_goes_on_with_the_same_curves(tile_folder, tmp_path):
     script = (
         "import sys; from atlas_wsi.cli.app import app\n"

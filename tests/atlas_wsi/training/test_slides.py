@@ -76,6 +76,7 @@ def few(table):
     return find_slides(rows, mpp=1.0, sampling=Sampling(windows=2, slides=1))
 
 
+@pytest.mark.slow
 def test_a_plain_label_is_learned_and_predict_says_it_of_slides_not_seen(table):
     slides = find_slides(read_slides(table), mpp=1.0, sampling=Sampling(windows=2, slides=2))
     model = train_set(slides, recipe=TINY, held_out=0.34, **KIND)
@@ -88,6 +89,7 @@ def test_a_plain_label_is_learned_and_predict_says_it_of_slides_not_seen(table):
         assert max(scores, key=scores.get) == slides.rows[i].label
 
 
+@pytest.mark.slow
 def test_a_training_on_slides_that_was_stopped_goes_on_with_the_same_curve(few, tmp_path):
     recipe, state = replace(TINY, epochs=3, checks=3), tmp_path / "resume.pt"
     whole, parts, again, cancel = History(), History(), History(), CancelToken()
@@ -107,6 +109,7 @@ def test_a_training_on_slides_that_was_stopped_goes_on_with_the_same_curve(few, 
     assert not state.exists()
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_split_of_the_table_and_writes_a_model_that_loads(table, tmp_path):
     sides = ("train", "validation", "held-out")
     rows = [("slide", "label", "split")] + [
@@ -131,6 +134,7 @@ def test_the_command_takes_the_split_of_the_table_and_writes_a_model_that_loads(
     assert "split takes the place" in done.output.replace("\n", " ").replace("│ ", "")
 
 
+@pytest.mark.slow
 def test_folds_hold_out_every_slide_once(table, tmp_path):
     rows = [row for row in read_slides(table) if row.slide.endswith(("-0.tif", "-2.tif"))]
     names = [("slide", "label")] + [(row.slide, row.label) for row in rows]
@@ -189,6 +193,7 @@ def test_slides_of_one_label_or_without_tissue_are_refused(table, tmp_path):
         find_slides([glass, rows[-1]], mpp=1.0)
 
 
+@pytest.mark.slow
 def test_slides_that_a_model_was_trained_on_are_not_held_out(table, tmp_path):
     """Whatever another table says."""
 
@@ -224,6 +229,7 @@ def test_slides_that_a_model_was_trained_on_are_not_held_out(table, tmp_path):
     assert "no slide as held-out" in " ".join(nothing.stderr.split())
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_slides_of_a_step_and_follow_the_curve_of_one(table, tmp_path):
     command = ["train", "slides", str(table), "--mpp", "1", "--windows", "1", "--batch", "2"]
     command += ["--dim", "32", "--epochs", "1", "--rate", "1e-4", "--jitter", "0", "-q", "-o"]

@@ -132,6 +132,7 @@ def test_a_checkpoint_in_the_hubs_cache_starts_a_training(tmp_path, published, m
         load_start("hf://owner/other@main")
 
 
+@pytest.mark.slow
 def test_tiles_train_from_a_published_checkpoint(tmp_path, published, tile_folder):
     model = train_tiles(
         tile_folder,
@@ -164,6 +165,7 @@ def test_the_weights_of_a_timm_network_get_under_the_attention(tmp_path, name):
         timm_start("timm:test_convnext", tmp_path / "w.safetensors")
 
 
+@pytest.mark.slow
 def test_tiles_train_on_a_timm_network(tmp_path, tile_folder):
     out = tmp_path / "mixed.safetensors"
     asked = ["train", "tiles", str(tile_folder), "-o", str(out), "--mpp", "1"]
@@ -178,6 +180,7 @@ def test_tiles_train_on_a_timm_network(tmp_path, tile_folder):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_the_command_says_what_was_taken(tmp_path, tile_folder):
     asked = [
         "train",

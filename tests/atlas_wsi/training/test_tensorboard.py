@@ -29,6 +29,7 @@ def read(folder):
     }
 
 
+@pytest.mark.slow
 def test_the_event_file_says_what_the_table_says(tile_folder, tmp_path):
     out, logs = tmp_path / "m.safetensors", tmp_path / "logs"
     command = ["train", "tiles", str(tile_folder), "-o", str(out), *COMMAND]
@@ -45,6 +46,7 @@ def test_the_event_file_says_what_the_table_says(tile_folder, tmp_path):
     assert dict(found["rate"])[steps] == pytest.approx(float(rows[-1]["rate"]))
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_logs_every_step_once(tile_folder, tmp_path):
     recipe = Recipe(dim=32, depths=(1,), n_scales=1, epochs=6, megapixels=0.05, checks=4)
     state, cancel, history = tmp_path / "resume.pt", CancelToken(), History(tensorboard=tmp_path)

@@ -44,12 +44,14 @@ def trained(tile_folder, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_textures_are_learned_that_color_cannot_tell(trained):
     metrics = load_model(trained).card.metrics
     assert metrics["balanced_accuracy"] > 0.6
     assert set(metrics) >= {"accuracy", "colour_baseline_accuracy", "recall dots"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["mambavision", "mambavision+msa"])
 def test_a_mambavision_learns_the_same_textures_and_predicts_slides(
     tile_folder, tmp_path, backbone
@@ -66,6 +68,7 @@ def test_a_mambavision_learns_the_same_textures_and_predicts_slides(
     assert result.run.parameters["scales"] == (1 if backbone == "mambavision" else 3)
 
 
+@pytest.mark.slow
 def test_evaluate_reproduces_the_card_from_the_stored_file(trained, tile_folder):
     model = load_model(trained)
     found = evaluate(model, held_out_tiles(model, read_tiles(tile_folder)))
@@ -75,6 +78,7 @@ def test_evaluate_reproduces_the_card_from_the_stored_file(trained, tile_folder)
     assert found.confusion.tolist() == [list(row) for row in model.card.confusion]
 
 
+@pytest.mark.slow
 def test_borders_are_measured_on_mosaics_of_held_out_tiles(trained, tile_folder):
     model = load_model(trained)
     tiles = held_out_tiles(model, read_tiles(tile_folder))
@@ -84,6 +88,7 @@ def test_borders_are_measured_on_mosaics_of_held_out_tiles(trained, tile_folder)
     assert set(found) == {"mosaic_cell_accuracy", "mosaic_dice", "mosaic_dice_without_context"}
 
 
+@pytest.mark.slow
 def test_the_command_evaluates_what_the_card_says(trained, tile_folder):
     done = CliRunner().invoke(
         app, ["evaluate", "tiles", str(tile_folder), "--model", str(trained), "--json"]
@@ -94,6 +99,7 @@ def test_the_command_evaluates_what_the_card_says(trained, tile_folder):
     assert said["confusion"] == [list(row) for row in load_model(trained).card.confusion]
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_writes_the_card_beside(tile_folder, tmp_path):
     out = tmp_path / "new" / "mine.safetensors"
     arguments = ["train", "tiles", str(tile_folder), "--out", str(out), "--mpp", "0.5"]
@@ -133,6 +139,7 @@ def test_a_folder_that_is_no_data_set_writes_nothing(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(tile_folder):
     first, again, other = (train_small(tile_folder, epochs=1, seed=s) for s in (3, 3, 4))
     a, b, c = (torch.cat([p.flatten() for p in m.parameters()]) for m in (first, again, other))
@@ -140,6 +147,7 @@ def test_the_same_seed_gives_the_same_weights(tile_folder):
     assert not torch.equal(a, c)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_model(trained, tile_folder):
     start = load_model(trained)
     recipe = Recipe(**SMALL | {"rate": 1e-6}, epochs=0.5)
@@ -153,6 +161,7 @@ def test_training_goes_on_from_a_model(trained, tile_folder):
         train_tiles(tile_folder, recipe=wider, init=start, **common)
 
 
+@pytest.mark.slow
 def test_training_leaves_the_callers_random_numbers_alone(tile_folder):
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -180,12 +189,14 @@ def test_cancelling_stops_the_training(tile_folder):
         )
 
 
+@pytest.mark.slow
 def test_classes_that_the_model_does_not_know_are_named(trained, make_folder):
     folder = make_folder(n=3, classes=("dots", "rings"))
     with pytest.raises(DatasetError, match="does not know rings"):
         evaluate(load_model(trained), read_tiles(folder))
 
 
+@pytest.mark.slow
 def test_another_folder_has_no_held_out_tiles(trained, make_folder):
     with pytest.raises(DatasetError, match="these are others"):
         held_out_tiles(load_model(trained), read_tiles(make_folder(n=8)))
