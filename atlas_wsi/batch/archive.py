@@ -48,7 +48,7 @@ _COLUMNS: dict[str, Any] = {
 
 
 def write_archive(journal: Journal) -> Path:
-    """Write how all slides of an archive ended as one table."""
+    """Write the outcome of all slides of an archive as one table."""
     rows = list(journal.read_rows().values())
     classes = list(dict.fromkeys(name for row in rows for name in row.areas))
     extra = {f"{kind}:{name}": pa.float64() for kind in ("area", "score") for name in classes}

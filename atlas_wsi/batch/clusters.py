@@ -1,4 +1,4 @@
-"""Where the work is done: this machine, its GPUs, a queue, Kubernetes, or a running scheduler."""
+"""Clusters: this machine, its GPUs, SLURM, Kubernetes, or a running scheduler."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _PACKAGES = {
     "kubernetes": ("dask_kubernetes.operator", "KubeCluster", "pip install 'atlas-wsi[cluster]'"),
 }
 _SETTINGS = {
-    # a slide that kills its workers is counted on disk, by its own attempts; dask counts every task
+    # attempts of a slide that kills its workers are counted on disk; dask counts every task
     # that was assigned to a worker that died
     "distributed.scheduler.allowed-failures": 1_000_000,
-    # one slide at a time is on its way to a worker: what is queued elsewhere can go anywhere
+    # workers prefetch no slide: what waits at the scheduler can go to any worker
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.memory.pause": False,
@@ -70,38 +70,42 @@ def _open(opened: ExitStack, chosen: str, workers: int | None, options: dict[str
 def read_cluster_options(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the options of a cluster from a YAML file."""
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ArchiveError(f"{os.fspath(path)} cannot be read: {error}.") from error
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise ArchiveError(
-            f"{os.fspath(path)} holds no options.", hint="Write lines such as `queue: gpu`."
+            f"{os.fspath(path)} has no options.", hint="Write lines such as `queue: gpu`."
         )
-    return found
+    return options
 
 
 def _local(workers: int | None, options: dict[str, Any]) -> Any:
     workers = options.pop("workers", None) if workers is None else workers
-    told = {"n_workers": workers or 1, "threads_per_worker": 1, "dashboard_address": "localhost:0"}
-    return LocalCluster(**(told | options))
+    defaults = {
+        "n_workers": workers or 1,
+        "threads_per_worker": 1,
+        "dashboard_address": "localhost:0",
+    }
+    return LocalCluster(**(defaults | options))
 
 
 def _cuda(workers: int | None, options: dict[str, Any]) -> Any:
     workers = options.pop("workers", None) if workers is None else workers
-    told = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "localhost:0"}
-    return _class_of("cuda")(**(told | options))
+    defaults = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "localhost:0"}
+    return _class_of("cuda")(**(defaults | options))
 
 
 def _slurm(workers: int | None, options: dict[str, Any]) -> Any:
-    told = {"cores": 1, "processes": 1} | options
+    defaults = {"cores": 1, "processes": 1} | options
     # one slide at a time; the cores of the job are for torch and for decoding
-    told["worker_extra_args"] = [*told.get("worker_extra_args", ()), "--nthreads 1"]
-    return _scaled(_class_of("slurm"), workers, told)
+    defaults["worker_extra_args"] = [*defaults.get("worker_extra_args", ()), "--nthreads 1"]
+    return _scaled(_class_of("slurm"), workers, defaults)
 
 
 def _kubernetes(workers: int | None, options: dict[str, Any]) -> Any:
-    told = {"name": "atlas-wsi", "worker_command": ["dask-worker", "--nthreads", "1"]} | options
-    return _scaled(_class_of("kubernetes"), workers, told)
+    defaults = {"name": "atlas-wsi", "worker_command": ["dask-worker", "--nthreads", "1"]} | options
+    return _scaled(_class_of("kubernetes"), workers, defaults)
 
 
 _OPEN = {"local": _local, "cuda": _cuda, "slurm": _slurm, "kubernetes": _kubernetes}
@@ -109,7 +113,7 @@ _OPEN = {"local": _local, "cuda": _cuda, "slurm": _slurm, "kubernetes": _kuberne
 
 @contextmanager
 def _scaled(kind: Any, workers: int | None, options: dict[str, Any]) -> Iterator[Any]:
-    """Open a cluster that is told, once it is open, how many workers it should have."""
+    """Open a cluster, then set its number of workers."""
     adapt = options.pop("adapt", None)
     in_file = options.pop("workers", None)
     with kind(**options) as cluster:

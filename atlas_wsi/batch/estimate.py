@@ -100,17 +100,17 @@ def estimate_archive(
     ArchiveError
         If no slide of the sample could be predicted.
     """
-    found = list_slides(source, leave_out=out)
-    sizes = [_size(path) for path, _ in found]
-    order = sorted(range(len(found)), key=lambda index: sizes[index] or 0)
-    count = min(sample, len(found))
+    slides = list_slides(source, leave_out=out)
+    sizes = [_size(path) for path, _ in slides]
+    order = sorted(range(len(slides)), key=lambda index: sizes[index] or 0)
+    count = min(sample, len(slides))
     chosen = sorted({order[(2 * k + 1) * len(order) // (2 * count)] for k in range(count)})
     with tempfile.TemporaryDirectory(prefix="atlas-wsi-estimate-") as folder:
-        asked = Path(folder, "sample.csv")
-        _write_csv(asked, [found[index] for index in chosen])
+        table = Path(folder, "sample.csv")
+        _write_csv(table, [slides[index] for index in chosen])
         journal = Journal(Path(folder, "out"))
         predict_archive(
-            asked,
+            table,
             journal.out,
             options=options,
             run_options=run_options,
@@ -128,13 +128,13 @@ def estimate_archive(
         part = sum(figure(row) for row in of)
         if known:
             return part * known / sum(row.slide_bytes for row in of)
-        return part * len(found) / len(of)
+        return part * len(slides) / len(of)
 
     # a worker's first slide also loads the model and the libraries
     timed = [row for row in done if row is not rows[0]] or done
     hours = in_all(lambda row: row.wall_s / 3600, timed)
     return ArchiveEstimate(
-        slides=len(found),
+        slides=len(slides),
         slide_bytes=known,
         sampled=len(rows),
         failed=len(rows) - len(done),

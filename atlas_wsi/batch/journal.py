@@ -1,4 +1,4 @@
-"""What an archive's output folder knows of every slide: one small file a slide, written whole.
+"""State of every slide in an archive's output folder: one small file per slide, written atomically.
 
 ::
 
@@ -7,9 +7,9 @@
       archive.parquet        one row per slide (atlas_wsi.batch.archive)
       .batch/
         options.json         what decides the results; the same for every launcher
-        slides.jsonl         the slides asked for, in order; grows, never shrinks
+        slides.jsonl         the requested slides, in order; grows, never shrinks
         rows/<name>.json     how a slide ended: a `Row`
-        leases/<name>.<n>    the n-th try of a slide that has not ended (atlas_wsi.batch.lease)
+        leases/<name>.<n>    the n-th attempt at a slide that has not ended (atlas_wsi.batch.lease)
         work/<name>/         encoded windows of a slide that has not ended
 
 Nothing here needs a lock: a slide's row is written by the holder of its lease alone, and every
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def _moment(text: str) -> str:
     if text and dt.datetime.fromisoformat(text).tzinfo is None:
-        raise ValueError(f"{text} does not say its offset from UTC")
+        raise ValueError(f"{text} has no offset from UTC")
     return text
 
 
@@ -45,14 +45,14 @@ Moment = Annotated[str, AfterValidator(_moment)]
 
 
 class SlideRequest(Record):
-    """A slide of the archive, as it was asked for."""
+    """A requested slide of the archive."""
 
     name: str
     """Name of its folder in the output folder; no two slides share one."""
     source: str
     """Absolute path or URL."""
     mpp: Positive | None = None
-    """Micrometers per level-0 pixel, where the list of slides says so."""
+    """Micrometers per level-0 pixel, if the list of slides states it."""
 
 
 class Row(Record):
@@ -72,15 +72,15 @@ class Row(Record):
     reason: str = ""
     """Why it failed, in words for the user. Empty if done."""
     attempts: Count = 1
-    """How many times the slide was begun."""
+    """Number of attempts."""
     worker: str = ""
     """Host and process that ended it."""
     started: Moment = ""
-    """When the last try began, ISO 8601 with offset."""
+    """When the last attempt started, ISO 8601 with offset."""
     ended: Moment = ""
     """When it ended."""
     wall_s: Seconds = 0.0
-    """Seconds of the last try, opening to writing."""
+    """Seconds of the last attempt, opening to writing."""
     peak_memory_bytes: Count = 0
     """Largest resident memory of the worker's process until then."""
     result_bytes: Count = 0
@@ -130,21 +130,21 @@ class Journal:
         self.work_folder = self.folder / "work"
 
     def stop_file(self, run: str) -> Path:
-        """Name the file by which a launcher tells its workers to stop."""
+        """Name the file that makes the workers of a launcher stop."""
         return self.folder / f"stop-{run}"
 
     @property
     def exists(self) -> bool:
-        """Whether an archive was begun in the folder."""
+        """Whether the folder holds an archive."""
         return self.slides_file.is_file()
 
     def make_folders(self) -> None:
-        """Make the folders that are missing."""
+        """Make missing folders."""
         for folder in (self.rows_folder, self.leases_folder, self.work_folder):
             folder.mkdir(parents=True, exist_ok=True)
 
     def read_slides(self) -> list[SlideRequest]:
-        """Read which slides were asked for."""
+        """Read the requested slides."""
         if not self.exists:
             return []
         lines = self.slides_file.read_bytes().splitlines()
@@ -156,7 +156,7 @@ class Journal:
             ) from error
 
     def write_slides(self, slides: list[SlideRequest]) -> None:
-        """Write which slides were asked for."""
+        """Write the requested slides."""
         lines = [slide.model_dump_json(exclude_none=True) + "\n" for slide in slides]
         write_text(self.slides_file, "".join(lines))
 
@@ -187,7 +187,7 @@ class Journal:
         write_text(self._row_file(row.name), row.model_dump_json(indent=1) + "\n")
 
     def remove_row(self, name: str) -> None:
-        """Forget how a slide ended, so that it is done again."""
+        """Remove the outcome of a slide, so that it is repeated."""
         self._row_file(name).unlink(missing_ok=True)
 
     def _row_file(self, name: str) -> Path:
@@ -195,7 +195,7 @@ class Journal:
 
 
 def _read_row(path: Path) -> Row | None:
-    """Read a row; one that is damaged is as good as none, and is made again."""
+    """Read a row; a damaged one counts as missing, and is made again."""
     try:
         return Row.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
@@ -203,5 +203,5 @@ def _read_row(path: Path) -> Row | None:
 
 
 def now() -> str:
-    """Tell the time."""
+    """Return the time."""
     return dt.datetime.now().astimezone().isoformat(timespec="milliseconds")

@@ -1,12 +1,12 @@
-"""Who works on a slide: a lease is a file that only one process can make.
+"""Leases: files by which one process holds a slide.
 
-The n-th try of a slide is the file ``<name>.<n>``, made with ``O_EXCL``. Its holder touches it as
-long as it works; a lease that was not touched for too long, or whose process is gone from this
-machine, has expired, and the next try is ``<name>.<n + 1>``, which again only one can make. So
-nothing is ever taken away from a worker by removing a file, there is no moment at which two hold a
-lease, and the attempts that ended badly stay on disk to be counted.
+The n-th attempt at a slide is the file ``<name>.<n>``, made with ``O_EXCL``. Its holder touches it while
+it works (the heartbeat); a lease without a heartbeat for too long, or whose process is gone from this
+machine, has expired, and the next attempt is ``<name>.<n + 1>``, which again only one can make. So
+no lease is ever taken away by removing a file, no two processes hold a slide at the same time, and
+failed attempts stay on disk to be counted.
 
-Times are compared as the file server tells them: clocks of a cluster's machines may differ.
+Times are those of the file server: clocks of a cluster's machines may differ.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEARTBEAT_TIMEOUT_S = 120.0
-"""Seconds without a sign of life after which a lease has expired."""
+"""Seconds without a heartbeat after which a lease has expired."""
 
 
 class Holder(Record):
-    """What a lease says of its holder."""
+    """Holder of a lease, as the file records it."""
 
     token: str
-    """Tells this holder from all others."""
+    """Unique to this holder."""
     machine: str
     """Where its process id is unique."""
     pid: Count
@@ -47,15 +47,15 @@ class Holder(Record):
     worker: str
     """Host and process, for people."""
     run: str
-    """The launcher that sent it."""
+    """The launcher that sent the slide."""
     started: str
-    """When it began, ISO 8601 with offset."""
+    """When it started, ISO 8601 with offset."""
     heartbeat_timeout_s: float
-    """Seconds without a sign of life after which the lease has expired."""
+    """Seconds without a heartbeat after which the lease has expired."""
     ended: bool = False
-    """Whether the holder gave it back without an outcome."""
+    """Whether the holder released it without an outcome."""
     counts: bool = True
-    """Whether it ended by a fault that may lie in the slide."""
+    """Whether it failed for a reason that may be the slide's."""
     error: str = ""
     """Kind of the error that ended it."""
     reason: str = ""
@@ -64,20 +64,20 @@ class Holder(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One try of a slide that has not ended."""
+    """One attempt at a slide that has not ended."""
 
     name: str
     """The slide's name."""
     number: int
     """1 for the first."""
     holder: Holder | None
-    """Who holds or held it; None if it died before it could say."""
+    """Who holds or held it; None if it died before the lease was written."""
     is_held: bool
-    """Whether a worker holds it."""
+    """Whether a worker works on it."""
 
     @property
     def failed(self) -> bool:
-        """Whether it ended by a fault that may lie in the slide, such as its worker's death."""
+        """Whether it failed for a reason that may be the slide's, such as the worker's death."""
         return not self.is_held and (self.holder is None or self.holder.counts)
 
     @property
@@ -87,21 +87,21 @@ class Attempt:
             return "its worker died."
         if self.holder.ended:
             return self.holder.reason
-        return f"its worker {self.holder.worker}, begun {self.holder.started}, died."
+        return f"its worker {self.holder.worker}, started {self.holder.started}, died."
 
 
 def read_attempts(folder: Path) -> dict[str, list[Attempt]]:
     """Read the leases of all slides."""
-    found: dict[str, list[Attempt]] = {}
+    attempts: dict[str, list[Attempt]] = {}
     files = sorted(_files(folder)) if folder.is_dir() else []  # a copy may lack empty folders
     if not files:
-        return found
+        return attempts
     clock = _server_time(folder)
     for name, number in files:
-        one = _read_attempt(folder, name, number, clock)
-        if one is not None:
-            found.setdefault(name, []).append(one)
-    return found
+        attempt = _read_attempt(folder, name, number, clock)
+        if attempt is not None:
+            attempts.setdefault(name, []).append(attempt)
+    return attempts
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int]]:
@@ -120,17 +120,17 @@ def _read_attempt(folder: Path, name: str, number: int, clock: float) -> Attempt
         return None
     try:
         holder = Holder.model_validate_json(text)
-    except ValidationError:  # it is just being made, or its maker died
+    except ValidationError:  # it is being made, or its maker died
         holder = None
     limit = HEARTBEAT_TIMEOUT_S if holder is None else holder.heartbeat_timeout_s
     held = clock - touched < limit
     if holder is not None:
-        gone = holder.machine == machine() and not _lives(holder.pid)
+        gone = holder.machine == machine() and not _is_alive(holder.pid)
         held = held and not holder.ended and not gone
     return Attempt(name=name, number=number, holder=holder, is_held=held)
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -152,7 +152,7 @@ class Lease:
 
     @property
     def is_mine(self) -> bool:
-        """Whether the lease is still held: no other worker considered it expired."""
+        """Whether the lease is still held: no other process found it expired."""
         if (self.folder / f"{self.name}.{self.number + 1}").exists():
             return False
         try:
@@ -162,12 +162,12 @@ class Lease:
 
     @contextmanager
     def held(self, lost: Callable[[], None]) -> Iterator[None]:
-        """Show signs of life from a thread."""
-        over = threading.Event()
+        """Send heartbeats from a thread."""
+        done = threading.Event()
 
         def beat() -> None:
-            while not over.wait(min(5.0, self.holder.heartbeat_timeout_s / 4)):
-                with suppress(OSError):  # a file server may be away for a while
+            while not done.wait(min(5.0, self.holder.heartbeat_timeout_s / 4)):
+                with suppress(OSError):  # a file server may be unreachable for a while
                     if not self.is_mine:
                         lost()
                         return
@@ -178,11 +178,11 @@ class Lease:
         try:
             yield
         finally:
-            over.set()
+            done.set()
             thread.join()
 
     def give_back(self, *, error: str, reason: str, counts: bool) -> None:
-        """Let others try."""
+        """Release the slide for other attempts."""
         if self.is_mine:
             ended = {"ended": True, "error": error, "reason": reason, "counts": counts}
             write_text(self.path, self.holder.model_copy(update=ended).model_dump_json())
@@ -196,7 +196,7 @@ class Lease:
 def take(
     folder: Path, name: str, *, run: str = "", heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S
 ) -> Lease | None:
-    """Take the lease of a slide, if it is free."""
+    """Take the lease of a slide, unless another process holds it."""
     past = attempts_of(folder, name)
     if past and past[-1].is_held:
         return None
@@ -231,7 +231,7 @@ def attempts_of(folder: Path, name: str) -> list[Attempt]:
         return []
     clock = _server_time(folder)
     read = [_read_attempt(folder, name, number, clock) for number in numbers]
-    return [one for one in read if one is not None]
+    return [attempt for attempt in read if attempt is not None]
 
 
 def wait_for(folder: Path, name: str, *, poll_s: float = 0.05) -> Lease:

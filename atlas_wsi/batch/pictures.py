@@ -1,4 +1,4 @@
-"""Pictures of one slide for the report: tiles to zoom into, the classes over them, a small one."""
+"""Images of one slide for the report: a tile pyramid, the class map, a thumbnail."""
 
 from __future__ import annotations
 

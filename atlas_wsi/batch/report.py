@@ -1,4 +1,4 @@
-"""An archive as static pages: gallery, a zoomable page a slide, histograms, failures."""
+"""An archive as static pages: gallery, one zoomable page per slide, histograms, failures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _Shown:
     row: Row
     colors: dict[str, str]
     viewer: dict[str, Any] | None
-    """What the viewer must know; None if there are no pictures."""
+    """Settings of the viewer; None if there are no images."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -78,7 +78,7 @@ def write_report(
     viewer_px
         Longest side of the slides' pictures; 0 draws none, and the slides are not opened.
     progress
-        Told how many slides are drawn.
+        Called with the number of slides that are drawn.
 
     Returns
     -------
@@ -93,7 +93,8 @@ def write_report(
     journal = Journal(out)
     if not journal.exists:
         raise CorruptResultError(
-            f"{journal.out} holds no archive.", hint="Make one with `atlas-wsi batch`."
+            f"{journal.out} is not the output folder of an archive.",
+            hint="Make one with `atlas-wsi batch`.",
         )
     report = progress or silent
     rows = list(journal.read_rows().values())
@@ -156,7 +157,7 @@ def _draw(row: Row, out: Path, folder: Path, viewer_px: int) -> dict[str, Any]:
 
 
 def _thumbnail(heatmap: Heatmap, viewer_px: int) -> NDArray[Any] | None:
-    """Read the thumbnail; a slide that was moved is drawn by its tissue."""
+    """Read a thumbnail of the slide; a slide that was moved is drawn by its tissue."""
     try:
         with open_slide(heatmap.slide.path, mpp=heatmap.slide.mpp) as slide:
             return slide.thumbnail(viewer_px)
@@ -180,11 +181,11 @@ def _write_pages(journal: Journal, rows: list[Row], shown: list[_Shown], fresh: 
     pages.filters |= {"url": quote, "figures": _figures, "percent": lambda v: f"{v:.1%}"}
     common = {"units": _UNITS, "tile_px": TILE_PX}
     page = pages.get_template("slide.html.j2")
-    for number, one in enumerate(shown):
+    for number, slide in enumerate(shown):
         before = shown[number - 1] if number else None
         after = shown[number + 1] if number + 1 < len(shown) else None
-        text = page.render(common, one=one, row=one.row, before=before, after=after)
-        (fresh / "slides" / one.row.name / "index.html").write_text(text, encoding="utf-8")
+        text = page.render(common, one=slide, row=slide.row, before=before, after=after)
+        (fresh / "slides" / slide.row.name / "index.html").write_text(text, encoding="utf-8")
     text = pages.get_template("index.html.j2").render(
         common,
         name=journal.out.absolute().name,
@@ -199,19 +200,21 @@ def _write_pages(journal: Journal, rows: list[Row], shown: list[_Shown], fresh: 
 
 def _classes(shown: list[_Shown]) -> list[dict[str, Any]]:
     """Count, for each class, in how many slides it takes which share of the area."""
-    found: dict[str, dict[str, Any]] = {}
-    for one in shown:
-        for name, share in one.shares.items():
-            color = one.colors.get(name, "#888888")
-            entry = found.setdefault(name, {"name": name, "color": color, "shares": [], "area": {}})
+    entries: dict[str, dict[str, Any]] = {}
+    for slide in shown:
+        for name, share in slide.shares.items():
+            color = slide.colors.get(name, "#888888")
+            entry = entries.setdefault(
+                name, {"name": name, "color": color, "shares": [], "area": {}}
+            )
             entry["shares"].append(share)
-            unit = one.row.area_unit or "mm2"
-            entry["area"][unit] = entry["area"].get(unit, 0.0) + one.row.areas[name]
-    for entry in found.values():
+            unit = slide.row.area_unit or "mm2"
+            entry["area"][unit] = entry["area"].get(unit, 0.0) + slide.row.areas[name]
+    for entry in entries.values():
         counts, _ = np.histogram(entry["shares"], bins=N_BINS, range=(0, 1))
         entry["counts"] = counts.tolist()
         entry["median"] = float(np.median(entry["shares"]))
-    return list(found.values())
+    return list(entries.values())
 
 
 def _figures(value: float) -> str:

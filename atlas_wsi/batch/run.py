@@ -46,9 +46,9 @@ POLL_S = 0.1
 RECONNECT_S = 300.0
 """Seconds that a lost scheduler may take to come back."""
 BUSY_S = 2.0
-"""Seconds between two looks at slides that others work on."""
+"""Seconds between two checks of slides that others work on."""
 NO_WORKER_S = 30.0
-"""Seconds without a worker after which the user is told."""
+"""Seconds without a worker after which a warning is logged."""
 
 
 def predict_archive(
@@ -140,7 +140,7 @@ def predict_archive(
 
 
 class _SchedulerLostError(Exception):
-    """The scheduler went away, and with it all that it knew."""
+    """The scheduler was lost, with its state."""
 
 
 class Launcher:
@@ -168,7 +168,7 @@ class Launcher:
         self.run = secrets.token_hex(3)
         self.task = partial(task, self.run)
         self.full = ""
-        """What the system said when the disk was full."""
+        """Message of the system when the disk was full."""
         self._ended = 0
         self._draining = False
         self._large: set[int] = set()
@@ -196,7 +196,7 @@ class Launcher:
     def _connect(
         self, opened: ExitStack, open_cluster: Callable[[], Any], *, again: bool
     ) -> Client | None:
-        """Open the cluster; one that was lost may take its time."""
+        """Open the cluster; wait for one that was lost."""
         deadline = time.monotonic() + RECONNECT_S
         if again:
             _log.warning("The scheduler was lost; waiting for it to come back.")
@@ -210,7 +210,7 @@ class Launcher:
                 if time.monotonic() > deadline:
                     raise ArchiveError(
                         f"The scheduler was lost and did not come back in {RECONNECT_S:.0f} s.",
-                        hint="Start it again; the same command goes on.",
+                        hint="Start it again and run the same command to resume.",
                     ) from error
                 time.sleep(POLL_S)
             else:
@@ -248,7 +248,7 @@ class Launcher:
                     client.unregister_worker_plugin(plugin_name(self.run))
 
     def _round(self, client: Client, indices: list[int], *, sharded: bool = False) -> set[str]:
-        """Send slides and wait until each has come back, one way or another."""
+        """Send slides and wait until each has an outcome."""
         kinds: set[str] = set()
         futures = self.submit(client, indices, sharded=sharded)
         coming = as_completed(futures, loop=client.loop)
@@ -256,7 +256,7 @@ class Launcher:
             if (self.cancel.is_cancelled or self.full) and not self._draining:
                 self._drain(client, list(coming.futures))
             if not coming.has_ready():
-                self._tell_without_workers(client)
+                self._warn_without_workers(client)
                 time.sleep(POLL_S)
                 continue
             for index, outcome in self._outcomes(client, coming.next_batch(block=False)):
@@ -266,7 +266,7 @@ class Launcher:
                     self._large.add(index)
                 self.full = outcome.message if outcome.kind == "full" else self.full
                 if outcome.kind == "again" and not self._draining:
-                    _log.warning("%s is tried again: %s", self.slides[index].name, outcome.message)
+                    _log.warning("%s is retried: %s", self.slides[index].name, outcome.message)
                     coming.update(self.submit(client, [index], sharded=sharded))
             self.report("slides", self._ended, len(self.indices))
         return kinds
@@ -284,30 +284,30 @@ class Launcher:
         self, client: Client, futures: list[Future[Outcome]]
     ) -> Iterator[tuple[int, Outcome]]:
         finished = [future for future in futures if future.status == "finished"]
-        told = dict(zip(finished, client.gather(finished, errors="skip"), strict=False))
+        outcomes = dict(zip(finished, client.gather(finished, errors="skip"), strict=False))
         for future in futures:
             index: int = future.key[1]  # type: ignore[index, assignment]
-            if future in told:
-                yield index, told[future]
+            if future in outcomes:
+                yield index, outcomes[future]
             elif future.status == "cancelled" or client.status != "running":
                 if not self._draining or client.status != "running":
                     raise _SchedulerLostError
                 yield index, Outcome("stopped")
             elif future.status == "error":
                 yield index, _of_error(future)
-            else:  # it came to its end, and then the worker that could tell died
+            else:  # it ended, and then the worker that held its outcome died
                 row = self.journal.row(self.slides[index].name)
                 yield index, Outcome(row.state if row else "again", "its worker died.")
 
     def _drain(self, client: Client, futures: list[Future[Outcome]]) -> None:
-        """Begin no slide any more; those that are begun come to their end."""
+        """Start no more slides; finish those in progress."""
         self._draining = True
         write_text(self.journal.stop_file(self.run), "")
-        begun = {key for keys in client.processing().values() for key in keys}
-        client.cancel([future for future in futures if future.key not in begun])
-        _log.warning("Slides that are begun are finished; no other is begun.")
+        running = {key for keys in client.processing().values() for key in keys}
+        client.cancel([future for future in futures if future.key not in running])
+        _log.warning("Finishing the slides in progress; no other is started.")
 
-    def _tell_without_workers(self, client: Client) -> None:
+    def _warn_without_workers(self, client: Client) -> None:
         now = time.monotonic()
         if client.scheduler_info()["workers"]:
             self._quiet_since = now
@@ -317,7 +317,7 @@ class Launcher:
 
 
 def _of_error(future: Future[Outcome]) -> Outcome:
-    """Tell what it means that a task did not even tell how it went."""
+    """Return the outcome of a task that raised."""
     try:
         error = future.exception()
     except CancelledError as cancelled:

@@ -1,4 +1,4 @@
-"""Which slides an archive has: a folder, a pattern, a list, or a prefix of an object store."""
+"""The slides of an archive: a folder, a pattern, a list, or a prefix of an object store."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from atlas_wsi.batch.journal import SlideRequest
 from atlas_wsi.errors import ArchiveError
 from atlas_wsi.files import folder_name, read_csv
+from atlas_wsi.slides.resolution import check_mpp, parse_gsd
 from atlas_wsi.slides.slide import slide_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 SUFFIXES = (
     *(".bif", ".czi", ".dcm", ".isyntax", ".jp2", ".mrxs", ".ndpi", ".qptiff", ".scn", ".svs"),
@@ -33,17 +34,17 @@ def list_slides(
     """List the slides of an archive."""
     text = os.fspath(source)
     if text.lower().endswith(".csv"):
-        found = _read_csv(text)
+        slides = _read_csv(text)
     else:
         skip = None if leave_out is None else str(Path(leave_out).absolute())
-        found = [(path, None) for path in sorted(set(_search(text, skip)))]
-    if not found:
+        slides = [(path, None) for path in sorted(set(_search(text, skip)))]
+    if not slides:
         raise ArchiveError(
             f"No slide was found in {text}.",
-            hint=f"In a folder, slides are what ends in {', '.join(SUFFIXES)}; "
+            hint=f"In a folder, slides are files ending in {', '.join(SUFFIXES)}; "
             "a pattern or a CSV takes any name.",
         )
-    return found
+    return slides
 
 
 def _search(text: str, skip: str | None) -> Iterator[str]:
@@ -51,16 +52,16 @@ def _search(text: str, skip: str | None) -> Iterator[str]:
     is_url = "://" in text
     try:
         if any(mark in text for mark in "*?[") and not (not is_url and Path(text).exists()):
-            found: Iterable[str] = fs.glob(root)
+            paths: Iterable[str] = fs.glob(root)
         elif _is_slide_folder(fs, root) or (fs.isfile(root)):
-            found = [root]
+            paths = [root]
         elif fs.isdir(root):
-            found = _walk(fs, root, skip)
+            paths = _walk(fs, root, skip)
         else:
             raise ArchiveError(
                 f"{text} does not exist.", hint="Give a folder, a pattern, a CSV or a slide."
             )
-        for path in found:
+        for path in paths:
             yield fs.unstrip_protocol(path) if is_url else os.path.abspath(path)  # noqa: PTH100
     except (OSError, ImportError) as error:
         if isinstance(error, ArchiveError):
@@ -69,7 +70,7 @@ def _search(text: str, skip: str | None) -> Iterator[str]:
 
 
 def _walk(fs: Any, root: str, skip: str | None) -> Iterator[str]:
-    """Yield slides below a folder; what is one slide made of many files is not entered."""
+    """Yield slides below a folder, without entering folders that are one slide."""
     for folder, folders, files in fs.walk(root, topdown=True):
         if any(name.lower().endswith(".dcm") for name in files):
             yield folder
@@ -98,10 +99,10 @@ def _read_csv(text: str) -> list[tuple[str, float | None]]:
     if column is None:
         raise ArchiveError(
             f"{text} has the columns {', '.join(names) or 'none'}; expected one named 'slide' or "
-            "'wsi', and perhaps 'mpp'."
+            "'wsi', and optionally 'mpp' or 'gsd'."
         )
     slides = {
-        _beside(base, row[column]): _mpp(row.get("mpp", ""), f"{text}, line {line}")
+        _beside(base, row[column]): _mpp(row, f"{text}, line {line}")
         for line, row in enumerate(rows, start=2)
         if row[column]
     }
@@ -117,37 +118,39 @@ def _beside(base: str, slide: str) -> str:
     return os.path.normpath(Path(base, os.path.expanduser(slide)))  # noqa: PTH111 - it never raises
 
 
-def _mpp(text: str, where: str) -> float | None:
-    if not text:
+def _mpp(row: Mapping[str, str], where: str) -> float | None:
+    """Return the pixel size of a row: micrometers in `mpp`, or a length in `gsd`."""
+    mpp, gsd = row.get("mpp", ""), row.get("gsd", "")
+    if not mpp and not gsd:
         return None
+    if mpp and gsd:
+        raise ArchiveError(f"{where}: both mpp and gsd are given; one is enough.")
     try:
-        mpp = float(text)
-    except ValueError:
-        mpp = 0.0
-    if not 0 < mpp < float("inf"):
+        return check_mpp(float(mpp))[0] if mpp else parse_gsd(gsd)
+    except ValueError as error:
+        name, value = ("mpp", mpp) if mpp else ("gsd", gsd)
         raise ArchiveError(
-            f"{where}: mpp is '{text}', expected micrometers per pixel such as 0.25, or nothing."
-        )
-    return mpp
+            f"{where}: {name} is '{value}', expected mpp such as 0.25, gsd such as 10m, or nothing."
+        ) from error
 
 
 def name_slides(
-    found: Sequence[tuple[str, float | None]], known: Sequence[SlideRequest]
+    listed: Sequence[tuple[str, float | None]], known: Sequence[SlideRequest]
 ) -> list[SlideRequest]:
-    """Give each slide a folder of its own in the output folder."""
+    """Give each slide its own folder name in the output folder."""
     slides = list(known)
     by_source = {slide.source: slide for slide in slides}
     taken = {slide.name.casefold() for slide in slides}
-    stems = [folder_name(slide_name(source)) for source, _ in found]
+    stems = [folder_name(slide_name(source)) for source, _ in listed]
     count: dict[str, int] = {}
     for stem in stems:
         count[stem.casefold()] = count.get(stem.casefold(), 0) + 1
-    for (source, mpp), stem in zip(found, stems, strict=True):
+    for (source, mpp), stem in zip(listed, stems, strict=True):
         old = by_source.get(source)
         if old is not None:
             if mpp is not None and mpp != old.mpp:
                 raise ArchiveError(
-                    f"{source} was asked for with mpp {old.mpp} before, and is now with {mpp}.",
+                    f"{source} was listed with mpp {old.mpp} before, and is now listed with {mpp}.",
                     hint="Choose another output folder, or --overwrite.",
                 )
             continue

@@ -30,7 +30,7 @@ def begin(
     overwrite: bool = False,
 ) -> tuple[list[SlideRequest], list[int]]:
     """Record what is requested, or check that it agrees with what was recorded."""
-    found = list_slides(source, leave_out=journal.out)
+    listed = list_slides(source, leave_out=journal.out)
     options = _checked(options)
     with disk_errors(journal.out):
         journal.make_folders()
@@ -43,13 +43,13 @@ def begin(
             else:
                 write_text(journal.options_file, options.model_dump_json(indent=1) + "\n")
             known = journal.read_slides()
-            slides = name_slides(found, known)
+            slides = name_slides(listed, known)
             if slides != known:
                 journal.write_slides(slides)
         finally:
             lease.settle()
     indices = {slide.source: index for index, slide in enumerate(slides)}
-    return slides, [indices[path] for path, _ in found]
+    return slides, [indices[path] for path, _ in listed]
 
 
 def _checked(options: BatchOptions) -> BatchOptions:

@@ -39,8 +39,8 @@ def verify_archive(
     done = [row.name for row in journal.read_rows().values() if row.state == "done"]
     damaged = {}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="atlas-wsi-verify") as threads:
-        found = threads.map(lambda name: _damage(journal, name), done)
-        for number, (name, damage) in enumerate(zip(done, found, strict=True), start=1):
+        damages = threads.map(lambda name: _damage(journal, name), done)
+        for number, (name, damage) in enumerate(zip(done, damages, strict=True), start=1):
             if damage:
                 damaged[name] = damage
             report("verify", number, len(done))

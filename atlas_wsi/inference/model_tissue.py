@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from atlas_wsi.slides.slide import Slide
 
 TISSUE = "tissue"
-"""Name of the class that is kept."""
+"""Name of the class that is tissue."""
 
 
 def find_tissue(
@@ -27,7 +27,7 @@ def find_tissue(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> TissueMask:
-    """Find tissue with a model that tells it from glass, ink and lack of focus."""
+    """Find tissue with a model that separates it from glass, ink and blur."""
     names = model.card.class_names
     if TISSUE not in names:
         raise ModelError(
@@ -36,9 +36,9 @@ def find_tissue(
         )
     whole = Grid.over(slide.shape, (max(1.0, slide.shape[0] / 512), max(1.0, slide.shape[1] / 512)))
     everywhere = TissueMask(mask=np.ones(whole.shape, bool), grid=whole, method="all")
-    found = predict(slide, model, tissue=everywhere, progress=progress, cancel=cancel)
+    heatmap = predict(slide, model, tissue=everywhere, progress=progress, cancel=cancel)
     return TissueMask(
-        mask=found.argmax() == names.index(TISSUE),
-        grid=found.grid,
+        mask=heatmap.argmax() == names.index(TISSUE),
+        grid=heatmap.grid,
         method=f"model {model.card.name}",
     )

@@ -1,4 +1,4 @@
-"""What is known of a heatmap while it is predicted."""
+"""A heatmap while it is being predicted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from atlas_wsi.models.layout import Layout
 
 Preview = Callable[[Heatmap, Box], None]
-"""Takes what is known so far, and the cells that are new in it."""
+"""Called with the heatmap so far, and its new cells."""
 
 
 def into_heatmap(
@@ -27,10 +27,10 @@ def into_heatmap(
     wanted: NDArray[np.bool_],
     temperature: float,
 ) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """Make a function that lays logits of windows into a heatmap and tells of it.
+    """Make a function that writes logits of windows into a heatmap and calls `preview`.
 
-    `wanted`: bool `(rows, cols)`: cells that are shown. Returns: Takes the places of windows in the
-    layout's list, and float32 `(n, class, rows, cols)`.
+    `wanted`: bool `(rows, cols)`: cells that are shown. Returns: Takes the indices of windows in the
+    layout, and float32 `(n, class, rows, cols)`.
     """
     where = layout.scales[0].where
 

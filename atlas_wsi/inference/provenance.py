@@ -1,4 +1,4 @@
-"""What every prediction writes down of itself, however it was computed."""
+"""The record of a prediction: model, resolution, parameters, versions, times, warnings."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from atlas_wsi.streaming.working_image import WorkingImage
 
 MIN_CELL_TISSUE = 0.2
-"""Least share of tissue of a cell that is shown; cells with less are left empty."""
+"""Least fraction of tissue of a cell that is shown; cells with less are left empty."""
 
 _VERSIONS = ("atlas-wsi", "torch", "numpy", "openslide-python", "tifffile", "rasterio", "zarr")
 
 
 class Clock:
-    """Seconds a stage."""
+    """Seconds per stage."""
 
     def __init__(self) -> None:
         self.started = dt.datetime.now().astimezone().isoformat(timespec="seconds")
@@ -52,7 +52,7 @@ class Clock:
 
 
 def find_mask(slide: Slide, report: Progress) -> TissueMask:
-    """Find tissue and tell of it."""
+    """Find tissue and report progress."""
     report("find tissue", 0, 1)
     mask = tissue_mask(slide)
     report("find tissue", 1, 1)
@@ -69,7 +69,7 @@ def empty_heatmap(
     tissue: TissueMask,
     started: str,
 ) -> Heatmap:
-    """Lay cells over a slide."""
+    """Make a heatmap without predictions."""
     cells = Grid(
         shape=(-(-image.shape[0] // cell_px), -(-image.shape[1] // cell_px)),
         step_px=(image.grid.step_px[0] * cell_px, image.grid.step_px[1] * cell_px),
@@ -92,12 +92,12 @@ def empty_heatmap(
 
 
 def starting_warnings(image: WorkingImage, card: ModelCard) -> list[str]:
-    """Collect what the user should know of a slide and a model before any result."""
-    found = [*image.slide.meta.warnings, *image.warnings]
+    """Collect warnings about a slide and a model, before any result."""
+    warnings = [*image.slide.meta.warnings, *image.warnings]
     domain = "scene" if image.slide.is_georeferenced else "slide"
     if card.domain != domain:
-        found.append(f"The model {card.name} was made for {card.domain}s, this is a {domain}.")
-    return found
+        warnings.append(f"The model {card.name} was made for {card.domain}s, this is a {domain}.")
+    return warnings
 
 
 def finished(
@@ -108,9 +108,9 @@ def finished(
     parameters: Mapping[str, object],
     warnings: Sequence[str],
 ) -> RunRecord:
-    """Add what is known at the end of a run."""
+    """Complete the record at the end of a run."""
     lost = slide.unreadable
-    more = [f"{len(lost)} tiles could not be read and were taken as background."] if lost else []
+    more = [f"{len(lost)} tiles could not be read and were replaced by background."] if lost else []
     return run.model_copy(
         update={
             "parameters": dict(parameters),
@@ -128,13 +128,13 @@ def finished(
 def reporter(
     report: Progress, cancel: CancelToken, totals: Mapping[str, int]
 ) -> Callable[[str, int], None]:
-    """Make a function that counts what is done and stops when the user wants it."""
+    """Make a function that counts finished units, and stops when cancelled."""
     done = dict.fromkeys(totals, 0)
 
-    def step(what: str, n: int) -> None:
+    def step(name: str, n: int) -> None:
         cancel.raise_if_cancelled()
-        done[what] += n
-        report(what, done[what], totals[what])
+        done[name] += n
+        report(name, done[name], totals[name])
 
     return step
 
@@ -154,13 +154,13 @@ def _unreadable(slide: Slide) -> tuple[Unreadable, ...]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _VERSIONS:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def peak_memory_bytes() -> int:

@@ -62,7 +62,12 @@ def test_a_csv_names_slides_beside_it_and_their_resolution(folder, column):
 
 @pytest.mark.parametrize(
     ("text", "what"),
-    [("file,mpp\nx,1\n", "'slide' or 'wsi'"), ("slide,mpp\nx,fine\n", "line 2: mpp is 'fine'")],
+    [
+        ("file,mpp\nx,1\n", "'slide' or 'wsi'"),
+        ("slide,gsd\nx,far\n", "line 2: gsd is 'far'"),
+        ("slide,mpp,gsd\nx,1,1m\n", "line 2: both mpp and gsd"),
+        ("slide,mpp\nx,fine\n", "line 2: mpp is 'fine'"),
+    ],
 )
 def test_a_wrong_csv_is_told_with_its_line(tmp_path, text, what):
     table = tmp_path / "list.csv"

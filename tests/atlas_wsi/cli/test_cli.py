@@ -279,3 +279,14 @@ def test_bench_says_what_bounds_a_slide(slide):
     assert found["bound_by"] == ("decoding" if slower == found["decode_mpx_s"] else "encoding")
     assert found["fraction_of_slower"] == pytest.approx(found["whole_mpx_s"] / slower)
     assert found["megapixels"] == pytest.approx(found["windows"] * 256**2 / 1e6)
+
+
+def test_a_scene_is_measured_in_meters(scene, tmp_path):
+    picture = tmp_path / "scene.png"
+    Image.fromarray(np.zeros((200, 300, 3), np.uint8)).save(picture)
+    told = json.loads(run("info", picture, "--gsd", "10m", "--json").stdout)
+    assert told["mpp"] == [1e7, 1e7]
+    shown = run("info", scene)
+    assert "10 m" in shown.stdout
+    assert json.loads(run("info", scene, "--gsd", "20m", "--json").stdout)["gsd_m"] == [20.0, 20.0]
+    assert "10 m" in run("models", "show", "landcover-rgb").stdout
