@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Shapes
-from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
@@ -30,6 +30,8 @@ from napari_atlas_wsi._settings import settings
 from napari_atlas_wsi._shown import ShownHeatmap
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from napari import Viewer
     from qtpy.QtGui import QCloseEvent
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 AUTO_MODEL = "default for the slide"
 OTHER_MODEL = "a file …"
+READ_MS = 50
+"""How often the panel looks whether what it reads in a thread has come."""
 
 
 class PredictWidget(QWidget):
@@ -84,8 +88,14 @@ class PredictWidget(QWidget):
         self.viewer.layers.events.inserted.connect(self.list_layers)
         self.viewer.layers.events.removed.connect(self.list_layers)
         self._show_shapes_box()
-        # torch takes seconds to import: not in the thread that draws
-        create_worker(_shipped, _connect={"returned": self._offer_models})
+        # torch takes seconds to import: not in the thread that draws. Nor does the thread touch Qt:
+        # the window may be closed, and its objects deleted, before it ends.
+        self._reader = ThreadPoolExecutor(1, "atlas-wsi-read")
+        self._reads: list[tuple[Future[Any], Callable[[Any], None]]] = []
+        self._read_timer = QTimer(self)
+        self._read_timer.setInterval(READ_MS)
+        self._read_timer.timeout.connect(self._take_reads)
+        self._read(self._offer_models, _shipped)
         self.list_layers()
 
     def _lay_out(self) -> None:
@@ -159,7 +169,19 @@ class PredictWidget(QWidget):
         """Show the card of the chosen model, once it is read."""
         self.card.clear()
         if self.slide is not None and self.model_box.currentData() != OTHER_MODEL:
-            create_worker(_card, self.slide, self.model, _connect={"returned": self._write_card})
+            self._read(self._write_card, _card, self.slide, self.model)
+
+    def _read(self, then: Callable[[Any], None], read: Callable[..., Any], *args: Any) -> None:
+        """Read something in a thread, and hand it to `then` in this one."""
+        self._reads.append((self._reader.submit(read, *args), then))
+        self._read_timer.start()
+
+    def _take_reads(self) -> None:
+        while self._reads and self._reads[0][0].done():
+            future, then = self._reads.pop(0)
+            then(future.result())
+        if not self._reads:
+            self._read_timer.stop()
 
     def _write_card(self, read: tuple[Any, Any, Any, str]) -> None:
         slide, model, card, reason = read
@@ -292,6 +314,8 @@ class PredictWidget(QWidget):
             self.job.cancel()
             self.job.wait(5)
         self.timer.stop()
+        self._read_timer.stop()
+        self._reader.shutdown(wait=False, cancel_futures=True)
         self.viewer.layers.events.inserted.disconnect(self.list_layers)
         self.viewer.layers.events.removed.disconnect(self.list_layers)
         super().closeEvent(event)
