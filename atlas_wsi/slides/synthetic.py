@@ -39,8 +39,12 @@ def make_svs(
     seed: int = 0,
     tissue: float = 0.3,
     levels: int = 3,
+    whole_tiles: bool = False,
 ) -> None:
-    """Write a slide as an Aperio scanner would: tiled JPEG levels, thumbnail, label, macro."""
+    """Write a slide as an Aperio scanner would: tiled JPEG levels, thumbnail, label, macro.
+
+    `whole_tiles`: tissue ends at edges of tiles, so that a slide of gigapixels takes seconds.
+    """
     if not 1 <= levels <= _MOST_LEVELS:
         raise ValueError(f"A slide has 1 to {_MOST_LEVELS} levels, not {levels}.")
     rng = np.random.default_rng(seed)
@@ -52,7 +56,7 @@ def make_svs(
     facts = f"|AppMag = {10 / mpp:g}|MPP = {mpp:g}|Filename = synthetic-{seed}"
     with tifffile.TiffWriter(path, bigtiff=shape[0] * shape[1] > _BIG_PX) as tif:
         for index in range(levels):
-            painter = _Painter(outline, colors[index], _STEP**index)
+            painter = _Painter(outline, colors[index], _STEP**index, 0.0 if whole_tiles else _EDGE)
             rows, cols = painter.shape
             tif.write(
                 _encode_tiles(painter, tile, quality),
@@ -129,6 +133,8 @@ class _Painter:
     """What it looks like at this level, periodic."""
     downsample: int
     """Level-0 pixels per pixel of the level."""
+    edge: float = _EDGE
+    """Heights up to this from 0 mix tissue and glass; at 0, a square is one or the other."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -141,13 +147,19 @@ class _Painter:
         y, x = row * self.downsample, col * self.downsample
         side = size * self.downsample
         low, high = self.outline.range_in((y, y + side), (x, x + side))
-        return True if low > _EDGE else False if high < -_EDGE else None
+        if not self.edge:
+            return low + high > 0
+        return True if low > self.edge else False if high < -self.edge else None
 
-    def paint(self, row: int, col: int, rows: int, cols: int) -> NDArray[np.uint8]:
-        """Return the pixels of a rectangle."""
+    def paint(
+        self, row: int, col: int, rows: int, cols: int, *, kind: bool | None = None
+    ) -> NDArray[np.uint8]:
+        """Return the pixels of a rectangle; `kind` as the method returns it, if known."""
         y, x = row + np.arange(rows), col + np.arange(cols)
         period = self.texture.shape[0]
         tissue = self.texture[np.ix_(y % period, x % period)]
+        if kind is not None:
+            return tissue if kind else _bytes(_glass(y, x))
         height = self.outline.at((y + 0.5) * self.downsample, (x + 0.5) * self.downsample)
         share = np.clip(height / _EDGE * 0.5 + 0.5, 0, 1)[..., None]
         return _bytes(tissue * share + _glass(y, x) * (1 - share))
@@ -166,7 +178,8 @@ def _encode_tiles(painter: _Painter, tile: int, quality: int) -> Iterator[bytes]
                 continue
             key = (kind, row % period, col % period) if kind else (kind, 0, 0)
             if key not in known:
-                known[key] = _encode(painter.paint(row, col, tile, tile), quality)
+                pixels = painter.paint(row, col, tile, tile, kind=kind)
+                known[key] = _encode(pixels, quality)
             yield known[key]
 
 

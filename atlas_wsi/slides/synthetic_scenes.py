@@ -58,11 +58,12 @@ def make_scene(
     overviews: bool = True,
     driver: Literal["GTiff", "COG"] = "GTiff",
     seed: int = 0,
+    period_px: int | None = None,
 ) -> None:
     """Write a georeferenced scene with a river, woods, fields and towns.
 
     `dtype`: ``"uint8"``, ``"uint16"``, ``"int16"`` or ``"float32"``; the full scale is 255, 10,000
-    and 1.
+    and 1. `period_px`: Draw a square of this side and repeat it, which is fast for large scenes.
     """
     if not 1 <= bands <= len(BAND_NAMES) or dtype not in _FULL_SCALE:
         raise ValueError(f"No scene with {bands} bands of {dtype} can be made.")
@@ -86,7 +87,7 @@ def make_scene(
             nodata=nodata,
             tiled=True,
         ) as dataset:
-            _write_bands(dataset, np.dtype(dtype), nodata, seed)
+            _write_bands(dataset, np.dtype(dtype), nodata, seed, period_px)
             dataset.descriptions = BAND_NAMES[:bands]
             if bands >= 3:
                 colors = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
@@ -102,10 +103,13 @@ def make_scene(
             rasterio.shutil.copy(dataset, path, driver=driver, compress="deflate", **options)
 
 
-def _write_bands(dataset: Any, dtype: np.dtype[Any], nodata: float | None, seed: int) -> None:
+def _write_bands(
+    dataset: Any, dtype: np.dtype[Any], nodata: float | None, seed: int, period_px: int | None
+) -> None:
     rng = np.random.default_rng(seed)
-    cover, gain = _lay_out(rng, dataset.shape)
-    grain = rng.standard_normal(dataset.shape, dtype=np.float32)
+    shape = (period_px, period_px) if period_px else dataset.shape
+    cover, gain = _lay_out(rng, shape)
+    grain = rng.standard_normal(shape, dtype=np.float32)
     grain *= np.array([kind.grain for kind in _COVERS], np.float32)[cover]
     gain += grain
     swath = _swath(dataset.shape)
@@ -113,6 +117,9 @@ def _write_bands(dataset: Any, dtype: np.dtype[Any], nodata: float | None, seed:
         mean = np.array([kind.reflectance[band] for kind in _COVERS], np.float32)[cover]
         scaled = np.clip(mean * gain, 0.02, 1.0) * np.float32(_FULL_SCALE[dtype.name])
         samples = scaled if dtype.kind == "f" else np.rint(scaled).astype(dtype)
+        if period_px:
+            times = [-(-n // period_px) for n in dataset.shape]
+            samples = np.tile(samples, times)[: dataset.shape[0], : dataset.shape[1]]
         if nodata is not None:
             samples[~swath] = nodata
         dataset.write(samples, band + 1)

@@ -180,6 +180,7 @@ def test_the_choice_says_why():
 
 if importlib.util.find_spec("mamba_ssm") is not None and torch.cuda.is_available():
 
+    @pytest.mark.gpu
     @pytest.mark.parametrize("states", [8, 16])
     def test_mamba_ssm_agrees_with_float64(states):
         inputs = {k: v.cuda() for k, v in make_inputs(2, 32, states, 49).items()}

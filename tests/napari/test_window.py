@@ -56,7 +56,8 @@ def told():
 def huge_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("huge") / "huge.svs"
     # in a process of its own: the peak of this one is what a person has with the window
-    make = f"from atlas_wsi.slides.synthetic import make_svs; make_svs({str(path)!r}, {HUGE}, levels=5)"
+    options = f"{HUGE}, levels=5, whole_tiles=True"
+    make = f"from atlas_wsi.slides.synthetic import make_svs; make_svs({str(path)!r}, {options})"
     subprocess.run([sys.executable, "-c", make], check=True)
     return path
 

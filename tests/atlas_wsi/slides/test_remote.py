@@ -64,7 +64,7 @@ def test_a_slide_on_a_server_is_the_slide_on_disk(s3, tmp_path, kind):
 def test_a_look_at_a_large_file_fetches_little_of_it(s3, tmp_path, kind):
     path = tmp_path / "large.tif"
     if kind == "cog":
-        make_scene(path, shape=(6000, 6000), driver="COG")
+        make_scene(path, shape=(6000, 6000), driver="COG", period_px=1024)
     else:
         path = tmp_path / "large.svs"
         make_svs(path, shape=(9000, 11_000), tissue=0.9)
@@ -129,7 +129,7 @@ def test_a_busy_server_is_asked_again(s3, remote, svs):
 def test_an_outage_leaves_no_holes_in_a_scene(s3, tmp_path):
     """The reader of TIFF tells an outage and a damaged tile in the same words."""
     path = tmp_path / "outage.tif"
-    make_scene(path, shape=(3000, 3000), driver="COG")
+    make_scene(path, shape=(3000, 3000), driver="COG", period_px=1024)
     with atlas_wsi.open_slide(s3.put(path)) as far, atlas_wsi.open_slide(path) as local:
         s3.fail(1000)
         with pytest.raises(UnreachableSlideError):
