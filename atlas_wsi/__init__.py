@@ -45,14 +45,14 @@ if TYPE_CHECKING:
     from atlas_wsi.heatmap.formats.geojson import Annotation, write_annotations, write_geojson
     from atlas_wsi.heatmap.heatmap import AttentionMap, Heatmap
     from atlas_wsi.heatmap.regions import find_regions
-    from atlas_wsi.heatmap.result import open_result
+    from atlas_wsi.heatmap.result import find_results, open_result
     from atlas_wsi.inference.benchmark import Benchmark, benchmark
     from atlas_wsi.inference.embed import embed
     from atlas_wsi.inference.embeddings import TileEmbeddings
     from atlas_wsi.inference.installation import Check, check_installation
     from atlas_wsi.inference.predict import choose_model, predict
     from atlas_wsi.inference.slide_run import SlideResult, predict_to_folder
-    from atlas_wsi.interop.export import export_result, find_results
+    from atlas_wsi.interop.export import export_result
     from atlas_wsi.interop.formats import EXPORT_FORMATS
     from atlas_wsi.interop.inspection import inspect_file
     from atlas_wsi.models.card import ModelCard
@@ -129,7 +129,7 @@ _HOME = {
     "export_result": "atlas_wsi.interop.export",
     "fetch_sample": "atlas_wsi.slides.samples",
     "find_regions": "atlas_wsi.heatmap.regions",
-    "find_results": "atlas_wsi.interop.export",
+    "find_results": "atlas_wsi.heatmap.result",
     "inspect_file": "atlas_wsi.interop.inspection",
     "list_models": "atlas_wsi.models.listing",
     "load_model": "atlas_wsi.models.registry",

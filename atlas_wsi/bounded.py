@@ -1,4 +1,4 @@
-"""Zarr of strangers: chunks are decoded to no more than their array has room for."""
+"""Untrusted Zarr: chunks are decoded to no more than their array has room for."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ class BoundedStore(WrapperStore[Store]):
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Read a value."""
-        found: Buffer | None = await self._store.get(key, prototype, byte_range)
+        data: Buffer | None = await self._store.get(key, prototype, byte_range)
         name = key.rpartition("/")[2]
-        if found is None or byte_range is not None or name not in ("zarr.json", ".zarray"):
-            return found
-        if len(found) > MAX_JSON_BYTES:
-            raise ValueError(f"{key} has {len(found)} bytes, at most {MAX_JSON_BYTES} are read")
+        if data is None or byte_range is not None or name not in ("zarr.json", ".zarray"):
+            return data
+        if len(data) > MAX_JSON_BYTES:
+            raise ValueError(f"{key} has {len(data)} bytes, at most {MAX_JSON_BYTES} are read")
         try:
-            facts = json.loads(found.to_bytes())
+            facts = json.loads(data.to_bytes())
         except (ValueError, RecursionError):
-            return found  # zarr says what is wrong with it
+            return data  # zarr reports the fault
         if not isinstance(facts, dict):
-            return found
+            return data
         bounded = _bound_v2(facts) if name == ".zarray" else _bound_v3(facts)
         changed: Buffer = prototype.buffer.from_bytes(json.dumps(bounded).encode())
         return changed
@@ -88,8 +88,8 @@ class _BoundedV3(BytesBytesCodec):
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
         size = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
         packed = chunk_bytes.to_bytes()
-        found = await asyncio.to_thread(_decode, self.of, self.config, packed, _most(size))
-        return chunk_spec.prototype.buffer.from_bytes(found)
+        data = await asyncio.to_thread(_decode, self.of, self.config, packed, _most(size))
+        return chunk_spec.prototype.buffer.from_bytes(data)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         raise NotImplementedError("the size of what is packed is not known before")
@@ -107,8 +107,8 @@ class _BoundedV2(Codec):  # type: ignore[misc]
         raise NotImplementedError("this codec reads only")
 
     def decode(self, buf: Any, out: Any = None) -> Any:
-        found = _decode(self.of, self.config, ensure_bytes(buf), self.most)
-        return found if out is None else numcodecs.compat.ndarray_copy(found, out)
+        data = _decode(self.of, self.config, ensure_bytes(buf), self.most)
+        return data if out is None else numcodecs.compat.ndarray_copy(data, out)
 
 
 register_codec(_NAME, _BoundedV3)
@@ -124,23 +124,23 @@ def _bound_v3(facts: dict[str, Any]) -> dict[str, Any]:
     """Put bounded codecs into the metadata of an array, also of those in its shards."""
     if not isinstance(facts.get("codecs"), list):
         return facts
-    return facts | {"codecs": [_bounded_codec(one) for one in facts["codecs"]]}
+    return facts | {"codecs": [_bounded_codec(codec) for codec in facts["codecs"]]}
 
 
 def _bounded_codec(given: Any) -> Any:
-    one = {"name": given} if isinstance(given, str) else given
-    if not isinstance(one, dict):
+    codec = {"name": given} if isinstance(given, str) else given
+    if not isinstance(codec, dict):
         return given
-    config = one.get("configuration", {})
-    if one.get("name") in _V3 and isinstance(config, dict):
-        return {"name": _NAME, "configuration": {"of": _V3[one["name"]], "config": config}}
-    if one.get("name") == "sharding_indexed" and isinstance(config, dict):
+    config = codec.get("configuration", {})
+    if codec.get("name") in _V3 and isinstance(config, dict):
+        return {"name": _NAME, "configuration": {"of": _V3[codec["name"]], "config": config}}
+    if codec.get("name") == "sharding_indexed" and isinstance(config, dict):
         inner = {
-            key: [_bounded_codec(codec) for codec in config[key]]
+            key: [_bounded_codec(inside) for inside in config[key]]
             for key in ("codecs", "index_codecs")
             if isinstance(config.get(key), list)
         }
-        return one | {"configuration": config | inner}
+        return codec | {"configuration": config | inner}
     return given
 
 
@@ -150,57 +150,57 @@ def _bound_v2(facts: dict[str, Any]) -> dict[str, Any]:
         n_items = math.prod(int(n) for n in facts["chunks"])
         n_bytes = n_items * np.dtype(facts["dtype"]).itemsize
     except (KeyError, TypeError, ValueError):
-        return facts  # zarr says what is wrong with it
+        return facts  # zarr reports the fault
     filters = facts.get("filters")
     most = _most(n_items * _ANY_ITEM if filters else n_bytes)  # filters may change the type
 
-    def bounded(one: Any) -> Any:
-        if not isinstance(one, dict) or one.get("id") not in _PACKERS:
-            return one
-        config = {key: value for key, value in one.items() if key != "id"}
-        return {"id": _NAME, "of": one["id"], "config": config, "most": most}
+    def bounded(codec: Any) -> Any:
+        if not isinstance(codec, dict) or codec.get("id") not in _PACKERS:
+            return codec
+        config = {key: value for key, value in codec.items() if key != "id"}
+        return {"id": _NAME, "of": codec["id"], "config": config, "most": most}
 
     changed: dict[str, Any] = {"compressor": bounded(facts.get("compressor"))}
     if isinstance(filters, list):
-        changed["filters"] = [bounded(one) for one in filters]
+        changed["filters"] = [bounded(codec) for codec in filters]
     return facts | changed
 
 
 def _decode(codec: str, config: Mapping[str, Any], packed: bytes, most: int) -> bytes:
     """Decode bytes, and refuse more than some."""
-    found: bytes
+    data: bytes
     match codec:
         case "gzip":
-            found = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(most + 1)
+            data = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(most + 1)
         case "bz2":
-            found = bz2.BZ2File(io.BytesIO(packed)).read(most + 1)
+            data = bz2.BZ2File(io.BytesIO(packed)).read(most + 1)
         case "zlib":
-            found = _whole(zlib.decompressobj(), packed, most)
+            data = _whole(zlib.decompressobj(), packed, most)
         case "lzma":
             form = int(config.get("format", lzma.FORMAT_XZ))
             if form == lzma.FORMAT_RAW:
                 raise ValueError("raw lzma says nothing of its size and is not read")
-            found = _whole(lzma.LZMADecompressor(form, memlimit=_LZMA_MEMORY), packed, most)
+            data = _whole(lzma.LZMADecompressor(form, memlimit=_LZMA_MEMORY), packed, most)
         case "zstd":
-            found = bytes(imagecodecs.zstd_decode(packed, out=most))
+            data = bytes(imagecodecs.zstd_decode(packed, out=most))
         case "blosc" | "lz4":
-            at = 4 if codec == "blosc" else 0
-            size = int.from_bytes(packed[at : at + 4], "little")
+            start = 4 if codec == "blosc" else 0
+            size = int.from_bytes(packed[start : start + 4], "little")
             if size > most:
                 raise _too_much(codec, size, most)
             if codec == "blosc" and int.from_bytes(packed[12:16], "little") > len(packed):
                 raise ValueError("a chunk of blosc ends early")  # the library reads on
-            found = ensure_bytes(numcodecs.get_codec({"id": codec}).decode(packed))
-    if len(found) > most:
-        raise _too_much(codec, len(found), most)
-    return found
+            data = ensure_bytes(numcodecs.get_codec({"id": codec}).decode(packed))
+    if len(data) > most:
+        raise _too_much(codec, len(data), most)
+    return data
 
 
 def _whole(decoder: Any, packed: bytes, most: int) -> bytes:
-    found: bytes = decoder.decompress(packed, most + 1)
-    if len(found) <= most and not decoder.eof:
+    data: bytes = decoder.decompress(packed, most + 1)
+    if len(data) <= most and not decoder.eof:
         raise ValueError("a compressed chunk ends early")
-    return found
+    return data
 
 
 def _too_much(codec: str, size: int, most: int) -> ValueError:

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read within bounds, hashed and named."""
+"""Files: written atomically, read within bounds, hashed and named."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def remove_leftovers(folder: Path) -> None:
         name, kind, owner, pid = match.groups()
         try:
             is_old = time.time() - path.stat().st_mtime > _STALE_S
-        except FileNotFoundError:  # its owner was quicker
+        except FileNotFoundError:  # its owner removed it first
             continue
         if not is_old and (owner != machine() or psutil.pid_exists(int(pid))):
             continue
@@ -193,8 +193,8 @@ def folder_name(name: str) -> str:
 class BoundedFile(io.BufferedReader):
     """A file to read that asks for no more memory than the file is large.
 
-    Python reserves all that `read` is asked for before it looks how much there is, and decoders
-    ask for what a damaged header claims.
+    Python reserves the requested size before it reads, and decoders request the size that a damaged
+    header claims.
     """
 
     def __init__(self, path: Path) -> None:
@@ -202,7 +202,7 @@ class BoundedFile(io.BufferedReader):
         self._size = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read at most some bytes."""
+        """Read at most `size` bytes."""
         if size is None or size < 0:
             return super().read()
         return super().read(min(size, max(0, self._size - self.tell())))

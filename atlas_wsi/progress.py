@@ -26,17 +26,7 @@ class Progress(Protocol):
 
 
 def silent(step: str, done: int, total: int) -> None:
-    """Ignore a report.
-
-    Parameters
-    ----------
-    step
-        The step.
-    done
-        Units done.
-    total
-        Units in all.
-    """
+    """Ignore a report."""
 
 
 class CancelToken:

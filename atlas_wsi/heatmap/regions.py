@@ -45,6 +45,12 @@ class Regions:
     n_left_out: int
     """Regions beyond the allowed number: the smallest ones."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A warning for files that list the regions, if any were left out."""
+        text = f"The {len(self.regions)} largest regions are written; {self.n_left_out} smaller"
+        return (f"{text} ones are in the heatmap only.",) if self.n_left_out else ()
+
 
 def find_regions(
     heatmap: Heatmap,

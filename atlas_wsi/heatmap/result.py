@@ -22,7 +22,7 @@ MAX_SUMMARY_BYTES = 1 << 26
 
 
 def check_writable(out_dir: str | os.PathLike[str], name: str, *, overwrite: bool = False) -> Path:
-    """Make sure, before long work, that its result can be written."""
+    """Check, before long work, that its result can be written."""
     folder = Path(out_dir)
     final = folder / folder_name(name)
     if folder.exists() and not folder.is_dir():
@@ -51,6 +51,38 @@ def check_writable(out_dir: str | os.PathLike[str], name: str, *, overwrite: boo
     return final
 
 
+def find_results(path: str | os.PathLike[str]) -> list[Path]:
+    """List the results in a folder.
+
+    Parameters
+    ----------
+    path
+        The folder of a result, or a folder of such folders.
+
+    Returns
+    -------
+    list[Path]
+        Folders of results.
+
+    Raises
+    ------
+    CorruptResultError
+        If there are none.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CorruptResultError(f"{folder} is not a folder with a result.")
+    if (folder / SUMMARY).is_file():
+        return [folder]
+    results = [p.parent for p in folder.glob(f"*/{SUMMARY}") if not p.parent.name.startswith(".")]
+    if not results:
+        raise CorruptResultError(
+            f"{folder} holds no result: it has no {SUMMARY}.",
+            hint="Give a folder that `atlas-wsi predict` or `atlas-wsi batch` wrote.",
+        )
+    return sorted(results)
+
+
 def open_result(path: str | os.PathLike[str]) -> Heatmap:
     """Read a result back.
 
@@ -69,13 +101,19 @@ def open_result(path: str | os.PathLike[str]) -> Heatmap:
     CorruptResultError
         If there is no result, or a file of its OME-Zarr is missing or changed.
     """
-    folder = _find_folder(Path(path))
+    folder, *others = find_results(path)
+    if others:
+        names = ", ".join(p.name for p in (folder, *others[:4]))
+        raise CorruptResultError(
+            f"{path} holds {1 + len(others)} results ({names}{', ...' if others[4:] else ''}).",
+            hint="Open one of them.",
+        )
     summary = read_summary(folder)
     form = RESULT_FORMATS["ome-zarr"]
     file = form.file
     if not any(name.startswith(f"{file}/") for name in summary.files):
         raise CorruptResultError(
-            f"{folder} was written without {file}, so there is nothing to open.",
+            f"{folder} was written without {file}, so it cannot be opened.",
             hint="Predict again with the format ome-zarr.",
         )
     damage = find_damage(folder, summary, below=f"{file}/")
@@ -106,7 +144,7 @@ def read_summary(folder: Path) -> Summary:
 
 
 def find_damage(folder: Path, summary: Summary, *, below: str = "") -> tuple[str, ...]:
-    """Compare the files of a result with what its summary says of them."""
+    """Compare the files of a result with the sizes and hashes in its summary."""
     damage = []
     for name, expected in summary.files.items():
         path = folder / name
@@ -119,20 +157,3 @@ def find_damage(folder: Path, summary: Summary, *, below: str = "") -> tuple[str
         elif record_file(path) != expected:
             damage.append(f"{name} was changed: its SHA-256 is not {expected.sha256}")
     return tuple(damage)
-
-
-def _find_folder(path: Path) -> Path:
-    if (path / SUMMARY).is_file():
-        return path
-    if not path.is_dir():
-        raise CorruptResultError(f"{path} is not a folder with a result.")
-    found = sorted(p.parent for p in path.glob(f"*/{SUMMARY}") if not p.parent.name.startswith("."))
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise CorruptResultError(f"{path} holds no result: it has no {SUMMARY}.")
-    names = ", ".join(p.name for p in found[:5])
-    raise CorruptResultError(
-        f"{path} holds {len(found)} results ({names}{', ...' if len(found) > 5 else ''}).",
-        hint="Open one of them.",
-    )

@@ -1,4 +1,4 @@
-"""Features per tile of a slide, in the HDF5 layouts that tools for slide labels read."""
+"""Features of the tiles of a slide, in the HDF5 layouts of tools for slide labels."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TileEmbeddings:
         """
         path = Path(path)
         if path.exists() and not overwrite:
-            raise ResultExistsError(f"{path} is there.", hint="--overwrite replaces it.")
+            raise ResultExistsError(f"{path} exists already.", hint="Replace it with --overwrite.")
         h5py = require_extra("h5py", "embed", to="Writing HDF5")
         layout = {"trident": self._trident, "clam": self._clam, "stamp": self._stamp}[flavor]
         memory = io.BytesIO()  # the library may crash after it failed to write to a full disk
@@ -135,7 +135,7 @@ class TileEmbeddings:
         file.attrs.update(self._own())
 
     def _own(self) -> dict[str, str]:
-        """Return what only this program says, under names that no other reader has."""
+        """Return metadata of this program alone, under names that no other reader has."""
         notes = {f"atlas_{name}": text for name, text in self.notes.items()}
         return {"atlas_model_sha256": self.sha256, **notes}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlas_wsi.heatmap.regions import MAX_REGIONS, find_regions
+from atlas_wsi.heatmap.regions import find_regions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,28 +21,26 @@ _FILL, _STRONGEST = 0.25, 0.7
 
 
 def write_dsa(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
-    """Write a list of annotations: the regions, and one heatmap per class."""
-    found = find_regions(heatmap)
+    """Write a list of annotations: the regions, and a heatmap per class."""
+    regions = find_regions(heatmap)
     elements = [
         _outline(heatmap, region.class_index, piece)
-        for region in found.regions
+        for region in regions.regions
         for piece in _without_holes(region.polygon)
     ]
-    regions = _annotation(heatmap, "regions", "Where each class is the most probable one.")
-    documents = [{**regions, "elements": elements}]
+    about = _annotation(heatmap, "regions", "Where each class is the most probable one.")
+    documents = [{**about, "elements": elements}]
     for index, name in enumerate(heatmap.classes):
         about = _annotation(heatmap, name, f"Probability of {name}, 0 to 1.")
         documents.append({**about, "elements": [_map(heatmap, index)]})
     text = json.dumps(documents, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     path.write_text(text, encoding="utf-8")
-    if not found.n_left_out:
-        return ()
-    return (f"{found.n_left_out} regions beyond the {MAX_REGIONS} largest were left out.",)
+    return regions.warnings
 
 
-def _annotation(heatmap: Heatmap, what: str, description: str) -> dict[str, Any]:
+def _annotation(heatmap: Heatmap, title: str, description: str) -> dict[str, Any]:
     return {
-        "name": f"{heatmap.run.model.name}: {what}",
+        "name": f"{heatmap.run.model.name}: {title}",
         "description": description,
         "attributes": {
             "slide": heatmap.slide.name,

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_wsi.errors import (
     AtlasError,
-    CorruptResultError,
     SlideError,
 )
 from atlas_wsi.files import folder_name
 from atlas_wsi.heatmap.heatmap import Heatmap
-from atlas_wsi.heatmap.result import SUMMARY, open_result
+from atlas_wsi.heatmap.result import open_result
 from atlas_wsi.interop.formats import EXPORT_FORMATS
 from atlas_wsi.progress import Progress, silent
 from atlas_wsi.slides.open import open_slide
@@ -71,7 +70,7 @@ def export_result(
     Raises
     ------
     ValueError
-        If there is no such format.
+        If the format is unknown.
     """
     if to not in EXPORT_FORMATS:
         raise ValueError(f"Unknown format {to!r}; expected one of {list(EXPORT_FORMATS)}.")
@@ -94,40 +93,10 @@ def export_result(
     return Exported(path=final, warnings=warnings)
 
 
-def find_results(path: str | os.PathLike[str]) -> list[Path]:
-    """List the results in a folder.
-
-    Parameters
-    ----------
-    path
-        The folder of a result, or a folder of such folders.
-
-    Returns
-    -------
-    list[Path]
-        Folders of results.
-
-    Raises
-    ------
-    CorruptResultError
-        If there are none.
-    """
-    folder = Path(path)
-    if (folder / SUMMARY).is_file():
-        return [folder]
-    folders = [p.parent for p in folder.glob(f"*/{SUMMARY}") if not p.parent.name.startswith(".")]
-    if not folders:
-        raise CorruptResultError(
-            f"{folder} holds no result: there is no {SUMMARY} in it.",
-            hint="Give a folder that `atlas-wsi predict` or `atlas-wsi batch` wrote.",
-        )
-    return sorted(folders)
-
-
 def _thumbnail(
     heatmap: Heatmap, slide: str | os.PathLike[str] | None
 ) -> tuple[NDArray[Any] | None, tuple[str, ...]]:
-    """Read the thumbnail; one that was moved is left out with a warning."""
+    """Read the thumbnail; a slide that was moved is left out with a warning."""
     try:
         with open_slide(slide or heatmap.slide.path, mpp=heatmap.slide.mpp) as opened:
             if opened.shape != heatmap.slide.shape:
@@ -140,5 +109,5 @@ def _thumbnail(
     except AtlasError as error:
         if slide is not None:
             raise
-        left_out = f"without the slide's pixels ({error.message}); --slide says where it is now."
-        return None, (f"{heatmap.slide.name} is written {left_out}",)
+        reason = f"without the slide's pixels ({error.message}); --slide gives its current path."
+        return None, (f"{heatmap.slide.name} is written {reason}",)

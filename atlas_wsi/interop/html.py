@@ -1,4 +1,4 @@
-"""A result as one page that needs nothing but a browser."""
+"""A result as one self-contained page for a browser."""
 
 from __future__ import annotations
 

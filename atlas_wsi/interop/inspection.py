@@ -18,8 +18,7 @@ from atlas_wsi.batch.status import archive_status
 from atlas_wsi.errors import AtlasError, CorruptResultError, UnsupportedFormatError
 from atlas_wsi.files import printable, read_json
 from atlas_wsi.heatmap.records import HeatmapRecord
-from atlas_wsi.heatmap.result import SUMMARY, read_summary
-from atlas_wsi.interop.export import find_results
+from atlas_wsi.heatmap.result import SUMMARY, find_results, read_summary
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.tissue.tiles import layout_of, open_hdf5
 

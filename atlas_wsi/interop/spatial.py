@@ -28,7 +28,7 @@ TILES = "tiles"
 def write_spatialdata(
     heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None
 ) -> tuple[str, ...]:
-    """Write a SpatialData store; all elements lie in level-0 pixels (system ``global``).
+    """Write a SpatialData store; all elements are in level-0 pixels (system ``global``).
 
     `thumbnail`: Picture of the whole slide, `(rows, cols, channels)`; None leaves the image out.
     """
@@ -59,7 +59,7 @@ def _images(heatmap: Heatmap, thumbnail: NDArray[Any] | None) -> dict[str, Any]:
             probabilities,
             dims=("c", "y", "x"),
             c_coords=list(heatmap.classes),
-            transformations=_place(heatmap.grid.step_px, heatmap.grid.origin_px),
+            transformations=_transform(heatmap.grid.step_px, heatmap.grid.origin_px),
         )
     }
     if thumbnail is not None:
@@ -69,7 +69,7 @@ def _images(heatmap: Heatmap, thumbnail: NDArray[Any] | None) -> dict[str, Any]:
             shown.transpose(2, 0, 1),
             dims=("c", "y", "x"),
             c_coords=["r", "g", "b"],
-            transformations=_place((step[0], step[1]), (0.0, 0.0)),
+            transformations=_transform((step[0], step[1]), (0.0, 0.0)),
         )
     return images
 
@@ -83,24 +83,24 @@ def _labels(heatmap: Heatmap) -> dict[str, Any]:
         "classes": Labels2DModel.parse(
             (heatmap.argmax() + 1).astype(np.uint16),
             dims=("y", "x"),
-            transformations=_place(cells.step_px, cells.origin_px),
+            transformations=_transform(cells.step_px, cells.origin_px),
         ),
         "tissue": Labels2DModel.parse(
             tissue.mask.astype(np.uint8),
             dims=("y", "x"),
-            transformations=_place(tissue.grid.step_px, tissue.grid.origin_px),
+            transformations=_transform(tissue.grid.step_px, tissue.grid.origin_px),
         ),
     }
 
 
-def _regions(heatmap: Heatmap, found: Sequence[Region]) -> Any:
+def _regions(heatmap: Heatmap, regions: Sequence[Region]) -> Any:
     import geopandas
     from spatialdata.models import ShapesModel
 
-    columns: dict[str, Any] = {"class": [heatmap.classes[r.class_index] for r in found]}
+    columns: dict[str, Any] = {"class": [heatmap.classes[r.class_index] for r in regions]}
     for k, name in enumerate(heatmap.classes):
-        columns[f"prob_{name}"] = [r.probabilities[k] for r in found]
-    outlines = [r.polygon for r in found]
+        columns[f"prob_{name}"] = [r.probabilities[k] for r in regions]
+    outlines = [r.polygon for r in regions]
     return ShapesModel.parse(geopandas.GeoDataFrame(columns, geometry=outlines))
 
 
@@ -152,7 +152,7 @@ def _index(names: Sequence[str]) -> Any:
     return pd.Index(np.array(names, object), dtype=object)
 
 
-def _place(step: tuple[float, float], origin: tuple[float, float]) -> dict[str, Any]:
+def _transform(step: tuple[float, float], origin: tuple[float, float]) -> dict[str, Any]:
     from spatialdata import transformations
 
     scale = transformations.Scale(list(step), axes=("y", "x"))

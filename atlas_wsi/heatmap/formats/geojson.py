@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_wsi.files import write_text
-from atlas_wsi.heatmap.regions import MAX_REGIONS, MIN_CELLS, Region, find_regions
+from atlas_wsi.heatmap.regions import MIN_CELLS, Region, find_regions
 
 if TYPE_CHECKING:
     import os
@@ -47,19 +47,18 @@ def write_geojson(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
     coordinates of the scene's CRS, which is named in the member ``crs``. RFC 7946 knows only
     longitude and latitude; GIS programs read the older member, and nothing is reprojected.
     """
-    found = find_regions(heatmap)
-    collection = _collection(heatmap.slide, [_feature(heatmap, region) for region in found.regions])
+    regions = find_regions(heatmap)
+    collection = _collection(
+        heatmap.slide, [_feature(heatmap, region) for region in regions.regions]
+    )
     collection["atlas"] = {
         "slide": heatmap.slide.name,
         "model": heatmap.run.model.name,
         "min_cells": MIN_CELLS,
-        "left_out": found.n_left_out,
+        "left_out": regions.n_left_out,
     }
     _write_json(collection, path)
-    if not found.n_left_out:
-        return ()
-    left_out = f"{found.n_left_out} smaller ones are in the heatmap only"
-    return (f"The {MAX_REGIONS} largest regions are written; {left_out}.",)
+    return regions.warnings
 
 
 def write_qupath(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
@@ -92,7 +91,7 @@ def write_annotations(
     path
         The file to write; it appears when it is whole.
     slide
-        What the areas lie on.
+        The slide of the areas.
 
     Raises
     ------
@@ -100,8 +99,8 @@ def write_annotations(
         If the file cannot be written.
     """
     features = [
-        _annotation(slide, one.polygon, name=one.name, color=one.color, measurements={})
-        for one in annotations
+        _annotation(slide, area.polygon, name=area.name, color=area.color, measurements={})
+        for area in annotations
     ]
     _write_json(_collection(slide, features), Path(path))
 

@@ -19,8 +19,8 @@ def write_geotiff(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
 
     Notes
     -----
-    A slide has no CRS: its transform leads to level-0 pixels (y down) and the resolution tags
-    give its cells a size.
+    A slide has no CRS: its transform gives level-0 pixels (y down) and the resolution tags
+    give the size of a cell.
     """
     from affine import Affine
     from rasterio.crs import CRS

@@ -118,8 +118,8 @@ def _write_array(
         fill_value=fill_value,
         dimension_names=list(axes),
     )
-    # A chunk at a time: zarr writes several at once, and those still under way when one fails
-    # would make their folders again after these were cleared away.
+    # One chunk at a time: zarr writes several at once, and those in progress when one fails would
+    # create their folders again after these were removed.
     for corner in np.ndindex(*array.cdata_shape):
         chunk = tuple(slice(i * n, (i + 1) * n) for i, n in zip(corner, chunks, strict=True))
         array[chunk] = values[chunk]

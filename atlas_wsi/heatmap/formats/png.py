@@ -31,7 +31,7 @@ def write_png(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> t
     """Draw the slide, the classes laid over it, a legend with areas, and a scale bar.
 
     `thumbnail`: Picture of the whole slide, `(rows, cols, channels)` in its own dtype; None draws the
-    tissue mask in its place.
+    tissue mask instead.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -46,19 +46,19 @@ def write_png(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> t
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
 
-    def place(left: float, top: float, w: float, h: float) -> Axes:
+    def add_axes(left: float, top: float, w: float, h: float) -> Axes:
         bottom = height - _MARGIN - _HEAD - top - h
         return figure.add_axes(((_MARGIN + left) / width, bottom / height, w / width, h / height))
 
     _write_title(heatmap, figure, width, height)
     below = backdrop(heatmap, thumbnail)
     for number, panel in enumerate(panels):
-        axes = place(*panel)
+        axes = add_axes(*panel)
         _draw_panel(axes, heatmap, _gray(below) if number else below)
         if number:
             _draw_classes(axes, heatmap)
         _draw_scale_bar(axes, heatmap, panel[2:])
-    _draw_legend(place(body_width + 2 * _GAP, 0, _LEGEND, legend_height), heatmap, legend_height)
+    _draw_legend(add_axes(body_width + 2 * _GAP, 0, _LEGEND, legend_height), heatmap, legend_height)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure.savefig(path, format="png", dpi=DPI)
@@ -66,7 +66,7 @@ def write_png(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> t
 
 
 def _panels(slide_shape: tuple[int, int]) -> list[tuple[float, float, float, float]]:
-    """Place slide and overlay: left, top, width, height in inches below the title."""
+    """Lay out slide and overlay: left, top, width, height in inches below the title."""
     aspect = slide_shape[1] / slide_shape[0]
     if aspect > 1.9:  # a wide slide: one above the other
         width, height = 1.5 * _LONGEST, max(_SHORTEST, 1.5 * _LONGEST / aspect)
@@ -94,7 +94,7 @@ def _extent(heatmap: Heatmap) -> str:
 
 
 def _gray(backdrop: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Take the color out, so that what is colored on top of it is a class."""
+    """Take the color out, so that colors on top of it are classes."""
     luminance = backdrop @ np.array([0.299, 0.587, 0.114])
     return np.repeat(luminance[..., None].astype(np.uint8), 3, axis=2)
 

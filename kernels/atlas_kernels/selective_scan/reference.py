@@ -24,29 +24,7 @@ def selective_scan_reference(
 ) -> torch.Tensor:
     """Scan in the type of the inputs; differentiable; slow.
 
-    Parameters
-    ----------
-    u_BDL
-        Input.
-    delta_BDL
-        Step sizes.
-    A_DN
-        Decay rates.
-    B_BNL
-        Input weights.
-    C_BNL
-        Output weights.
-    D_D
-        Share of the input in the output.
-    delta_bias_D
-        Added to the step sizes first.
-    delta_softplus
-        Whether step sizes then pass through a softplus.
-
-    Returns
-    -------
-    torch.Tensor
-        `(B, D, L)`.
+    Arguments are those of `selective_scan`. Returns: `(B, D, L)`.
     """
     delta = delta_BDL if delta_bias_D is None else delta_BDL + delta_bias_D[:, None]
     if delta_softplus:

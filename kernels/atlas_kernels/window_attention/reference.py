@@ -24,27 +24,7 @@ def window_attention_reference(
 ) -> torch.Tensor:
     """Attend in the type of the inputs; differentiable; copies coarse keys for every window.
 
-    Parameters
-    ----------
-    q_NTC
-        Queries.
-    kv_NKC
-        Own keys and values `(N, K, 2C)`, keys first.
-    coarse_kv
-        Those of every coarser scale, `(M, K', 2C)`.
-    index
-        The coarse window of every window, one `(N,)` a coarser scale.
-    heads
-        Attention heads.
-    valid_NK
-        Which own keys exist.
-    coarse_valid
-        Which coarse keys exist, `(M, K')` a scale.
-
-    Returns
-    -------
-    torch.Tensor
-        `(N, T, C)`; zero where no key exists.
+    Arguments are those of `window_attention`. Returns: `(N, T, C)`; zero where no key exists.
     """
     kv, valid = join_keys(kv_NKC, coarse_kv, index, valid_NK=valid_NK, coarse_valid=coarse_valid)
     n, t, c = q_NTC.shape
@@ -68,26 +48,7 @@ def join_keys(
     valid_NK: torch.Tensor | None,
     coarse_valid: Sequence[torch.Tensor | None],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Lay own and coarse keys of every window side by side.
-
-    Parameters
-    ----------
-    kv_NKC
-        Own keys and values.
-    coarse_kv
-        Those of every coarser scale.
-    index
-        The coarse window of every window.
-    valid_NK
-        Which own keys exist.
-    coarse_valid
-        Which coarse keys exist.
-
-    Returns
-    -------
-    tuple
-        Keys and values of all scales, and which of them exist (None if all do).
-    """
+    """Put own and coarse keys of every window side by side, and which exist (None: all do)."""
     kv = torch.cat([kv_NKC, *(c[i] for c, i in zip(coarse_kv, index, strict=True))], dim=1)
     masks = [valid_NK, *(coarse_valid or [None] * len(coarse_kv))]
     if all(mask is None for mask in masks):
