@@ -14,17 +14,13 @@ from pydantic import ValidationError
 from atlas_wsi.batch.journal import SlideRequest
 from atlas_wsi.errors import ArchiveError
 from atlas_wsi.files import folder_name, read_csv
+from atlas_wsi.slides.registry import slide_suffixes
 from atlas_wsi.slides.resolution import check_mpp, parse_gsd
 from atlas_wsi.slides.slide import slide_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-SUFFIXES = (
-    *(".bif", ".czi", ".dcm", ".isyntax", ".jp2", ".mrxs", ".ndpi", ".qptiff", ".scn", ".svs"),
-    *(".svslide", ".tif", ".tiff", ".vms", ".vmu", ".vrt", ".zarr", ".zarr.zip"),
-)
-"""What a folder is searched for. A pattern or a list takes any name."""
 _COLUMNS = ("slide", "wsi")
 
 
@@ -41,7 +37,7 @@ def list_slides(
     if not slides:
         raise ArchiveError(
             f"No slide was found in {text}.",
-            hint=f"In a folder, slides are files ending in {', '.join(SUFFIXES)}; "
+            hint=f"In a folder, slides are files ending in {', '.join(slide_suffixes())}; "
             "a pattern or a CSV takes any name.",
         )
     return slides
@@ -84,7 +80,7 @@ def _walk(fs: Any, root: str, skip: str | None) -> Iterator[str]:
             if name.startswith(".") or of_mrxs or path == skip or name.lower().endswith(".zarr"):
                 folders.remove(name)
         for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(slide_suffixes()) and not name.startswith("."):
                 yield posixpath.join(folder, name)
 
 

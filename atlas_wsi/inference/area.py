@@ -13,8 +13,8 @@ from atlas_wsi.inference.model_tissue import find_tissue
 from atlas_wsi.inference.predict import load_any
 from atlas_wsi.models.tile_classifier import TileClassifier
 from atlas_wsi.tissue.areas import read_areas, read_tissue
+from atlas_wsi.tissue.hdf5_tiles import SUFFIXES as TILE_SUFFIXES
 from atlas_wsi.tissue.mask import TissueMask, tissue_mask
-from atlas_wsi.tissue.tiles import SUFFIXES as TILE_SUFFIXES
 
 if TYPE_CHECKING:
     import os

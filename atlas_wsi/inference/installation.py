@@ -19,6 +19,7 @@ import atlas_wsi
 from atlas_wsi.errors import AtlasError
 from atlas_wsi.models.kernels import name_kernels
 from atlas_wsi.models.registry import DEFAULTS, load_model
+from atlas_wsi.slides.registry import slide_formats
 from atlas_wsi.streaming.device import choose_device, choose_dtype, has_bfloat16
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def _readers() -> Iterator[Check]:
     yield _import("imagecodecs", lambda m: f"{m.__version__}: fast JPEG tiles")
     yield _import("zarr", lambda m: f"{m.__version__}: OME-Zarr")
     yield _import("rasterio", _gdal)
+    yield Check("slide formats", "; ".join(kind.title for kind in slide_formats()))
 
 
 def _gdal(rasterio: Any) -> str:

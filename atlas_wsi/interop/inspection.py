@@ -20,7 +20,7 @@ from atlas_wsi.files import printable, read_json
 from atlas_wsi.heatmap.records import HeatmapRecord
 from atlas_wsi.heatmap.result import SUMMARY, find_results, read_summary
 from atlas_wsi.slides.open import open_slide
-from atlas_wsi.tissue.tiles import layout_of, open_hdf5
+from atlas_wsi.tissue.hdf5_tiles import layout_of, open_hdf5
 
 if TYPE_CHECKING:
     import os

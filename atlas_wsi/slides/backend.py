@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,13 +74,15 @@ class SlideMeta:
     """What the user may want to act on, such as a resolution that contradicts another."""
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """A reader of one file format. All methods may be called from several threads at once."""
 
     @property
+    @abstractmethod
     def meta(self) -> SlideMeta:
-        """Metadata of the file."""
+        """The metadata of the file."""
 
+    @abstractmethod
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
         """Read pixels of a stored level.
 
@@ -95,12 +100,12 @@ class Backend(Protocol):
 
         Raises
         ------
-        atlas_wsi.errors.UnreadableSlideError
+        atlas_wsi.UnreadableSlideError
             If the file's bytes cannot be decoded there.
         """
 
-    def read_valid(self, level: int, box: Box) -> NDArray[Any]:
-        """Tell which pixels hold an observation (not nodata, not transparent).
+    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:  # noqa: ARG002
+        """Return which pixels hold an observation (not nodata, not transparent); all by default.
 
         Parameters
         ----------
@@ -114,9 +119,10 @@ class Backend(Protocol):
         NDArray
             bool `(rows, cols)`.
         """
+        return np.ones((box.rows, box.cols), dtype=bool)
 
     def read_associated(self, name: str) -> NDArray[Any]:
-        """Read an associated image.
+        """Read an associated image; a format without any needs no method of its own.
 
         Parameters
         ----------
@@ -127,7 +133,13 @@ class Backend(Protocol):
         -------
         NDArray
             uint8 `(rows, cols, 3)`.
-        """
 
-    def close(self) -> None:
-        """Give the file back to the system."""
+        Raises
+        ------
+        ValueError
+            If there is no image of this name.
+        """
+        raise ValueError(f"This {self.meta.format} file has no associated image {name!r}.")
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """Close the file; nothing by default."""

@@ -15,15 +15,16 @@ from atlas_wsi.grid import Box
 from atlas_wsi.slides import resolution
 from atlas_wsi.slides.pyramid import OVERVIEW_PX
 from atlas_wsi.slides.resample import as_dtype
-from atlas_wsi.slides.tiles import TileReader
+from atlas_wsi.slides.tile_reader import TileReader
 from atlas_wsi.slides.view import View
 
 if TYPE_CHECKING:
     import dask.array as da
+    import zarr
     from numpy.typing import NDArray
 
     from atlas_wsi.slides.backend import Backend, SlideMeta
-    from atlas_wsi.slides.tiles import UnreadableTile
+    from atlas_wsi.slides.tile_reader import UnreadableTile
 
 _SUFFIX = re.compile(r"(\.ome)?\.(zarr(\.zip)?|(?!\d)\w{2,5})$", re.IGNORECASE)
 
@@ -111,6 +112,30 @@ class Slide:
             for index, name in enumerate(names)
         )
         return tuple(arrays)
+
+    def zarr(self) -> zarr.Group:
+        """Return the pyramid as a read-only zarr group with OME-NGFF 0.5 metadata.
+
+        Its arrays ``"0"``, ``"1"``, ... have the axes c, y, x; chunks are decoded when they are
+        read. ``slide.zarr().store`` is the store, for libraries that open OME-Zarr.
+
+        Returns
+        -------
+        zarr.Group
+            The levels of `levels`, finest first.
+        """
+        import zarr
+
+        from atlas_wsi.slides.store import SlideStore
+
+        return zarr.open_group(SlideStore(self, channels_first=True), mode="r", zarr_format=3)
+
+    @property
+    def gsd(self) -> tuple[float, float] | None:
+        """Meters per level-0 pixel `(y, x)` of a georeferenced scene; None for slides."""
+        if self.mpp is None or not self.is_georeferenced:
+            return None
+        return self.mpp[0] / 1e6, self.mpp[1] / 1e6
 
     @property
     def mpp(self) -> tuple[float, float] | None:

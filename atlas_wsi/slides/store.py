@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,27 +28,36 @@ if TYPE_CHECKING:
     from atlas_wsi.slides.slide import Slide
 
 _CHUNK_PX = 512
-_CHUNK_KEY = re.compile(r"(\d+)/c/(\d+)/(\d+)/0")
+_CHUNK_KEY = {
+    False: re.compile(r"(\d+)/c/(\d+)/(\d+)/0"),
+    True: re.compile(r"(\d+)/c/0/(\d+)/(\d+)"),
+}
 
 
 class SlideStore(Store):
-    """Levels of a slide as arrays ``"0"``, ``"1"``, ... with axes y, x, c; pickles by the slide."""
+    """Levels of a slide as arrays ``"0"``, ``"1"``, ... with axes y, x, c; pickles by the slide.
+
+    With `channels_first` the axes are c, y, x, as OME-NGFF requires.
+    """
 
     supports_writes = False
     supports_deletes = False
     supports_listing = True
 
-    def __init__(self, slide: Slide) -> None:
+    def __init__(self, slide: Slide, *, channels_first: bool = False) -> None:
         super().__init__(read_only=True)
         self._slide = slide
+        self._channels_first = channels_first
         # Not zarr's own threads: a slide that is a zarr itself needs those to answer from here.
         self._decoders = ThreadPoolExecutor(thread_name_prefix="atlas-wsi-decode")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._slide,)
+        return partial(type(self), channels_first=self._channels_first), (self._slide,)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SlideStore) and other._slide.path == self._slide.path
+        return isinstance(other, SlideStore) and (
+            other._slide.path == self._slide.path and other._channels_first == self._channels_first
+        )
 
     def __hash__(self) -> int:
         return hash(self._slide.path)
@@ -93,7 +103,8 @@ class SlideStore(Store):
             rows, cols = (-(-n // _CHUNK_PX) for n in shape)
             for row in range(rows):
                 for col in range(cols):
-                    yield f"{level}/c/{row}/{col}/0"
+                    first = self._channels_first
+                    yield f"{level}/c/0/{row}/{col}" if first else f"{level}/c/{row}/{col}/0"
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """List the keys that begin with a prefix."""
@@ -122,7 +133,7 @@ class SlideStore(Store):
         return np.frombuffer(json.dumps(metadata).encode(), dtype=np.uint8)
 
     def _chunk_box(self, key: str) -> tuple[int, Box] | None:
-        match = _CHUNK_KEY.fullmatch(key)
+        match = _CHUNK_KEY[self._channels_first].fullmatch(key)
         if match is None:
             return None
         level, row, col = (int(text) for text in match.groups())
@@ -134,13 +145,21 @@ class SlideStore(Store):
 
     def _metadata(self, key: str) -> dict[str, Any] | None:
         if key == "zarr.json":
-            return {"zarr_format": 3, "node_type": "group", "attributes": {}}
+            attributes = {"ome": self._ome()} if self._channels_first else {}
+            return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
         level, _, rest = key.partition("/")
         shapes = self._slide.level_shapes
         if rest != "zarr.json" or not level.isdecimal() or int(level) >= len(shapes):
             return None
         channels, dtype = self._slide.n_channels, self._slide.dtype
-        shape = [*shapes[int(level)], channels]
+        shape, chunk = [*shapes[int(level)], channels], [_CHUNK_PX, _CHUNK_PX, channels]
+        axes = ["y", "x", "c"]
+        codecs: list[dict[str, Any]] = [
+            {"name": "bytes", "configuration": {"endian": _endian(dtype)}}
+        ]
+        if self._channels_first:  # chunks stay as they are read; the codec turns them
+            shape, chunk, axes = [channels, *shape[:2]], [channels, *chunk[:2]], ["c", "y", "x"]
+            codecs.insert(0, {"name": "transpose", "configuration": {"order": [1, 2, 0]}})
         return {
             "zarr_format": 3,
             "node_type": "array",
@@ -148,14 +167,32 @@ class SlideStore(Store):
             "data_type": dtype.name,
             "chunk_grid": {
                 "name": "regular",
-                "configuration": {"chunk_shape": [_CHUNK_PX, _CHUNK_PX, channels]},
+                "configuration": {"chunk_shape": chunk},
             },
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": 0,
-            "codecs": [{"name": "bytes", "configuration": {"endian": _endian(dtype)}}],
-            "dimension_names": ["y", "x", "c"],
+            "codecs": codecs,
+            "dimension_names": axes,
             "attributes": {},
         }
+
+    def _ome(self) -> dict[str, Any]:
+        """Return the OME-NGFF 0.5 metadata of the pyramid."""
+        base = self._slide.mpp or (1.0, 1.0)
+        unit = {} if self._slide.mpp is None else {"unit": "micrometer"}
+        space = ({"name": axis, "type": "space", **unit} for axis in "yx")
+        axes = [{"name": "c", "type": "channel"}, *space]
+        datasets = [
+            {
+                "path": str(index),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [1.0, base[0] * y, base[1] * x]}
+                ],
+            }
+            for index, (y, x) in enumerate(self._slide.downsamples)
+        ]
+        image = {"name": self._slide.name, "axes": axes, "datasets": datasets}
+        return {"version": "0.5", "multiscales": [image]}
 
 
 def _endian(dtype: np.dtype[Any]) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.files import BoundedFile, read_json
 from atlas_wsi.grid import Grid
+from atlas_wsi.tissue.hdf5_tiles import SUFFIXES as TILES
+from atlas_wsi.tissue.hdf5_tiles import tiles_to_mask
 from atlas_wsi.tissue.mask import TissueMask
 from atlas_wsi.tissue.shapes import crs_of, shapes_of, to_level0
-from atlas_wsi.tissue.tiles import SUFFIXES as TILES
-from atlas_wsi.tissue.tiles import tiles_to_mask
 
 if TYPE_CHECKING:
     import os

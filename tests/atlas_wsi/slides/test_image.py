@@ -15,7 +15,7 @@ from atlas_wsi.errors import (
     UnsupportedFormatError,
 )
 from atlas_wsi.grid import Box
-from atlas_wsi.slides.image import MAX_PIXELS, open_image
+from atlas_wsi.slides.formats.image import MAX_PIXELS, open_image
 from atlas_wsi.slides.open import open_slide
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from atlas_wsi.errors import SlideError, UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.grid import Box
-from atlas_wsi.slides.omezarr import open_omezarr
+from atlas_wsi.slides.formats.omezarr import open_omezarr
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.synthetic_scenes import make_ome_zarr
 

@@ -12,8 +12,8 @@ import tifffile
 
 from atlas_wsi.errors import MissingResolutionError, UnreadableSlideError
 from atlas_wsi.grid import Box
+from atlas_wsi.slides.formats.openslide import open_openslide
 from atlas_wsi.slides.open import open_slide
-from atlas_wsi.slides.openslide import open_openslide
 from atlas_wsi.slides.slide import Slide
 
 

@@ -19,8 +19,8 @@ from rasterio.transform import Affine, from_origin
 
 from atlas_wsi.errors import SlideError, UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.grid import Box
+from atlas_wsi.slides.formats.raster import open_raster
 from atlas_wsi.slides.open import open_slide
-from atlas_wsi.slides.raster import open_raster
 from atlas_wsi.slides.synthetic_scenes import make_scene
 
 

@@ -72,3 +72,24 @@ def test_the_store_pickles_by_the_slide(slide):
     assert again == store
     array = zarr.open_array(again, path="0", mode="r")
     np.testing.assert_array_equal(array[:50, :50], slide.read_region(0, 0, 50, 50))
+
+
+def test_the_public_group_is_valid_ome_ngff(slide):
+    from ome_zarr_models.v05.image import Image
+
+    group = slide.zarr()
+    image = Image.from_zarr(group)
+    (multiscale,) = image.ome_attributes.multiscales
+    assert [axis.name for axis in multiscale.axes] == ["c", "y", "x"]
+    for index, dataset in enumerate(multiscale.datasets):
+        scale = dataset.coordinateTransformations[0].scale
+        expected = [d * um for d, um in zip(slide.downsamples[index], slide.mpp, strict=True)]
+        np.testing.assert_allclose(scale, [1.0, *expected])
+        pixels = np.moveaxis(group[dataset.path][:], 0, -1)
+        np.testing.assert_array_equal(pixels, slide.levels[index].compute())
+
+
+def test_the_public_group_survives_pickling(slide):
+    again = pickle.loads(pickle.dumps(slide.zarr().store))
+    array = zarr.open_array(again, path="1", mode="r")
+    np.testing.assert_array_equal(array[:], np.moveaxis(slide.levels[1].compute(), -1, 0))

@@ -12,8 +12,10 @@ import numpy as np
 import tifffile
 
 from atlas_wsi.errors import UnreadableSlideError
-from atlas_wsi.slides.openslide import OpenSlideBackend, open_openslide
-from atlas_wsi.slides.segments import FileBytes, PageReader
+from atlas_wsi.slides.backend import Backend
+from atlas_wsi.slides.formats.openslide import OpenSlideBackend, open_openslide
+from atlas_wsi.slides.formats.segments import FileBytes, PageReader
+from atlas_wsi.slides.registry import SlideFormat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,13 +23,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.grid import Box
-    from atlas_wsi.slides.backend import Backend, SlideMeta
+    from atlas_wsi.slides.backend import SlideMeta
 
 _JPEG, _JPEG_2000_RGB = 7, 33005  # 33003 is YCbCr that the codec does not turn into RGB
 _RGB, _YCBCR = 2, 6
 
 
-class JpegTileBackend:
+class JpegTileBackend(Backend):
     """An Aperio slide whose tiles are decoded without OpenSlide."""
 
     def __init__(
@@ -105,3 +107,15 @@ def is_plain(page: tifffile.TiffPage) -> bool:
         # OpenSlide trusts the tag, but RGB in a JFIF stream is YCbCr to everybody else
         return page.photometric == _YCBCR or (page.photometric == _RGB and not page.is_jfif)
     return page.compression == _JPEG_2000_RGB and page.photometric == _RGB
+
+
+FORMATS = (
+    SlideFormat(
+        name="aperio",
+        title="Aperio SVS",
+        suffixes=(".svs",),
+        rank=10,
+        recognizes=lambda source: source.is_tiff and source.vendor == "aperio",
+        open=lambda source: open_aperio(source.local),
+    ),
+)

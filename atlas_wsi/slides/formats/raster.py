@@ -17,10 +17,11 @@ from rasterio.session import DummySession
 from rasterio.windows import Window
 
 from atlas_wsi.errors import UnreachableSlideError, UnreadableSlideError, UnsupportedFormatError
-from atlas_wsi.slides.backend import Level, SlideMeta
+from atlas_wsi.slides.backend import Backend, Level, SlideMeta
 from atlas_wsi.slides.blocks import whole_blocks
-from atlas_wsi.slides.ground import read_place
+from atlas_wsi.slides.ground_resolution import read_place
 from atlas_wsi.slides.pyramid import true_downsample
+from atlas_wsi.slides.registry import SlideFormat, SlideSource
 from atlas_wsi.slides.remote import gdal_options, is_url
 
 if TYPE_CHECKING:
@@ -52,10 +53,11 @@ _COLOR_OF_NAME = {
     "b08": "nir",  # Sentinel-2 and HLS
 }
 _MAX_CHANNELS = 4096
+_GDAL_ALONE = (".vrt", ".jp2")  # may consist of several files
 _open_lock = threading.Lock()
 
 
-class RasterBackend:
+class RasterBackend(Backend):
     """One raster behind GDAL."""
 
     def __init__(self, source: str, options: Mapping[str, str] | None = None) -> None:
@@ -109,10 +111,6 @@ class RasterBackend:
         if np.dtype(self._meta.dtype).kind == "f":
             valid &= np.isfinite(self.read_block(level, box)).all(axis=-1)
         return valid
-
-    def read_associated(self, name: str) -> NDArray[Any]:
-        """Read an associated image; a raster has none."""
-        raise ValueError(f"A raster has no associated image {name!r}.")
 
     def close(self) -> None:
         """Give the file back to the system."""
@@ -367,3 +365,37 @@ def _reason(error: Exception) -> str:
     while causes.__cause__ is not None:
         causes = causes.__cause__
     return str(causes).rstrip(".")
+
+
+def _open_source(source: SlideSource) -> RasterBackend:
+    source.close()  # GDAL connects to the server by itself
+    return open_raster(source.url or source.local)
+
+
+FORMATS = (
+    SlideFormat(
+        name="geotiff",
+        title="GeoTIFF and COG",
+        suffixes=(".tif", ".tiff"),
+        rank=30,
+        recognizes=lambda source: not source.address.endswith(_GDAL_ALONE) and source.is_scene,
+        open=_open_source,
+    ),
+    SlideFormat(
+        name="gdal-files",
+        title="VRT, JP2",
+        suffixes=_GDAL_ALONE,
+        rank=6,
+        recognizes=lambda source: source.address.endswith(_GDAL_ALONE),
+        open=_open_source,
+    ),
+    SlideFormat(
+        name="raster",
+        title="every other GDAL raster with a georeference",
+        suffixes=(),
+        rank=80,
+        is_guess=True,
+        recognizes=lambda source: not (source.is_folder or source.is_tiff or source.is_zip),
+        open=_open_source,
+    ),
+)

@@ -12,8 +12,8 @@ import numpy as np
 
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.grid import Box
+from atlas_wsi.slides.formats.jpeg_header import picture_size
 from atlas_wsi.slides.paste import paste, relative
-from atlas_wsi.slides.pictures import picture_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.files import BoundedFile
 from atlas_wsi.slides import resolution
-from atlas_wsi.slides.backend import Level, SlideMeta
+from atlas_wsi.slides.backend import Backend, Level, SlideMeta
+from atlas_wsi.slides.registry import SlideFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,7 @@ _DECODER_ERRORS = (OSError, SyntaxError, ValueError, struct.error)
 _open_lock = threading.Lock()
 
 
-class ImageBackend:
+class ImageBackend(Backend):
     """One plain image; it is decoded when the first pixel is asked for, and kept."""
 
     def __init__(self, path: Path) -> None:
@@ -61,18 +62,14 @@ class ImageBackend:
         """
         return self._decoded()[box.slices][..., : self._meta.n_channels].copy()
 
-    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:  # noqa: ARG002
+    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
         """Tell which pixels are not fully transparent.
 
         Returns: bool `(rows, cols)`.
         """
         if not self._meta.has_mask:
-            return np.ones((box.rows, box.cols), dtype=bool)
+            return super().read_valid(level, box)
         return np.asarray(self._decoded()[box.slices][..., -1] > 0)
-
-    def read_associated(self, name: str) -> NDArray[Any]:
-        """Read an associated image; a plain image has none."""
-        raise ValueError(f"{self._path} has no associated image {name!r}.")
 
     def close(self) -> None:
         """Give the memory back to the system."""
@@ -192,3 +189,16 @@ def _mpp(image: Image.Image) -> tuple[float, float] | None:
         return None
     x, y = (float(value) for value in dpi)
     return resolution.from_tiff(y, x, "inch")[0]
+
+
+FORMATS = (
+    SlideFormat(
+        name="image",
+        title="PNG, JPEG, BMP, WebP",
+        suffixes=(),  # beside slides these are thumbnails: a folder search leaves them out
+        rank=90,
+        is_guess=True,
+        recognizes=lambda source: source.is_local_file and not (source.is_tiff or source.is_zip),
+        open=lambda source: open_image(source.local),
+    ),
+)

@@ -7,9 +7,10 @@ from typing import IO, TYPE_CHECKING, cast
 import tifffile
 
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
-from atlas_wsi.slides.jpegtiles import is_plain
+from atlas_wsi.slides.formats.jpeg_tiles import is_plain
+from atlas_wsi.slides.formats.tiff import TiffBackend
+from atlas_wsi.slides.registry import SlideFormat
 from atlas_wsi.slides.remote import COPY_HINT, RemoteFile
-from atlas_wsi.slides.tiff import TiffBackend
 
 if TYPE_CHECKING:
     from atlas_wsi.slides.remote import RemoteBytes
@@ -49,3 +50,15 @@ def _refuse_vendors(tif: tifffile.TiffFile, path: str) -> None:
             "on disks only.",
             hint=COPY_HINT,
         )
+
+
+FORMATS = (
+    SlideFormat(
+        name="remote-tiff",
+        title="SVS and other TIFF files on a server",
+        suffixes=(),
+        rank=40,
+        recognizes=lambda source: source.url is not None and source.is_tiff,
+        open=lambda source: open_remote_tiff(source.file),
+    ),
+)

@@ -13,10 +13,11 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from atlas_wsi.bounded import MAX_JSON_BYTES, BoundedStore
 from atlas_wsi.errors import SlideError, UnreadableSlideError, UnsupportedFormatError
-from atlas_wsi.slides.backend import Level, SlideMeta
+from atlas_wsi.slides.backend import Backend, Level, SlideMeta
 from atlas_wsi.slides.blocks import whole_blocks
-from atlas_wsi.slides.ngff import NgffImage, ome_attributes, parse_image
+from atlas_wsi.slides.formats.ngff import NgffImage, ome_attributes, parse_image
 from atlas_wsi.slides.pyramid import true_downsample
+from atlas_wsi.slides.registry import ZARR_FILES, SlideFormat, SlideSource
 from atlas_wsi.slides.remote import explain, is_url, storage_options
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _MAX_CHANNELS = 4096
 _MAX_SIDE_PX = 2**31 - 1
 
 
-class OmeZarrBackend:
+class OmeZarrBackend(Backend):
     """One multiscale image of a zarr store."""
 
     def __init__(self, where: str, group: zarr.Group) -> None:
@@ -80,12 +81,8 @@ class OmeZarrBackend:
         Returns: bool `(rows, cols)`.
         """
         if not self._meta.has_mask:
-            return np.ones((box.rows, box.cols), dtype=bool)
+            return super().read_valid(level, box)
         return np.asarray(np.isfinite(self.read_block(level, box)).all(axis=-1))
-
-    def read_associated(self, name: str) -> NDArray[Any]:
-        """Read an associated image; OME-Zarr has none."""
-        raise ValueError(f"{self._where} has no associated image {name!r}.")
 
     def close(self) -> None:
         """Give the file back to the system."""
@@ -254,3 +251,23 @@ def _read_meta(arrays: list[zarr.Array[Any]], image: NgffImage, notes: list[str]
         properties=properties,
         warnings=tuple(notes),
     )
+
+
+def _is_zarr(source: SlideSource) -> bool:
+    if source.url is not None:
+        return ".zarr" in source.address and not source.address.endswith(".zip")
+    if source.is_folder:
+        return any((source.local / name).exists() for name in ZARR_FILES)
+    return source.is_zip
+
+
+FORMATS = (
+    SlideFormat(
+        name="ome-zarr",
+        title="OME-Zarr 0.4 and 0.5",
+        suffixes=(".zarr", ".zarr.zip"),
+        rank=5,
+        recognizes=_is_zarr,
+        open=lambda source: open_omezarr(source.url or source.local),
+    ),
+)

@@ -11,10 +11,13 @@ import numpy as np
 import tifffile
 
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
-from atlas_wsi.slides import omexml, resolution
-from atlas_wsi.slides.backend import Level, SlideMeta
+from atlas_wsi.slides import resolution
+from atlas_wsi.slides.backend import Backend, Level, SlideMeta
+from atlas_wsi.slides.formats import omexml
+from atlas_wsi.slides.formats.segments import FileBytes, PageReader, white_of
 from atlas_wsi.slides.pyramid import true_downsample
-from atlas_wsi.slides.segments import FileBytes, PageReader, white_of
+from atlas_wsi.slides.registry import SlideFormat
+from atlas_wsi.slides.tiff_check import TIFF_MAGIC
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,10 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.grid import Box
+    from atlas_wsi.slides.formats.segments import Bytes
     from atlas_wsi.slides.remote import RemoteBytes
-    from atlas_wsi.slides.segments import Bytes
 
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MIN_IS_WHITE, _RGB, _PALETTE, _YCBCR = 0, 2, 3, 6
 _ALPHA = (1, 2)
 _RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
@@ -66,7 +68,7 @@ class _Samples:
         return stored
 
 
-class TiffBackend:
+class TiffBackend(Backend):
     """One image of a TIFF file with its reduced copies."""
 
     def __init__(
@@ -103,7 +105,7 @@ class TiffBackend:
         Returns: bool `(rows, cols)`.
         """
         if self._samples.alpha is None:
-            return np.ones((box.rows, box.cols), dtype=bool)
+            return super().read_valid(level, box)
         return np.asarray(self._read_stored(level, box)[..., self._samples.alpha] > 0)
 
     def read_associated(self, name: str) -> NDArray[Any]:
@@ -286,3 +288,15 @@ def _levels(pages: Sequence[PageReader]) -> tuple[Level, ...]:
         for page in pages
     )
     return tuple(levels)
+
+
+FORMATS = (
+    SlideFormat(
+        name="tiff",
+        title="OME-TIFF, pyramidal, BigTIFF and plain TIFF",
+        suffixes=(".tif", ".tiff", ".btf"),
+        rank=40,
+        recognizes=lambda source: source.is_local_file and source.is_tiff,
+        open=lambda source: open_tiff(source.local),
+    ),
+)

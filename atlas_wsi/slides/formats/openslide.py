@@ -11,8 +11,9 @@ import openslide
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.grid import Box
 from atlas_wsi.slides import resolution
-from atlas_wsi.slides.backend import Level, SlideMeta
+from atlas_wsi.slides.backend import Backend, Level, SlideMeta
 from atlas_wsi.slides.pyramid import true_downsample
+from atlas_wsi.slides.registry import SlideFormat, SlideSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _TILE_PX = 512
 
 
-class OpenSlideBackend:
+class OpenSlideBackend(Backend):
     """One slide behind OpenSlide."""
 
     def __init__(self, path: Path, handle: openslide.OpenSlide) -> None:
@@ -180,3 +181,61 @@ def _bounds(properties: Mapping[str, str], full: tuple[int, int]) -> Box | None:
     row, col, rows, cols = (int(value or 0) for value in values)
     box = Box(row=row, col=col, rows=rows, cols=cols).clip(full)
     return None if box.is_empty else box
+
+
+def _has_vendor(source: SlideSource) -> bool:
+    if source.is_tiff:
+        return source.vendor not in {None, "generic-tiff"}
+    return source.vendor is not None or (source.is_local_file and _is_dicom(source.head))
+
+
+def _dicom_slide(folder: Path) -> Path | None:
+    """Return an instance of the DICOM slide in a folder; one instance opens the whole series."""
+    files = [file for file in folder.iterdir() if file.is_file()]
+    # the largest first: a folder may hold the label of another slide, too
+    for file in sorted(files, key=lambda file: file.stat().st_size, reverse=True):
+        is_dicom = _is_dicom(SlideSource(file).head)
+        if is_dicom and openslide.OpenSlide.detect_format(file):
+            return file
+    return None
+
+
+def _is_dicom(head: bytes) -> bool:
+    return head[128:132] == b"DICM"
+
+
+def _open_dicom_folder(source: SlideSource) -> OpenSlideBackend:
+    file = _dicom_slide(source.local)
+    assert file is not None
+    return open_openslide(file)
+
+
+FORMATS = (
+    SlideFormat(
+        name="dicom-folder",
+        title="folder with a DICOM series",
+        suffixes=(),
+        rank=20,
+        recognizes=lambda source: source.is_folder and _dicom_slide(source.local) is not None,
+        open=_open_dicom_folder,
+    ),
+    SlideFormat(
+        name="openslide",
+        title="NDPI, SCN, MRXS, VMS, BIF, DICOM and other formats of OpenSlide",
+        suffixes=(
+            ".bif",
+            ".czi",
+            ".dcm",
+            ".mrxs",
+            ".ndpi",
+            ".qptiff",
+            ".scn",
+            ".svslide",
+            ".vms",
+            ".vmu",
+        ),
+        rank=20,
+        recognizes=_has_vendor,
+        open=lambda source: open_openslide(source.local),
+    ),
+)

@@ -1,0 +1,64 @@
+"""Checks of a TIFF file's directories before anything is decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from typing import TYPE_CHECKING
+
+import tifffile
+
+from atlas_wsi.errors import UnreadableSlideError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_ERRORS = (tifffile.TiffFileError, TypeError, ValueError, IndexError, struct.error)
+# Raised by arithmetic with tags of impossible types, counts and sizes
+DAMAGED = (
+    *TIFF_ERRORS,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    KeyError,
+    SyntaxError,
+    RecursionError,
+)
+_MAX_TILE_PX = 2**26
+_MAX_SIDE_PX = 2**23
+
+
+def check_directories(path: Path) -> None:
+    """Refuse impossible sizes before a reader allocates memory for them."""
+    with contextlib.suppress(*TIFF_ERRORS), tifffile.TiffFile(path, _multifile=False) as tif:
+        size = path.stat().st_size
+        for n, page in enumerate(tif.pages):
+            key = page.keyframe
+            if key is None:
+                continue
+            px = int(key.tilelength) * int(key.tilewidth)
+            stored = max(page.databytecounts, default=0)
+            is_image = all(0 < side < _MAX_SIDE_PX for side in (key.imagelength, key.imagewidth))
+            if not is_image or px > _MAX_TILE_PX or stored > size:
+                raise UnreadableSlideError(
+                    f"{path} has a directory that makes no sense: {key.imagelength} x "
+                    f"{key.imagewidth} px (a side may have {_MAX_SIDE_PX:,}) in tiles of "
+                    f"{key.tilelength} x {key.tilewidth} (at most {_MAX_TILE_PX >> 20} Mpx), the "
+                    f"largest of {stored} bytes (directory {n}).",
+                    hint="The file is damaged: copy or download it again.",
+                )
+
+
+def directory_beyond(tif: tifffile.TiffFile) -> int | None:
+    """Return the offset of a directory behind the end of the file, if there is one."""
+    file, layout = tif.filehandle, tif.tiff
+    where = layout.offsetsize  # in the header, 4 in classic TIFF and 8 in BigTIFF
+    if len(tif.pages):
+        where = tif.pages[len(tif.pages) - 1].offset
+        file.seek(where)
+        (n_tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+        where += layout.tagnosize + n_tags * layout.tagsize
+    file.seek(where)
+    (following,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
+    return int(following) if following >= file.size else None
