@@ -1,4 +1,4 @@
-"""What the user sees: messages, tables, progress. The only place that prints."""
+"""Messages, tables and progress; the only module that prints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def warn(text: str, *, quiet: bool = False) -> None:
 
 
 def fail(error: AtlasError) -> None:
-    """Print an error and what to do about it to the error stream."""
+    """Print an error and its hint to the error stream."""
     err.print(f"[red]error:[/] {escape(error.message)}")
     if error.hint:
         err.print(escape(error.hint))

@@ -26,7 +26,8 @@ def inspect(
 ) -> None:
     """Identify a file or folder, its origin and its uses.
 
-    Shows what it is, which program writes it, and which commands take it. Files are recognized by content. Nothing in them is executed.
+    Shows what it is, which program writes it, and which commands take it. Files are recognized
+    by content. Nothing in them is executed.
     """
     from atlas_wsi import inspect_file
 

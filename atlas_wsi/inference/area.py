@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROI_SUFFIXES = (".geojson", ".json")
 TISSUE_SUFFIXES = (*ROI_SUFFIXES, *TILE_SUFFIXES, *(".png", ".tif", ".tiff", ".jpg", ".bmp"))
-"""What a folder with one file per slide is searched for."""
+"""Suffixes of the files in a folder with one file per slide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Area:
         return cls(tissue=tissue, model=model, keep_fat=keep_fat, roi=roi)
 
     def provenance(self) -> dict[str, str | bool | None]:
-        """Return what identifies the area, for the summary."""
+        """Return entries that identify the area, for the summary."""
         if isinstance(self.tissue, TissueMask):
             source = f"mask {_digest(self.tissue.mask.tobytes())}"
         elif self.tissue is not None:

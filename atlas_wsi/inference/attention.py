@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class CoarseContext:
     """The coarse scales of a predicted slide, as its fine windows saw them.
 
-    The window asked about is read and encoded again; its attention is that of the prediction up to
+    The requested window is read and encoded again; its attention is that of the prediction up to
     rounding.
     """
 
@@ -44,7 +44,7 @@ class CoarseContext:
 
     @torch.inference_mode()
     def attention(self, y: float, x: float) -> list[AttentionMap]:
-        """Tell what the cell at a place attends to in the last block with the finest scale."""
+        """Return what the cell at a position attends to in the last block with the finest scale."""
         at = self._layout.scales[0]
         step = self._image.grid.step_px
         token = (int(y / step[0] // STRIDE_PX), int(x / step[1] // STRIDE_PX))

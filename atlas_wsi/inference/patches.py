@@ -80,8 +80,8 @@ def predict_by_tile(
         for block, patches in read_patches(image, indices, model.patch_px):
             for start in range(0, len(block), batch):
                 rows, cols = block[start : start + batch].T
-                found = model.probabilities(patches[start : start + batch], device=device)
-                probabilities[:, rows, cols] = found.T
+                values = model.probabilities(patches[start : start + batch], device=device)
+                probabilities[:, rows, cols] = values.T
                 step("classify", len(rows))
         means = np.nanmean(probabilities, axis=(1, 2)).tolist()
         scores = dict(zip(model.card.class_names, means, strict=True))

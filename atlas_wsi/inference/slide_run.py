@@ -239,7 +239,7 @@ def predict_to_folder(
 
 
 def is_finished(folder: Path, slide: Slide, sha256: str, decisive: Mapping[str, object]) -> bool:
-    """Return whether a folder holds the result that would be made; remove a damaged one."""
+    """Return whether a folder holds the requested result; remove a damaged one."""
     if not (folder / SUMMARY).is_file():
         return False
     try:

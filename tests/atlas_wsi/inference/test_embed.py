@@ -74,3 +74,12 @@ def test_a_slide_without_enough_tissue_says_so(slide, tmp_path):
     assert done.exit_code == 2
     assert "no tile" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_half_precision_gives_about_the_same_features(slide):
+    exact = embed(slide, "atlas_test", tile_px=64)
+    rough = embed(slide, "atlas_test", tile_px=64, device="cpu", precision="bfloat16")
+    assert rough.values.dtype == np.float32
+    np.testing.assert_array_equal(rough.coords, exact.coords)
+    assert (rough.values != exact.values).any()
+    np.testing.assert_allclose(rough.values, exact.values, atol=0.1)
