@@ -92,7 +92,7 @@ class _BoundedV3(BytesBytesCodec):
         return chunk_spec.prototype.buffer.from_bytes(data)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        raise NotImplementedError("the size of what is packed is not known before")
+        raise NotImplementedError("the decoded size is not known in advance")
 
 
 class _BoundedV2(Codec):  # type: ignore[misc]
@@ -179,7 +179,7 @@ def _decode(codec: str, config: Mapping[str, Any], packed: bytes, most: int) -> 
         case "lzma":
             form = int(config.get("format", lzma.FORMAT_XZ))
             if form == lzma.FORMAT_RAW:
-                raise ValueError("raw lzma says nothing of its size and is not read")
+                raise ValueError("raw lzma does not state its size and is not supported")
             data = _whole(lzma.LZMADecompressor(form, memlimit=_LZMA_MEMORY), packed, most)
         case "zstd":
             data = bytes(imagecodecs.zstd_decode(packed, out=most))

@@ -41,7 +41,7 @@ def check_writable(out_dir: str | os.PathLike[str], name: str, *, overwrite: boo
         return final
     if not (final / SUMMARY).is_file():
         raise ResultExistsError(
-            f"{final} exists and is not a result (it has no {SUMMARY}); it is left alone.",
+            f"{final} exists and is not a result (it has no {SUMMARY}); it was not changed.",
             hint="Move it away or choose another output folder.",
         )
     if not overwrite:
@@ -77,7 +77,7 @@ def find_results(path: str | os.PathLike[str]) -> list[Path]:
     results = [p.parent for p in folder.glob(f"*/{SUMMARY}") if not p.parent.name.startswith(".")]
     if not results:
         raise CorruptResultError(
-            f"{folder} holds no result: it has no {SUMMARY}.",
+            f"{folder} is not a result: it has no {SUMMARY}.",
             hint="Give a folder that `atlas-wsi predict` or `atlas-wsi batch` wrote.",
         )
     return sorted(results)

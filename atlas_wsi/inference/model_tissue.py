@@ -32,7 +32,7 @@ def find_tissue(
     if TISSUE not in names:
         raise ModelError(
             f"The model {model.card.name} has no class '{TISSUE}'; it has {', '.join(names)}.",
-            hint="The shipped model 'tissue' has one.",
+            hint="The bundled model 'tissue' has one.",
         )
     whole = Grid.over(slide.shape, (max(1.0, slide.shape[0] / 512), max(1.0, slide.shape[1] / 512)))
     everywhere = TissueMask(mask=np.ones(whole.shape, bool), grid=whole, method="all")

@@ -108,7 +108,7 @@ def check_cell_px(model: Model | TileClassifier, cell_px: int | None) -> int:
             raise CellSizeError(
                 f"The cells of {model.card.name} are its patches of {model.patch_px} px, not of "
                 f"{cell_px} px.",
-                hint="Leave the cell size out.",
+                hint="Omit the cell size.",
             )
         return model.patch_px
     choices = [STRIDE_PX * n for n in (1, 2, 4)]

@@ -73,7 +73,7 @@ class AtlasConfig:
                 f"window {self.window} by ratio {self.ratio}"
             )
         if self.timm is not None and self.mambavision is not None:
-            raise ValueError("a MambaVision and a network of timm both want the stem's place")
+            raise ValueError("a MambaVision and a timm network cannot both replace the stem")
         if self.mambavision is None:
             if not self.depths:
                 raise ValueError("an Atlas needs at least one stage of blocks; depths is empty")

@@ -44,7 +44,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UnknownModelError(f"There is no weights file at {path}.")
+        raise UnknownModelError(f"There is no file of weights at {path}.")
     if is_safetensors(path):
         return read_safetensors(path)[0]
     return tensors_of(read_plain(path), path)
@@ -77,7 +77,7 @@ def read_plain(path: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UntrustedWeightsError(
-            f"{path} holds more than tensors and was not loaded.",
+            f"{path} contains more than tensors and was not loaded.",
             hint="Convert it to safetensors where you trust it.",
         ) from error
     except (*_DAMAGED, SafetensorError) as error:

@@ -15,7 +15,7 @@ def from_hub(name: str, files: tuple[str, ...]) -> Path:
     """Take a file that the user named by its repository."""
     match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
     if not match:
-        raise UnknownModelError(f"'{name}' is no hub id.", hint="Give hf://owner/name@revision.")
+        raise UnknownModelError(f"'{name}' is not a hub id.", hint="Give hf://owner/name@revision.")
     repo, revision = match.groups()
     return download(repo, files, revision=revision, what=name)
 
@@ -44,6 +44,6 @@ def download(repo: str, files: tuple[str, ...], *, revision: str | None, what: s
             reason = error
             break
     raise UnknownModelError(
-        f"{what} is not in the cache and the hub did not give it: {reason}",
-        hint=f"Download {' or '.join(files)} where there is a network and give its path.",
+        f"{what} is not in the cache and could not be downloaded: {reason}",
+        hint=f"Download {' or '.join(files)} on a machine with a network and give its path.",
     ) from reason

@@ -94,7 +94,7 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Model:
         return _test_model(name)
     if is_tile_classifier(name):
         raise UnknownModelError(
-            f"{name} is no model of this program; a classifier of tiles knows no context.",
+            f"{name} is not a model of this program; tile classifiers have no context.",
             hint="Only `atlas-wsi predict --model` (in Python: atlas_wsi.predict(slide, "
             "atlas_wsi.load_tile_classifier(path))) runs a folder with config.json.",
         )
@@ -127,7 +127,7 @@ def find_file(name: str, *, files: tuple[str, ...]) -> Path | None:
     if Path(name).exists() or "/" in name or name.endswith(".safetensors"):
         return Path(name)
     raise UnknownModelError(
-        f"There is no model '{name}'; shipped are {', '.join(shipped) or 'none'}.",
+        f"There is no model '{name}'; bundled are {', '.join(shipped) or 'none'}.",
         hint="Give one of these names or the path of a .safetensors file.",
     )
 

@@ -158,7 +158,7 @@ def _published(name: str, path: Path) -> Start:
         raise CheckpointMismatchError(
             f"{name} is neither a model of this program nor a published Atlas: its first weight is "
             f"'{first}'.",
-            hint="A timm network takes the stem's place with --encoder timm:NAME --weights FILE.",
+            hint="A timm network replaces the stem with --encoder timm:NAME --weights FILE.",
         )
     return Start(
         name=name,
@@ -189,7 +189,7 @@ def _config_of(state: Mapping[str, torch.Tensor], heads: int | None) -> AtlasCon
         )
     except (ValueError, TypeError) as error:
         raise CheckpointMismatchError(
-            f"The sizes of the checkpoint are no Atlas: {error}"
+            f"The sizes of the checkpoint are not those of an Atlas: {error}"
         ) from error
 
 

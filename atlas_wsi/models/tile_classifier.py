@@ -113,8 +113,8 @@ def load_tile_classifier(
     config, weights = read_config(name_or_path)
     if weights.suffix != ONNX and not trust:
         raise UntrustedWeightsError(
-            f"{weights} is TorchScript: a program, which can do what you can do. It was not loaded.",
-            hint="If you trust who made it, give --trust-model (in Python: load_tile_classifier("
+            f"{weights} is TorchScript: a program, which can execute arbitrary code. It was not loaded.",
+            hint="If you trust its author, give --trust-model (in Python: load_tile_classifier("
             "path, trust=True)); or use an ONNX file.",
         )
     net = OnnxNet(weights) if weights.suffix == ONNX else _torchscript(weights)

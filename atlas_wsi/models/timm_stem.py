@@ -170,7 +170,7 @@ def _make(name: str, weights: Path | None = None, **options: Any) -> Any:
             raise CheckpointMismatchError(
                 f"{weights or name} does not make a timm:{name}: {str(error)[:500]}"
             ) from error
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _map_at_stride(name: str) -> tuple[int, int, list[tuple[int, int]]]:
@@ -183,7 +183,7 @@ def _map_at_stride(name: str) -> tuple[int, int, list[tuple[int, int]]]:
         strides = ", ".join(str(stride) for _, stride in maps)
         raise UnknownModelError(
             f"timm:{name} has maps of stride {strides}; Multi-Scale Attention needs one of 16.",
-            hint="`atlas-wsi embed` takes it all the same.",
+            hint="`atlas-wsi embed` accepts it.",
         )
     return info.out_indices[fitting[-1]], maps[fitting[-1]][0], maps
 
@@ -195,7 +195,7 @@ def _weights_file(name: str, weights: str | os.PathLike[str] | None) -> Path | N
     if config is None or not config.hf_hub_id:
         raise UnknownModelError(
             f"timm has no pretrained weights of {name} on a hub.",
-            hint="Give --weights FILE, or --weights none for random ones.",
+            hint="Give --weights FILE, or --weights none for random weights.",
         )
     repo, _, revision = config.hf_hub_id.partition("@")
     files = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES

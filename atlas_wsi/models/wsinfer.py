@@ -92,7 +92,7 @@ class WsinferConfig(BaseModel):
         if len(self.class_names) != self.num_classes:
             raise ValueError(f"{self.num_classes} classes, but {len(self.class_names)} class_names")
         if len(set(self.class_names)) != self.num_classes:
-            raise ValueError("class_names has a name twice")
+            raise ValueError("class_names has a duplicate")
         order = " ".join(step.name for step in self.transform)
         if not re.fullmatch(r"(Resize )*ToTensor( Normalize)*", order):
             raise ValueError(f"transform is '{order}', expected Resize, ToTensor, Normalize")
@@ -136,7 +136,7 @@ def read_config(name_or_path: str | os.PathLike[str]) -> tuple[WsinferConfig, Pa
     path = folder / CONFIG_FILE
     if not given.exists() or not path.is_file():
         raise UnknownModelError(
-            f"There is no {path}, which says how the tile classifier is used.",
+            f"There is no {path}, which configures the tile classifier.",
             hint="Give a folder with config.json (WSInfer's) and a TorchScript or ONNX file.",
         )
     if path.stat().st_size > _MAX_CONFIG_BYTES:

@@ -103,7 +103,7 @@ def open_share(
         try:
             held = KeptTokens(work, kept_key(model, layout, image, plan), shape, dtype=dtype)
         except DiskFullError as error:
-            _log.warning("%s Encoded windows are not kept.", error.message)
+            _log.warning("%s Encoded windows are not stored.", error.message)
         else:
             stores.append(held)
             kept, tiles = _divide(held.kept, tiles, at.n_windows)

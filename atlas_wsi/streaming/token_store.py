@@ -224,7 +224,7 @@ def _read_into(file: IO[bytes], view: memoryview) -> None:
     while done < len(view):
         got = file.readinto(view[done:])  # type: ignore[attr-defined]
         if not got:
-            raise EOFError("the file of tokens is shorter than it was made")
+            raise EOFError("the file of tokens is truncated")
         done += got
 
 

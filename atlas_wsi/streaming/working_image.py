@@ -86,7 +86,7 @@ def open_working_image(slide: Slide, *, mpp: float) -> WorkingImage:
         working = own
         warnings.append(
             f"The pixels are {_length(max(own))} wide, the model was made for {_length(mpp)}: "
-            "read at the file's own resolution; the classes may mean nothing."
+            "read at the file's own resolution; the classes may be meaningless."
         )
     step = (working[0] / own[0], working[1] / own[1])
     channels, note = _rgb_channels(slide)

@@ -89,8 +89,8 @@ def _read_picture(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]
             if image.width * image.height > MAX_MASK_PIXELS:
                 raise DatasetError(
                     f"The mask {path} has {image.width} x {image.height} pixels.",
-                    hint=f"At most {MAX_MASK_PIXELS // 10**6} Mpx; a pixel every 4 um is plenty.",
+                    hint=f"At most {MAX_MASK_PIXELS // 10**6} Mpx; 4 um per pixel are enough.",
                 )
             return np.asarray(image.convert("L")) > 0
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} is not a picture that can be read: {error}.") from error
+        raise DatasetError(f"{path} is not a readable image: {error}.") from error

@@ -39,7 +39,7 @@ def tiles_to_mask(path: str | os.PathLike[str], slide: Slide, grid: Grid) -> Tis
     if not touches.any():
         low, high = corners.min(axis=0), corners.max(axis=0)
         raise DatasetError(
-            f"No tile of {path} touches {slide.name}: their corners lie at x {low[0]:.0f} to "
+            f"No tile of {path} touches {slide.name}: their corners are at x {low[0]:.0f} to "
             f"{high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}, the slide has {cols} x {rows} "
             "pixels.",
             hint="Is it a file of this slide?",
@@ -56,7 +56,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, zlib.error) as error:
-        raise DatasetError(f"{path} is not HDF5 that can be read: {error}") from error
+        raise DatasetError(f"{path} is not readable HDF5: {error}") from error
 
 
 def layout_of(file: Any) -> str:
@@ -83,7 +83,7 @@ def _read_tiles(file: Any, path: Path, slide: Slide) -> tuple[NDArray[np.float64
         raise DatasetError(
             f"{path} holds no tiles of CLAM, TRIDENT, WSInfer or STAMP: it has no 'coords' with "
             "their attributes.",
-            hint="`atlas-wsi inspect` says what is in it.",
+            hint="`atlas-wsi inspect` shows its content.",
         )
     coords = _read_coords(file["coords"], path)
     attrs = file["coords"].attrs
@@ -106,8 +106,8 @@ def _read_tiles(file: Any, path: Path, slide: Slide) -> tuple[NDArray[np.float64
         return _check(coords, size, path), size, layout
     if "patch_size" not in attrs:
         raise DatasetError(
-            f"{path} does not say how large its tiles are: 'coords' has no 'patch_size'.",
-            hint="CLAM's feature files leave it out; give its file of patches.",
+            f"{path} does not state the size of its tiles: 'coords' has no 'patch_size'.",
+            hint="CLAM's feature files do not contain it; give its patch file.",
         )
     size = _number(attrs, "patch_size", path) * _clam_downsample(attrs, path, slide)
     return _check(coords, size, path), size, layout
@@ -134,7 +134,7 @@ def _read_coords(coords: Any, path: Path) -> NDArray[np.float64]:
         raise DatasetError(f"{path} holds {len(coords)} tiles, expected 1 to {MAX_TILES}.")
     chunk = math.prod(coords.chunks or (1,)) * coords.dtype.itemsize
     if chunk > MAX_CHUNK_BYTES or coords.is_virtual or coords.external:
-        raise DatasetError(f"{path}: 'coords' is stored in a way that is not read.")
+        raise DatasetError(f"{path}: 'coords' has an unsupported storage layout.")
     if coords.chunks and coords.compression == "gzip":
         _check_chunks(coords, path)
     return np.asarray(coords[...], np.float64)
@@ -155,7 +155,7 @@ def _check_chunks(coords: Any, path: Path) -> None:
 
 def _check(corners: NDArray[np.float64], size: float, path: Path) -> NDArray[np.float64]:
     if not (np.isfinite(corners).all() and 0 < size < 1e7):
-        raise DatasetError(f"{path} holds tiles of {size:g} pixels or corners that are no place.")
+        raise DatasetError(f"{path} holds tiles of {size:g} pixels or invalid corners.")
     return corners
 
 

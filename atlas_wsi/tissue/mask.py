@@ -164,7 +164,7 @@ def _polygon(area: NDArray[Any] | shapely.Polygon) -> shapely.Polygon:
     if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3:
         raise ValueError(f"an area is an (n, 2) array of corners, not {corners.shape}")
     if not np.isfinite(corners).all():
-        raise ValueError("an area has a corner that is not a finite number")
+        raise ValueError("an area has a corner that is not finite")
     return shapely.Polygon(corners[:, ::-1])
 
 

@@ -33,7 +33,7 @@ def shapes_of(data: Any, path: Path) -> list[shapely.Geometry]:
     except RecursionError as error:
         raise DatasetError(f"{path} is not GeoJSON: it is nested too deeply.") from error
     except (shapely.errors.ShapelyError, ValueError, TypeError) as error:
-        raise DatasetError(f"{path} holds a geometry that is none: {error}.") from error
+        raise DatasetError(f"{path} has an invalid geometry: {error}.") from error
 
 
 def crs_of(data: Any, slide: Slide, path: Path) -> str | None:
@@ -69,9 +69,9 @@ def to_level0(
     try:
         valid = shapely.make_valid(np.array(list(shapes), dtype=object))
     except (shapely.errors.ShapelyError, ValueError) as error:
-        raise DatasetError(f"{path} holds a geometry that is none: {error}.") from error
+        raise DatasetError(f"{path} has an invalid geometry: {error}.") from error
     if not len(_polygons(valid)[0]):
-        raise DatasetError(f"{path} holds no polygon.", hint="Draw areas, not lines or points.")
+        raise DatasetError(f"{path} has no polygon.", hint="Draw areas, not lines or points.")
     moved = _to_scene(valid, crs, slide, path) if slide.is_georeferenced else valid
     found, of = _polygons(moved)
     rows, cols = slide.shape
@@ -80,7 +80,7 @@ def to_level0(
         x0, y0, x1, y1 = shapely.total_bounds(valid)
         where = f"in {_short(crs)}" if slide.is_georeferenced else "in level-0 pixels"
         raise DatasetError(
-            f"No polygon of {path} touches {slide.name}: they lie at x {x0:.6g} to {x1:.6g}, "
+            f"No polygon of {path} touches {slide.name}: they are at x {x0:.6g} to {x1:.6g}, "
             f"y {y0:.6g} to {y1:.6g} {where}; the slide has {cols} x {rows} pixels.",
             hint="Coordinates are level-0 pixels (x, y), or those of the file's crs for scenes.",
         )
@@ -125,7 +125,7 @@ def _to_scene(
 
     if crs is None:
         raise DatasetError(
-            f"{path} has no coordinate reference system, so its place in {slide.name} is not known.",
+            f"{path} has no coordinate reference system, so its position in {slide.name} is unknown.",
             hint="Assign one: ogr2ogr -a_srs or gdal_edit.py -a_srs.",
         )
     assert slide.transform is not None
@@ -151,7 +151,7 @@ def _to_scene(
         )
     except Exception as error:  # GDAL has errors of its own for systems that do not meet
         raise DatasetError(
-            f"{path} cannot be brought to the coordinates of {slide.name}: {error}."
+            f"{path} cannot be reprojected to the coordinates of {slide.name}: {error}."
         ) from error
     here = np.isfinite(shapely.bounds(found)).all(axis=1)
     polygons: NDArray[np.object_] = shapely.make_valid(np.where(here, found, shapely.Polygon()))
@@ -169,7 +169,7 @@ def _neighborhood(
     points = move(np.stack(np.meshgrid(steps * cols, steps * rows), axis=-1).reshape(-1, 2))
     points[~np.isfinite(points).all(axis=1)] = np.nan
     if np.isnan(points).all():
-        raise ValueError("the two coordinate reference systems do not meet there")
+        raise ValueError("the two coordinate reference systems do not overlap there")
     grid = points.reshape(len(steps), len(steps), 2)
     ways = (np.hypot(*np.moveaxis(np.diff(grid, axis=axis), -1, 0)) for axis in (0, 1))
     box = shapely.box(*np.nanmin(points, axis=0), *np.nanmax(points, axis=0))

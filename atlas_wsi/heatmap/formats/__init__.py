@@ -71,7 +71,9 @@ class Format:
         if not overwrite:
             raise ResultExistsError(f"{path} exists already.", hint="Replace it with --overwrite.")
         if path.is_dir() and not self._made(path):
-            raise ResultExistsError(f"{path} is a folder that was not exported; it is left alone.")
+            raise ResultExistsError(
+                f"{path} is a folder that was not exported; it was not changed."
+            )
         if self.marker and not path.is_dir():
             raise ResultExistsError(f"{path} is a file, expected nothing or a folder.")
 

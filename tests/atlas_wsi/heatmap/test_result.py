@@ -402,7 +402,7 @@ def test_a_summary_that_is_no_json_or_endless_is_refused(folder: Path) -> None:
 
 
 def test_a_folder_without_result_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CorruptResultError, match="holds no result"):
+    with pytest.raises(CorruptResultError, match="is not a result"):
         open_result(tmp_path)
     with pytest.raises(CorruptResultError, match="not a folder"):
         open_result(tmp_path / "missing")

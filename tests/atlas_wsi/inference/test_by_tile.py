@@ -244,7 +244,7 @@ def test_tile_classifiers_are_listed_and_shown_without_being_loaded(tmp_path, mo
 
 def test_what_needs_context_refuses_tile_classifiers(tmp_path, path):
     folder = write_model(tmp_path / "m", "onnx")
-    with pytest.raises(UnknownModelError, match="tiles"):
+    with pytest.raises(UnknownModelError, match="tile classifiers"):
         atlas_wsi.load_model(folder)
     with pytest.raises(ValueError, match="no context"):
         atlas_wsi.predict(path, atlas_wsi.load_tile_classifier(folder), context=True)

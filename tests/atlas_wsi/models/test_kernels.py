@@ -25,7 +25,7 @@ def test_the_choice_follows_the_type():
 
 def test_doctor_names_the_kernels():
     checks = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
-    told = {check["what"]: check for check in checks}
+    told = {check["name"]: check for check in checks}
     for kernel in explain("cpu"):
         assert told[kernel]["state"] == "ok"
         assert "on c" in told[kernel]["detail"]  # cpu or cuda

@@ -46,5 +46,5 @@ def test_a_hub_model_that_is_not_there_says_what_to_do(hub):
 
 
 def test_a_malformed_hub_id_is_refused():
-    with pytest.raises(UnknownModelError, match="no hub id"):
+    with pytest.raises(UnknownModelError, match="not a hub id"):
         load_model("hf://lungs")

@@ -179,7 +179,7 @@ def test_embed_writes_features_of_a_timm_network(tmp_path, path):
     ("arguments", "told"),
     [
         (("--encoder", "resnet18"), "timm:NAME"),
-        (("--encoder", "timm:resnet18", "--model", "tissue"), "place of --model"),
+        (("--encoder", "timm:resnet18", "--model", "tissue"), "replaces --model"),
         (("--weights", "x"), "--encoder"),
     ],
 )

@@ -91,7 +91,7 @@ def test_areas_of_a_scene_come_in_degrees_or_in_a_named_crs(tmp_path):
         ("{", "not GeoJSON"),
         ("[]", "no polygon"),
         (json.dumps({"type": "Point", "coordinates": [1, 2]}), "no polygon"),
-        (json.dumps({"type": "Polygon", "coordinates": "x"}), "none"),
+        (json.dumps({"type": "Polygon", "coordinates": "x"}), "invalid"),
         (json.dumps({"type": "Polygon", "coordinates": [ring(1e6, 1e6, 2e6, 2e6)]}), "touches"),
     ],
 )

@@ -187,7 +187,7 @@ def points(path, slide):
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (no_size, "how large"),
+        (no_size, "size of its tiles"),
         (other_keys, "no tiles of"),
         (far_away, "touches"),
         (points, "expected numbers"),
@@ -195,7 +195,7 @@ def points(path, slide):
         (lambda p, s: clam(p, s, patch_size="big"), "patch_size"),
         (lambda p, s: clam(p, s, level_dim=(10, 10)), "made from a slide"),
         (lambda p, s: trident(p, s, level0_width=10), "made from a slide"),
-        (lambda p, s: p.write_bytes(b"no"), "not HDF5"),
+        (lambda p, s: p.write_bytes(b"no"), "not readable HDF5"),
     ],
     ids=[
         "no-size",

@@ -185,7 +185,7 @@ def test_one_area_with_two_classes_is_refused(slide, tmp_path):
 
 def test_what_is_missing_is_named(slide, tmp_path):
     spot = write(tmp_path / "spot.geojson", features((shapely.Point(5, 5), {"class": "mitosis"})))
-    with pytest.raises(DatasetError, match="holds no polygon"):
+    with pytest.raises(DatasetError, match="has no polygon"):
         areas_by_class(spot, slide)
     with pytest.raises(DatasetError, match="no column cover; it has class"):
         areas_by_class(spot, slide, Labels(column="cover"))
