@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,8 +11,6 @@ from atlas_wsi.cli import console, options
 from atlas_wsi.errors import AtlasError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from atlas_wsi import SlideResult
 
 _UNITS = {"mm2": "mm²", "m2": "m²"}
@@ -91,7 +90,7 @@ def predict(
 def _predict(path: str, out: Path, arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     from atlas_wsi import predict_to_folder
 
-    title = path.rstrip("/").rpartition("/")[2].partition(".")[0]
+    title = Path(path.rstrip("/")).stem
     with console.progress_of(title, quiet=quiet) as report:
         result = predict_to_folder(
             path,
