@@ -1,9 +1,12 @@
-"""Plain American English in pages, templates, notebooks and `--help`."""
+"""Plain American English in pages, templates, notebooks, `--help` and code."""
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import re
+import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 SPELLINGS = (
     r"\w*colour\w*|grey\w*|licen[c]e\w*|\w*metre|\w*metres|cent(?:re|res|red)|labell\w+|catalogue\w*"
-    r"|behaviour\w*|neighbour\w*|favour\w*|modell\w+|artefact\w*|tumour\w*|fibre\w*|whence"
+    r"|behaviour\w*|neighbour\w*|favour\w*|modell\w+|artefact\w*|tumour\w*|fibre\w*"
     r"|analys(?:e|ed|ing)"
     r"|(?:recogn|normal|optim|summar|initial|memor|organ|vector|general|standard|visual|minim"
     r"|maxim)is(?:e|ed|es|er|ers|ing|ation|ations)"
@@ -75,3 +78,42 @@ def test_help(verb: tuple[str, ...]) -> None:
     if verb[:1] in {("train",), ("evaluate",)}:
         pytest.xfail("to be rewritten")
     assert not _mistakes(CliRunner().invoke(app, [*verb, "--help"]).stdout)
+
+
+CODE = [
+    path
+    for folder in ("atlas_wsi", "kernels", "plugins", "scripts", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+UNFINISHED = (
+    "atlas_wsi/training/",
+    "atlas_wsi/cli/train",
+    "atlas_wsi/cli/evaluate",
+    "atlas_wsi/cli/models",
+    "atlas_wsi/models/",
+    "atlas_wsi/streaming/shard",
+    "plugins/napari/napari_atlas_wsi/_predict_widget",
+    "scripts/train_shipped_models",
+)
+
+
+def _texts(source: str) -> Iterator[str]:
+    """Yield strings and comments, and the names with blanks instead of underscores."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value.replace("_", " ")
+    names = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+        elif token.type == tokenize.NAME:
+            names.append(token.string.replace("_", " "))
+    yield " | ".join(names)
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_code(path: Path) -> None:
+    mistakes = [m for text in _texts(path.read_text()) for m in _mistakes(text)]
+    if mistakes and str(path.relative_to(ROOT)).startswith(UNFINISHED):
+        pytest.xfail("to be rewritten")
+    assert not mistakes
