@@ -13,6 +13,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import timm
@@ -20,11 +21,16 @@ import torch
 from torch.nn import functional
 from train_shipped_models import MODELS
 
-from atlas_wsi.training.augment import augment
-from atlas_wsi.training.loop import Recipe, channel_statistics
+from atlas_wsi.training.data.augment import augment
+from atlas_wsi.training.data.tile_folder import read_tile_folder, read_tiles
 from atlas_wsi.training.metrics import confusion, summarize
-from atlas_wsi.training.run import train_tiles
-from atlas_wsi.training.tiles import TileSet, read_tiles, split_three
+from atlas_wsi.training.norms import channel_statistics
+from atlas_wsi.training.recipe import CardSpec, Recipe, TrainOptions
+from atlas_wsi.training.split import split
+from atlas_wsi.training.train import train
+
+if TYPE_CHECKING:
+    from atlas_wsi.training.data.labeled import LabeledTiles
 
 
 def processor_time() -> float:
@@ -33,7 +39,7 @@ def processor_time() -> float:
 
 
 def resnet18(
-    known: TileSet, asked: TileSet, *, stain: bool, jitter: float, minutes: float
+    known: LabeledTiles, test: LabeledTiles, *, stain: bool, jitter: float, minutes: float
 ) -> float:
     """Train until the time is up; return the balanced accuracy on the held-out tiles."""
     torch.manual_seed(0)
@@ -66,23 +72,20 @@ def resnet18(
         optimizer.step()
     net.eval()
     with torch.inference_mode():
-        parts = [asked.images[i : i + 64] for i in range(0, len(asked), 64)]
+        parts = [test.images[i : i + 64] for i in range(0, len(test), 64)]
         said = torch.cat([net(prepare(part)).argmax(dim=1) for part in parts]).numpy()
-    return summarize(confusion(asked.labels, said, len(asked.classes)))["balanced_accuracy"]
+    return summarize(confusion(test.labels, said, len(test.classes)))["balanced_accuracy"]
 
 
 def train_some(name: str, folder: Path, recipe: Recipe) -> tuple[float, float]:
     """Train like the bundled model; return the balanced accuracy and the processor time, s."""
     facts = MODELS[name]
     start = processor_time()
-    model = train_tiles(
-        folder,
-        name=name,
-        domain=facts["domain"],
-        mpp=facts["mpp"],
-        zoom=facts["zoom"],
-        recipe=recipe,
-        validation=0.15,
+    model = train(
+        read_tile_folder(folder, mpp=facts["mpp"]),
+        CardSpec(name=name, domain=facts["domain"], mpp=facts["mpp"] / facts["zoom"]),
+        recipe,
+        TrainOptions(validation_fraction=0.15),
     )
     return model.card.metrics["balanced_accuracy"], processor_time() - start
 
@@ -103,19 +106,19 @@ def main() -> None:
     parser.add_argument("--only", choices=("resnet18", "mambavision"))
     args = parser.parse_args()
     facts = MODELS[args.model]
-    recipe = replace(facts["recipe"], checks=1, patience=0)
+    recipe = replace(facts["recipe"], n_validations=1, patience=0)
     minutes = args.minutes
     if minutes is None:
         minutes = seconds_an_epoch(args.model, args.folder, recipe) * recipe.epochs / 60
         print(f"{args.model} takes {minutes:.1f} minutes of processor time", flush=True)
     if args.only != "mambavision":
         tiles = read_tiles(args.folder, zoom=facts["zoom"])
-        known, _, asked = split_three(tiles, held_out=0.2, validation=0.15, seed=recipe.seed)
+        parts = split(tiles, test=0.2, validation=0.15, seed=recipe.seed)
         score = resnet18(
-            tiles.subset(known),
-            tiles.subset(asked),
+            tiles.subset(parts.train),
+            tiles.subset(parts.test),
             stain=facts["domain"] == "slide",
-            jitter=recipe.jitter,
+            jitter=recipe.color_jitter,
             minutes=minutes,
         )
         print(json.dumps({"resnet18": score}), flush=True)

@@ -39,8 +39,8 @@ def _slides(folder: Path) -> None:
         areas = [_area(pink, "pink"), _area(violet, "violet")]
         _write_areas(folder / "slides" / f"{seed}.geojson", areas)
     (folder / "regions.csv").write_text("\n".join(rows) + "\n")
-    known, asked = ("train", "held-out")
-    facts = [("dense", known), ("sparse", known), ("dense", asked), ("sparse", asked)]
+    known, test = ("train", "test")
+    facts = [("dense", known), ("sparse", known), ("dense", test), ("sparse", test)]
     lines = [f"slides/{i}.svs,{label},{part}" for i, (label, part) in enumerate(facts)]
     (folder / "slides.csv").write_text("\n".join(["slide,label,split", *lines]) + "\n")
 

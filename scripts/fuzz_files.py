@@ -188,9 +188,9 @@ def door_of(target: str, seeds: Path) -> Callable[[Path], object]:
     from atlas_wsi.models.wsinfer import read_config
     from atlas_wsi.slides.open import open_slide
     from atlas_wsi.tissue.areas import read_areas, read_tissue
-    from atlas_wsi.training.labels import areas_by_class
-    from atlas_wsi.training.regions import read_list
-    from atlas_wsi.training.tiles import read_tiles
+    from atlas_wsi.training.data.labeled_areas import areas_by_class
+    from atlas_wsi.training.data.region_table import read_regions
+    from atlas_wsi.training.data.tile_folder import read_tiles
 
     def read_slide(path: Path) -> None:
         with open_slide(path, strict=True) as slide:  # otherwise a block without memory is white
@@ -198,7 +198,7 @@ def door_of(target: str, seeds: Path) -> Callable[[Path], object]:
             slide.read_region(0, 0, rows, cols)
 
     doors: dict[str, Callable[[Path], object]] = {
-        "list": read_list, "result": lambda path: open_result(path).areas(), "batch": list_slides, "model": load_model, "weights": read_weights,
+        "list": read_regions, "result": lambda path: open_result(path).areas(), "batch": list_slides, "model": load_model, "weights": read_weights,
         "config": lambda path: read_config(path.parent), "inspect": inspect_file,
         "groups": lambda path: read_tiles(path.parent), "archive": archive_status,
     }  # fmt: skip

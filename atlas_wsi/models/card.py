@@ -1,4 +1,4 @@
-"""The model card: classes, resolution, normalization, licence, measured quality."""
+"""The model card: classes, resolution, normalization, license, measured quality."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelCard(BaseModel):
     """What the model was made for: microscope slides or georeferenced scenes."""
     classes: Annotated[tuple[ModelClass, ...], Field(min_length=1, max_length=1000)]
     mpp: Annotated[float, Field(gt=0, le=1e12)]
-    """Micrometers per working pixel (10 m ground sampling is 1e7)."""
+    """Micrometers per pixel that the model sees; see `gsd` for scenes."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted from channels scaled to 0-1."""
     std: tuple[
@@ -42,20 +42,25 @@ class ModelCard(BaseModel):
     """What channels are then divided by."""
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     """What logits are divided by before they become probabilities."""
-    licence: Text = "unknown"
-    """Licence of the weights."""
+    license: Text = "unknown"
+    """License of the weights."""
     data: Text = ""
-    """Training data and their licence."""
+    """Training data and their license."""
     split: Text = ""
     """How held-out data were kept apart."""
     limits: Text = ""
     """What the model must not be used for."""
     metrics: dict[str, float] = Field(default_factory=dict)
-    """Held-out figures, such as ``accuracy`` and ``colour_baseline_accuracy``."""
+    """Held-out figures, such as ``accuracy`` and ``color_baseline_accuracy``."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Held-out tiles counted by true class (row) and predicted class (column)."""
     training: dict[str, Any] = Field(default_factory=dict)
     """How the model was trained: arguments, seed, epochs, seconds."""
+
+    @property
+    def gsd(self) -> float | None:
+        """Meters per pixel of scenes; None for slides."""
+        return self.mpp / 1e6 if self.domain == "scene" else None
 
     @property
     def class_names(self) -> tuple[str, ...]:

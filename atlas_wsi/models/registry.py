@@ -37,7 +37,7 @@ _TEST_CARD = ModelCard(
         ModelClass(name="blue", color="#3c5488"),
     ),
     mpp=1.0,
-    licence="Apache-2.0",
+    license="Apache-2.0",
     data="none: random weights",
     limits="for tests and benchmarks only",
 )

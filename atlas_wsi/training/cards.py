@@ -1,36 +1,39 @@
-"""What a card says in words: figures, split, colours."""
+"""What a card says in words: figures, split, colors."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas_wsi.training.calibration import FEWEST
+from atlas_wsi.files import write_text
+from atlas_wsi.training.metrics import MIN_CALIBRATION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from atlas_wsi.models.card import ModelCard
     from atlas_wsi.models.model import Model
-    from atlas_wsi.training.tiles import Labeled
+    from atlas_wsi.training.data.labeled import Labeled
+    from atlas_wsi.training.split import Split
 
 
 def card_text(card: ModelCard) -> str:
     """Write a card as Markdown."""
     unit = "slides" if "slides" in card.training else "tiles"
-    lines = [f"# {card.name}", "", f"For {card.domain}s at {card.mpp:g} um/px.", ""]
+    lines = [f"# {card.name}", "", f"For {card.domain}s at {pixel_size(card)} per pixel.", ""]
     lines += [
         f"- **{key}**: {getattr(card, key)}"
-        for key in ("licence", "data", "split", "limits")
+        for key in ("license", "data", "split", "limits")
         if getattr(card, key)
     ]
     has_base = unit == "tiles"
-    lines += ["", f"| held-out {unit} | model |" + " colour alone |" * has_base]
+    lines += ["", f"| held-out {unit} | model |" + " color alone |" * has_base]
     lines += ["|---|---|" + "---|" * has_base]
     for key in ("accuracy", "balanced_accuracy"):
         if key in card.metrics:
-            base = card.metrics.get(f"colour_baseline_{key}")
+            base = card.metrics.get(f"color_baseline_{key}")
             lines.append(
                 f"| {key.replace('_', ' ')} | {card.metrics[key]:.1%} |"
                 + (f" {'' if base is None else f'{base:.1%}'} |" if has_base else "")
@@ -39,7 +42,7 @@ def card_text(card: ModelCard) -> str:
         key: value
         for key, value in card.metrics.items()
         if key not in ("accuracy", "balanced_accuracy")
-        and not key.startswith(("recall ", "colour_baseline_"))
+        and not key.startswith(("recall ", "color_baseline_"))
     }
     if others:
         lines += ["", "Also: " + "; ".join(f"{k} {v:.4g}" for k, v in others.items()) + "."]
@@ -65,51 +68,84 @@ def _readable(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def split_text(tiles: Labeled, held: Labeled, share: float, seed: int, *, n_chosen: int) -> str:
-    """Say how held-out tiles were kept apart."""
-    kind = " of copies of one original" if tiles.unit == "tiles" else ""
-    how = (
-        f"whole groups{kind}" if tiles.is_grouped else f"single {tiles.unit} (no groups were given)"
+def split_text(data: Labeled, split: Split, fraction: float, seed: int) -> str:
+    """Describe how test tiles or slides were kept apart."""
+    kind = " of copies of one original" if data.unit == "tiles" else ""
+    drawn = (
+        f"whole groups{kind}" if data.is_grouped else f"single {data.unit} (no groups were given)"
     )
-    n_groups = len(set(held.groups))
+    n_groups, n = len({data.groups[i] for i in split.test}), len(split.validation)
     return (
-        f"{len(held)} of {len(tiles)} {tiles.unit} held out: {share:.0%} of the {how} of each class "
-        f"({n_groups}), seed {seed}."
+        f"{len(split.test)} of {len(data)} {data.unit} held out for testing: {fraction:.0%} of the "
+        f"{drawn} of each class ({n_groups}), seed {seed}."
         + (
-            f" {n_chosen} other {tiles.unit}, by whole groups, chose {_chosen(n_chosen)}; the "
-            "held-out ones were measured once."
-            if n_chosen
+            f" {n} other {data.unit}, by whole groups, selected {_selected(n)}; the test {data.unit} "
+            "were measured once."
+            if n
             else ""
         )
     )
 
 
-def given_text(tiles: Labeled, *, n_held: int, n_chosen: int) -> str:
-    """Say that the split was given."""
-    chosen = f" and {n_chosen} chose {_chosen(n_chosen)}" if n_chosen else ""
-    return f"{n_held} of {len(tiles)} {tiles.unit} held out{chosen}, as the table says."
+def table_split_text(data: Labeled, split: Split) -> str:
+    """Describe a split that a table states."""
+    n = len(split.validation)
+    selected = f" and {n} selected {_selected(n)}" if n else ""
+    return f"{len(split.test)} of {len(data)} {data.unit} held out{selected}, as the table states."
 
 
-def _chosen(n: int) -> str:
-    return "the weights and the temperature" if n >= FEWEST else "the weights"
+def _selected(n: int) -> str:
+    return "the weights and the temperature" if n >= MIN_CALIBRATION else "the weights"
 
 
-def folds_text(tiles: Labeled, n: int, seed: int, *, fold: int | None) -> str:
-    """Say how the tiles of a cross-validation were kept apart."""
-    groups = f"{len(set(tiles.groups))} groups" if tiles.is_grouped else "no groups were given"
-    whole = f"{n} folds of {len(tiles)} {tiles.unit} ({groups}), every class in each, seed {seed}."
+def folds_text(data: Labeled, n: int, seed: int, *, fold: int | None) -> str:
+    """Describe how the parts of a cross-validation were kept apart."""
+    groups = f"{len(set(data.groups))} groups" if data.is_grouped else "no groups were given"
+    whole = f"{n} folds of {len(data)} {data.unit} ({groups}), every class in each, seed {seed}."
     if fold is not None:
         return f"Fold {fold} held out, of {whole}"
     return (
-        f"Cross-validation: {whole} The figures are those of a model a fold on the {tiles.unit} that it "
-        f"did not see, all folds together. This model was then trained on all {tiles.unit}, with the same "
-        "recipe; it was not measured itself."
+        f"Cross-validation: {whole} The figures are those of one model per fold on the {data.unit} "
+        f"that it did not see, all folds together. This model was then trained on all {data.unit}, "
+        "with the same recipe; it was not measured itself."
     )
+
+
+def pixel_size(card: ModelCard) -> str:
+    """Format the pixel size of a model: micrometers of slides, meters of scenes."""
+    return f"{card.mpp:g} um" if card.gsd is None else f"{card.gsd:g} m"
 
 
 def write_card(model: Model, path: Path) -> tuple[Path, Path]:
     """Write a model's card beside its file, for people and for programs."""
     text, data = path.with_suffix(".card.md"), path.with_suffix(".card.json")
-    data.write_text(json.dumps(model.card.model_dump(mode="json"), indent=2), encoding="utf-8")
-    text.write_text(card_text(model.card), encoding="utf-8")
+    write_text(data, json.dumps(model.card.model_dump(mode="json"), indent=2))
+    write_text(text, card_text(model.card))
     return text, data
+
+
+# Fingerprints -----------------------------------------------------------------------------------
+
+
+def fingerprints_of(paths: Sequence[str]) -> list[str]:
+    """Return digests of name and size, by which slides are recognized wherever they are copied."""
+    digests = []
+    for path in paths:
+        size = 0 if "://" in path else Path(path).stat().st_size
+        text = f"{path.rsplit('/', 1)[-1] if '://' in path else Path(path).name}:{size}"
+        digests.append(hashlib.sha256(text.encode()).hexdigest()[:12])
+    return digests
+
+
+def digest_of(paths: Sequence[str], labels: Sequence[str]) -> str:
+    """Return a digest of files and what is said of them."""
+    text = json.dumps([fingerprints_of(paths), list(labels)])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def trained_on(facts: Mapping[str, Any]) -> set[str]:
+    """Return the fingerprints of slides that a model, or its initial weights, were trained on."""
+    own, start = facts.get("trained_on"), facts.get("init")
+    known = {mark for mark in own if isinstance(mark, str)} if isinstance(own, list) else set()
+    before = start.get("training") if isinstance(start, dict) else None  # cards come from outside
+    return known | (trained_on(before) if isinstance(before, dict) else set())

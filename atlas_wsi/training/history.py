@@ -1,33 +1,33 @@
-"""What happened during training: tables, curves, TensorBoard, a checkpoint to go on from."""
+"""The history of a training: learning curve, TensorBoard, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
-import csv
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from atlas_wsi.errors import CheckpointMismatchError, OutputNotWritableError
-from atlas_wsi.files import require_extra, write_whole
+from atlas_wsi.files import require_extra, write_csv, write_whole
 from atlas_wsi.models.checkpoints import read_plain
-from atlas_wsi.training import parallel
+from atlas_wsi.training import distributed
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
-    from pathlib import Path
 
-FIELDS = ("step", "rate", "loss", "validation_loss", "validation_balanced_accuracy")
+FIELDS = ("step", "learning_rate", "loss", "validation_loss", "validation_balanced_accuracy")
 
 
 @dataclass(slots=True, kw_only=True)
 class History:
-    """Rows of the training curve, one a check."""
+    """The learning curve, with one row per validation."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
-    """A dict with the keys `FIELDS` a check; those of validation only if there is one."""
-    tensorboard: Path | None = None
+    """Step, learning rate and losses of each validation; those of validation data if there are any."""
+    tensorboard: str | os.PathLike[str] | None = None
     """Folder for the event files of TensorBoard; None for none."""
     _writer: Any = field(default=None, init=False, repr=False, compare=False)
 
@@ -38,13 +38,13 @@ class History:
     @contextmanager
     def logging(self, first: int) -> Iterator[None]:
         """Log to TensorBoard what is added meanwhile, from the first process only."""
-        if self.tensorboard is None or parallel.rank() != 0:
+        if self.tensorboard is None or distributed.rank() != 0:
             yield
             return
         from torch.utils.tensorboard import SummaryWriter
 
         try:
-            writer = SummaryWriter(self.tensorboard, purge_step=first + 1)
+            writer = SummaryWriter(Path(self.tensorboard), purge_step=first + 1)
         except OSError as error:
             raise OutputNotWritableError(
                 f"{self.tensorboard} cannot be written: {error.strerror}."
@@ -63,7 +63,7 @@ class History:
                 self._writer.add_scalar(name, value, step)
 
     def add(self, row: dict[str, float]) -> None:
-        """Add what a check found."""
+        """Add the row of a validation."""
         self.rows.append(row)
         step = int(row["step"])
         self.log(step, **{k: row[k] for k in FIELDS if k in row and k.startswith("validation")})
@@ -72,26 +72,23 @@ class History:
 
     @property
     def best(self) -> dict[str, float]:
-        """The row whose weights are kept: that of the lowest validation loss, else the last."""
-        return self.rows[len(self.rows) - 1 - self.checks_since_best]
+        """The row whose weights are selected: that of the lowest validation loss, else the last."""
+        return self.rows[len(self.rows) - 1 - self.validations_since_best]
 
     def below(self, name: str) -> History:
         """Return an empty history for a part of the work."""
-        return History(tensorboard=self.tensorboard and self.tensorboard / name)
+        return History(tensorboard=self.tensorboard and Path(self.tensorboard) / name)
 
     @property
-    def checks_since_best(self) -> int:
-        """How many checks ago the validation loss was lowest."""
+    def validations_since_best(self) -> int:
+        """Validations since the loss was lowest."""
         losses = [row["validation_loss"] for row in self.rows if "validation_loss" in row]
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
     def write(self, path: Path) -> tuple[Path, Path]:
         """Write the curve beside a model's file."""
         table, picture = path.with_suffix(".training.csv"), path.with_suffix(".training.png")
-        with table.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_csv(table, FIELDS, ([row.get(key, "") for key in FIELDS] for row in self.rows))
         self._draw(picture)
         return table, picture
 
@@ -102,15 +99,17 @@ class History:
         figure = Figure(figsize=(8, 3.4), layout="constrained")
         left, *others = figure.subplots(1, 1 + checked, squeeze=False)[0]
         for key, color in (("loss", "#3c5488"), ("validation_loss", "#e64b35")):
-            at = [row for row in self.rows if key in row]
-            steps = [row["step"] for row in at]
-            if at:
-                left.plot(steps, [row[key] for row in at], color=color, label=key.replace("_", " "))
+            rows = [row for row in self.rows if key in row]
+            steps = [row["step"] for row in rows]
+            if rows:
+                left.plot(
+                    steps, [row[key] for row in rows], color=color, label=key.replace("_", " ")
+                )
         key = "validation_balanced_accuracy"
-        at = [row for row in self.rows if key in row]
+        rows = [row for row in self.rows if key in row]
         for right in others:
-            left.axvline(self.best["step"], color="#999999", linewidth=0.8, label="kept")
-            right.plot([row["step"] for row in at], [row[key] for row in at], color="#e64b35")
+            left.axvline(self.best["step"], color="#999999", linewidth=0.8, label="selected")
+            right.plot([row["step"] for row in rows], [row[key] for row in rows], color="#e64b35")
             title = "balanced accuracy, validation"
             right.set(xlabel="step", title=title, ylim=(0, 1.02))
         left.set(xlabel="step", title="loss")
@@ -119,7 +118,7 @@ class History:
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write what training needs to go on; the file is replaced whole or not at all."""
+    """Write the state that a training resumes from."""
     with write_whole(path) as partial:
         torch.save(state, partial)
 
@@ -131,7 +130,7 @@ def read_checkpoint(path: Path, *, recipe: dict[str, Any], tiles: int) -> dict[s
     state = read_plain(path)
     if state.get("recipe") != recipe or state.get("tiles") != tiles:
         raise CheckpointMismatchError(
-            f"{path} is of a training with other arguments or other tiles.",
-            hint="Remove it to start anew, or give the arguments of before.",
+            f"{path} is of a training with other arguments or other data.",
+            hint="Remove it to restart, or repeat the earlier arguments.",
         )
     return state

@@ -1,8 +1,11 @@
-"""How good predictions of tiles are, and how good color alone would be."""
+"""Figures of predictions: accuracy, intervals, calibration, and what color alone would give."""
+
+# N samples, K classes, Y rows, X columns of cells
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,19 +13,11 @@ import torch
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from atlas_wsi.models.model import Model
-    from atlas_wsi.progress import Progress
-
-
-def predict_tiles(
-    model: Model, images: NDArray[np.uint8], *, batch: int = 32, progress: Progress | None = None
-) -> NDArray[np.float32]:
-    """Predict tiles one by one: the mean of the class probabilities of a tile's cells.
-
-    `images`: uint8 `(N, rows, cols, 3)` at the model's resolution. Returns: float32 `(N, classes)`.
-    """
-    logits, valid = tile_logits(model, images, batch=batch, progress=progress)
-    return mean_probabilities(logits, valid, temperature=model.card.temperature)
+MIN_CALIBRATION = 10
+"""Tiles or slides below which a temperature is not fitted."""
+N_BINS = 15
+_BOOTSTRAPS = 1000
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 
 
 def mean_probabilities(
@@ -37,28 +32,6 @@ def mean_probabilities(
     inside = valid[:, None]
     mean: NDArray[np.float32] = (p * inside).sum(axis=(2, 3)) / inside.sum(axis=(2, 3))
     return mean.astype(np.float32)
-
-
-def tile_logits(
-    model: Model, images: NDArray[np.uint8], *, batch: int = 32, progress: Progress | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Run a model on tiles one by one.
-
-    `images`: uint8 `(N, rows, cols, 3)` at the model's resolution. Returns: Logits of the cells,
-    float32 `(N, classes, rows, cols)`, and which are valid.
-    """
-    device = model.encoder.fc.weight.device
-    out, inside = [], []
-    with torch.inference_mode():
-        for start in range(0, len(images), batch):
-            part = torch.from_numpy(np.ascontiguousarray(images[start : start + batch]))
-            x_BCYX = model.normalize(part.to(device))
-            found = model(x_BCYX.to(model.encoder.fc.weight.dtype))
-            out.append(found.cells.float().cpu().numpy())
-            inside.append(found.valid.cpu().numpy())
-            if progress is not None:
-                progress("evaluate", min(start + batch, len(images)), len(images))
-    return np.concatenate(out), np.concatenate(inside)
 
 
 def confusion(
@@ -123,3 +96,166 @@ def color_baseline(
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         return (prepare(asked) @ weight).argmax(dim=1).numpy()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A figure and its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_list(self) -> list[float]:
+        """Return value, low and high."""
+        return [self.value, self.low, self.high]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reliability:
+    """How often the predicted class is right, by how sure the prediction is."""
+
+    confidence: NDArray[np.float64]
+    """`(bins,)` mean probability of the predicted class; NaN in an empty bin."""
+    accuracy: NDArray[np.float64]
+    """`(bins,)` share that is right; NaN in an empty bin."""
+    count: NDArray[np.int64]
+    """`(bins,)` samples."""
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: the mean gap of the two, weighted by samples."""
+        gap = np.nan_to_num(np.abs(self.confidence - self.accuracy))
+        return float((gap * self.count).sum() / max(1, self.count.sum()))
+
+
+def class_scores(
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    *,
+    groups: NDArray[np.int64] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compute figures a class and over all classes, with bootstrap intervals.
+
+    `labels`: `(N,)` true classes. `probabilities`: `(N, K)`. `groups`: `(N,)` group of every
+    sample; whole groups are drawn, for their members are alike. Each sample is its own group by
+    default.
+    """
+    predicted = probabilities.argmax(axis=1)
+    per_class: dict[int, dict[str, float]] = {}
+    for k in np.unique(labels):
+        truth, said = labels == k, predicted == k
+        hits = int((truth & said).sum())
+        scores = {"recall": hits / truth.sum(), "f1": 2 * hits / (truth.sum() + said.sum())}
+        if not truth.all():
+            scores["auroc"], scores["auprc"] = _areas(truth, probabilities[:, k])
+        per_class[int(k)] = {name: float(score) for name, score in scores.items()}
+
+    def figures(at: NDArray[np.int64]) -> NDArray[np.float64]:
+        y, p = labels[at], probabilities[at]
+        return _figures(y, p, p.argmax(axis=1))
+
+    names = ("accuracy", "balanced_accuracy", "f1", "auroc", "auprc")
+    value = figures(np.arange(len(labels)))
+    rng = np.random.default_rng(seed)
+    members = _members(groups if groups is not None else np.arange(len(labels)))
+    draws = np.stack(
+        [
+            figures(
+                np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
+            )
+            for _ in range(_BOOTSTRAPS)
+        ]
+    )
+    low, high = np.nanpercentile(draws, (2.5, 97.5), axis=0)
+    found: dict[str, Any] = {
+        name: Interval(value=float(v), low=float(a), high=float(b))
+        for name, v, a, b in zip(names, value, low, high, strict=True)
+    }
+    return found | {"per_class": per_class}
+
+
+def reliability(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float32], *, bins: int = N_BINS
+) -> Reliability:
+    """Compare how sure predictions are with how often they are right.
+
+    `labels`: `(N,)` true classes. `probabilities`: `(N, K)`.
+    """
+    sure = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    place = np.minimum((sure * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    some = np.where(count > 0, count, np.nan)
+    return Reliability(
+        confidence=np.bincount(place, weights=sure, minlength=bins) / some,
+        accuracy=np.bincount(place, weights=right, minlength=bins) / some,
+        count=count,
+    )
+
+
+def _figures(
+    y: NDArray[np.int64], p: NDArray[np.float32], predicted: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Accuracy, balanced accuracy, F1, AUROC and AUPRC, by sorting once a class."""
+    recall, f1, auroc, auprc = [], [], [], []
+    for k in np.unique(y):
+        truth, said = y == k, predicted == k
+        hits = int((truth & said).sum())
+        recall.append(hits / truth.sum())
+        f1.append(2 * hits / (truth.sum() + said.sum()))
+        if truth.all():
+            continue
+        area, precision = _areas(truth, p[:, k])
+        auroc.append(area)
+        auprc.append(precision)
+    mean = [float(np.mean(x)) if x else np.nan for x in (recall, f1, auroc, auprc)]
+    return np.array([float((predicted == y).mean()), *mean])
+
+
+def _areas(truth: NDArray[np.bool_], score: NDArray[np.float32]) -> tuple[float, float]:
+    """Areas under the ROC and the precision-recall curve; ties count as one threshold."""
+    order = np.argsort(-score, kind="stable")
+    hits = np.cumsum(truth[order])
+    misses = np.cumsum(~truth[order])
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+    hits, misses = hits[last], misses[last]
+    recall, fall_out = hits / hits[-1], misses / misses[-1]
+    precision = hits / (hits + misses)
+    area = float(np.trapezoid(np.append(0, recall), np.append(0, fall_out)))
+    return area, float((np.diff(np.append(0, recall)) * precision).sum())
+
+
+def _members(groups: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    order = np.argsort(groups, kind="stable")
+    _, first = np.unique(groups[order], return_index=True)
+    return np.split(order, first[1:])
+
+
+def fit_temperature(
+    logits: NDArray[np.float32], valid: NDArray[np.bool_], labels: NDArray[np.int64]
+) -> float:
+    """Find the temperature under which the true classes are most likely.
+
+    Source: Guo et al. 2017 (arXiv 1706.04599), section 4.2.
+
+    `logits`: `(N, K, Y, X)` of the cells of tiles.
+    `valid`: bool `(N, Y, X)`. `labels`: `(N,)` true classes. Tiles that the model was neither
+    trained nor will be measured on.
+    """
+    from scipy.optimize import minimize_scalar
+
+    rows = np.arange(len(labels))
+
+    def surprise(log_t: float) -> float:
+        p = mean_probabilities(logits, valid, temperature=float(np.exp(log_t)))
+        return -float(np.log(np.maximum(p[rows, labels], 1e-12)).mean())
+
+    found = minimize_scalar(
+        surprise,
+        bounds=(np.log(_MIN_TEMPERATURE), np.log(_MAX_TEMPERATURE)),
+        method="bounded",
+        options={"xatol": 1e-4},
+    )
+    return float(np.exp(found.x))

@@ -1,51 +1,190 @@
-"""What decides a training run, beside the tiles."""
+"""What decides a training besides the data: the recipe, the model's description, the options."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from atlas_wsi.errors import OutputNotWritableError, ResultExistsError
+from atlas_wsi.files import require_extra
 
 if TYPE_CHECKING:
+    import os
+
     from atlas_wsi.models.atlas import Backbone
+    from atlas_wsi.models.model import Model
+    from atlas_wsi.models.start import Start
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ENCODER = "timm:"
+_DIM_STEP = 32
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardSpec:
+    """What a model's card states besides what training measures."""
+
+    name: str
+    """Name of the model: letters, digits, ``.``, ``_`` and ``-``, at most 64."""
+    domain: Literal["slide", "scene"] = "slide"
+    """Stained tissue, or land."""
+    mpp: float | None = None
+    """Micrometers per pixel that the model sees; None for that of the tiles."""
+    license: str = "unknown"
+    """License of the weights."""
+    data: str = ""
+    """Training data and their license."""
+    limits: str = ""
+    """What the model must not be used for."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"'{self.name}' is not a valid model name: letters, digits, '.', '_' and '-', "
+                "at most 64"
+            )
+        if self.mpp is not None and not 0 < self.mpp < float("inf"):
+            raise ValueError(f"the resolution is {self.mpp:g}, expected a number above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What decides a training run, beside the tiles."""
+    """How a model is trained; with the data it decides the weights."""
 
     backbone: Backbone | None = None
-    """What makes the tokens, and whether coarse scales lie over them; None for what the weights
-    have that training starts from, else ``"atlas"``."""
+    """``"atlas"``, ``"mambavision"`` or ``"mambavision+msa"``; None for that of the initial
+    weights, else ``"atlas"``."""
     encoder: str | None = None
-    """A network of timm under Multi-Scale Attention, such as ``"timm:resnet18"``; it decides the
+    """A timm model under Multi-Scale Attention, such as ``"timm:resnet18"``; it decides the
     channels."""
     dim: int | None = None
-    """Channels at stride 16; None for those of the start, else 128."""
+    """Channels at stride 16, a multiple of 32; None for those of the initial weights, else 128."""
     depths: tuple[int, ...] | None = None
-    """Blocks a stage; None for those of the start, else (1, 2)."""
+    """Blocks per stage; None for those of the initial weights, else (1, 2)."""
     n_scales: int | None = None
-    """Scales with parameters of their own; None for those of the start, else 3."""
+    """Scales with their own parameters; None for those of the initial weights, else 3."""
     epochs: float = 30.0
-    """How often the pixels of the training tiles are seen."""
+    """Passes over the training data."""
     megapixels: float = 0.8
-    """Millions of pixels a step."""
-    rate: float = 1.5e-3
+    """Megapixels per step, summed over all processes."""
+    learning_rate: float = 1.5e-3
     """Highest learning rate; it warms up over 5% of the steps and falls as a cosine."""
-    decay: float = 0.05
-    """Weight decay."""
+    weight_decay: float = 0.05
+    """Weight decay of AdamW."""
     precision: str = "auto"
     """``"auto"``, ``"float32"`` or ``"bfloat16"`` of the forward pass."""
-    singles: int = 3
-    """Every how many steps single tiles are shown, mosaics at the others; 1 for tiles alone."""
-    jitter: float = 1.0
-    """How strongly colors change; strong jitter keeps a model from living off color."""
-    checks: int = 12
-    """How often in all the averaged weights are measured on the validation tiles and stored."""
+    single_tiles_every: int = 3
+    """Steps from one step of single tiles to the next, with mosaics between; 1 for tiles alone."""
+    color_jitter: float = 1.0
+    """How strongly colors change; strong jitter keeps a model from relying on color."""
+    n_validations: int = 12
+    """Validations of the averaged weights in all; a checkpoint is stored at each."""
     patience: int = 0
-    """Checks without a lower validation loss after which training ends; 0 for never."""
+    """Validations without a lower loss after which training stops; 0 disables."""
     seed: int = 0
-    """Decides weights, order, mosaics and augmentation."""
+    """Decides split, weights, order, mosaics and augmentation."""
+
+    def __post_init__(self) -> None:
+        if self.dim is not None and (self.dim < _DIM_STEP or self.dim % _DIM_STEP):
+            raise ValueError(f"dim is {self.dim}, expected a multiple of {_DIM_STEP}")
+        if self.encoder is not None and not self.encoder.startswith(_ENCODER):
+            raise ValueError(f"the encoder is '{self.encoder}', expected {_ENCODER}NAME")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
+        """Return the fields as JSON types.
+
+        Returns
+        -------
+        dict
+            By the names of the fields.
+        """
         return asdict(self) | {"depths": None if self.depths is None else list(self.depths)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """What is measured and written, and where the weights start."""
+
+    test_fraction: float = 0.2
+    """Fraction of the groups that the model is tested on."""
+    validation_fraction: float = 0.0
+    """Fraction of the other groups used to select weights and fit the temperature; 0 for none."""
+    init: str | os.PathLike[str] | Model | Start | None = None
+    """Initial weights: a model, its name or file, a published Atlas checkpoint or
+    ``hf://owner/name@revision``; taken where they fit."""
+    encoder_weights: str | os.PathLike[str] | None = None
+    """Weights of the recipe's encoder: a file, or ``"none"`` for random ones; by default timm's
+    pretrained ones."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the stored weights."""
+    out: str | os.PathLike[str] | None = None
+    """Model file to write (.safetensors), with its card and learning curve; a training that was
+    stopped resumes from a checkpoint beside it. None writes nothing."""
+    tensorboard: str | os.PathLike[str] | None = None
+    """Folder for the event files of TensorBoard."""
+    overwrite: bool = False
+    """Whether an existing model file is replaced."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_fraction < 1 or not 0 <= self.validation_fraction < 1:
+            raise ValueError("the fractions of the split must be between 0 and 1")
+        if self.out is not None and self.path.suffix != SUFFIX:
+            raise ValueError(f"{self.out} must end in {SUFFIX}")
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        assert self.out is not None
+        return Path(self.out)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file that a training resumes from."""
+        return None if self.out is None else self.path.with_suffix(".resume.pt")
+
+    def check(self, recipe: Recipe, *, is_validated: bool | None = None) -> None:
+        """Refuse what would fail after hours of training.
+
+        Parameters
+        ----------
+        recipe
+            How the model is to be trained.
+        is_validated
+            Whether there is a validation part; by default as `validation_fraction` says.
+
+        Raises
+        ------
+        ValueError
+            If the options contradict each other or the recipe.
+        ResultExistsError
+            If the model file exists and `overwrite` is false.
+        OutputNotWritableError
+            If the model file cannot be written, or tensorboard is not installed.
+        """
+        if is_validated is None:
+            is_validated = self.validation_fraction > 0
+        if recipe.patience and not is_validated:
+            raise ValueError("patience needs a validation part: a validation fraction above 0")
+        if self.encoder_weights is not None and recipe.encoder is None:
+            raise ValueError("weights of an encoder need an encoder")
+        if self.init is not None and recipe.encoder is not None:
+            raise ValueError("give an encoder or initial weights, not both")
+        if self.tensorboard is not None:
+            require_extra("tensorboard", "train", to="Logging for TensorBoard")
+        if self.out is not None:
+            _check_output(self.path, overwrite=self.overwrite)
+
+
+def _check_output(path: Path, *, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise ResultExistsError(f"{path} exists.", hint="Replace it with --overwrite.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.partial")
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another process of the same training may do this
+    except OSError as error:
+        raise OutputNotWritableError(f"{path} cannot be written: {error.strerror}.") from error

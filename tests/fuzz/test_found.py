@@ -36,8 +36,8 @@ from atlas_wsi.models.checkpoints import read_weights
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.synthetic import make_svs
 from atlas_wsi.tissue.areas import read_tissue
-from atlas_wsi.training.labels import areas_by_class
-from atlas_wsi.training.regions import read_list
+from atlas_wsi.training.data.labeled_areas import areas_by_class
+from atlas_wsi.training.data.region_table import read_regions
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -59,7 +59,7 @@ def test_a_row_that_ends_early_is_refused(tmp_path):
     (tmp_path / "list.csv").write_text("slide,regions\na.svs\n")
 
     with pytest.raises(DatasetError, match="line 2"):
-        read_list(tmp_path / "list.csv")
+        read_regions(tmp_path / "list.csv")
 
 
 @pytest.mark.parametrize("text", ["null", "3", '{"features": 1}', "[" * 100_000])

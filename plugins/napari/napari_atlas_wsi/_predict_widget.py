@@ -192,7 +192,7 @@ class PredictWidget(QWidget):
             return
         self.card.setText(
             f"<b>{card.name}</b> ({reason})<br>{', '.join(card.class_names)}<br>"
-            f"sees {card.mpp:g} um/px; licence {card.licence}"
+            f"sees {card.mpp:g} um/px; license {card.license}"
         )
         self.card.setToolTip("\n\n".join(t for t in (card.data, card.split, card.limits) if t))
 

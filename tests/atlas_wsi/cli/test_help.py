@@ -22,7 +22,7 @@ def verbs(command=None, path=()):
         yield from verbs(below, (*path, name))
 
 
-VERBS = [verb for verb in verbs() if verb[:1] not in {("train",), ("evaluate",)}]
+VERBS = list(verbs())
 
 
 def help_of(verb) -> str:

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from atlas_wsi.models.card import ModelCard, ModelClass
-from atlas_wsi.training import parallel
-from atlas_wsi.training.batches import make_batch
-from atlas_wsi.training.loop import losses
+from atlas_wsi.training import distributed
+from atlas_wsi.training.data.mosaics import make_batch
+from atlas_wsi.training.data.tile_folder import read_tiles
+from atlas_wsi.training.objectives import losses
 from atlas_wsi.training.recipe import Recipe
-from atlas_wsi.training.start import new_model
-from atlas_wsi.training.tiles import read_tiles
+from atlas_wsi.training.trainer import new_model
 
 RECIPE = Recipe(dim=32, depths=(1, 1), n_scales=2, megapixels=0.3)
 STEPS = (0, 1, 2, 4)  # single tiles, one large mosaic, some mosaics
@@ -25,8 +25,8 @@ STEPS = (0, 1, 2, 4)  # single tiles, one large mosaic, some mosaics
 
 def main(folder: Path, out: Path) -> None:
     tiles = read_tiles(folder)
-    with parallel.joined():
-        is_first = parallel.rank() == 0
+    with distributed.joined():
+        is_first = distributed.rank() == 0
         two = gradients(tiles)
     if is_first:
         torch.save({"one": gradients(tiles), "two": two}, out)
@@ -37,22 +37,22 @@ def gradients(tiles):
     card = ModelCard(name="t", domain="slide", classes=classes, mpp=1.0)
     model = new_model(len(classes), card, RECIPE, None)
     for norm in model.modules():
-        if parallel.n_ranks() == 1 and isinstance(norm, nn.BatchNorm2d):
+        if distributed.n_ranks() == 1 and isinstance(norm, nn.BatchNorm2d):
             # channels last, torch's float32 statistics of a million pixels are 2e-4 off
             norm.register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
-    run = parallel.spread(model)
-    part = parallel.rank(), parallel.n_ranks()
+    run = distributed.shard(model)
+    part = distributed.rank(), distributed.n_ranks()
     found = {}
     for step in STEPS:
         batch = make_batch(tiles, RECIPE, step, stain=True, part=part)
-        parallel.set_idle(model, idle=batch.idle)
+        distributed.set_idle(model, idle=batch.idle)
         model.zero_grad()
         dense, slide = losses(model, batch, run=run)
         (dense + slide).backward()
         pictures = torch.tensor(0 if batch.idle else len(batch.images))
         found[step] = {
-            "loss": float(parallel.total(dense.detach())) / parallel.n_ranks(),
-            "pictures": int(parallel.total(pictures)),
+            "loss": float(distributed.total(dense.detach())) / distributed.n_ranks(),
+            "pictures": int(distributed.total(pictures)),
             "gradients": {
                 name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
             },

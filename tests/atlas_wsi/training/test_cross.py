@@ -13,15 +13,14 @@ from atlas_wsi.cli.app import app
 from atlas_wsi.errors import Cancelled, CheckpointMismatchError, DatasetError
 from atlas_wsi.models import load_model
 from atlas_wsi.progress import CancelToken
-from atlas_wsi.training.cross import train_folds
-from atlas_wsi.training.fitting import About
+from atlas_wsi.training.cross_validation import cross_validate
+from atlas_wsi.training.data.tile_folder import read_tiles
+from atlas_wsi.training.evaluation import evaluate, test_part
 from atlas_wsi.training.metrics import confusion
-from atlas_wsi.training.recipe import Recipe
-from atlas_wsi.training.run import evaluate, held_out_tiles
-from atlas_wsi.training.tiles import read_tiles
+from atlas_wsi.training.recipe import CardSpec, Recipe, TrainOptions
 
 QUICK = ["--mpp", "1", "--dim", "32", "--epochs", "2", "--domain", "scene", "--megapixels", "0.1"]
-TINY = Recipe(dim=32, depths=(1,), n_scales=1, epochs=2, megapixels=0.1, checks=2)
+TINY = Recipe(dim=32, depths=(1,), n_scales=1, epochs=2, megapixels=0.1, n_validations=2)
 
 
 def train(folder, out, *more):
@@ -54,7 +53,7 @@ def test_every_tile_is_predicted_once_by_a_model_that_did_not_see_its_group(cros
         assert sum(shares) == pytest.approx(1, abs=1e-3)
         assert row["predicted"] == tiles.classes[int(np.argmax(shares))]
     for k in range(2):
-        asked = held_out_tiles(load_model(crossed.with_name(f"cv.fold{k}.safetensors")), tiles)
+        asked = test_part(load_model(crossed.with_name(f"cv.fold{k}.safetensors")), tiles)
         assert list(asked.paths) == [row["path"] for row in rows if row["fold"] == str(k)]
 
 
@@ -81,10 +80,10 @@ def test_figures_are_those_of_the_folds_together(crossed, tile_folder):
 def test_a_fold_is_measured_again_from_its_file_and_the_whole_is_not(crossed, tile_folder):
     tiles = read_tiles(tile_folder)
     model = load_model(crossed.with_name("cv.fold1.safetensors"))
-    found = evaluate(model, held_out_tiles(model, tiles))
+    found = evaluate(model, tiles)
     assert found.metrics["accuracy"] == pytest.approx(model.card.metrics["accuracy"], abs=1e-4)
     with pytest.raises(DatasetError, match="trained on all tiles"):
-        held_out_tiles(load_model(crossed), tiles)
+        test_part(load_model(crossed), tiles)
 
 
 def stop_in(fold, cancel):
@@ -98,11 +97,12 @@ def stop_in(fold, cancel):
 @pytest.mark.slow
 def test_folds_that_are_done_are_not_trained_again(tile_folder, tmp_path):
     out, seen = tmp_path / "cv.safetensors", []
-    call = (read_tiles(tile_folder), About(name="cv", domain="scene", mpp=1.0))
+    data, spec = read_tiles(tile_folder), CardSpec(name="cv", domain="scene", mpp=1.0)
+    call = (data, spec, TINY, TrainOptions(out=out))
     with pytest.raises(Cancelled):
-        train_folds(*call, TINY, n=2, out=out, **stop_in(2, CancelToken()))
+        cross_validate(*call, n_folds=2, **stop_in(2, CancelToken()))
     first = out.with_name("cv.fold0.safetensors").read_bytes()
-    train_folds(*call, TINY, n=2, out=out, progress=lambda what, *_: seen.append(what))
+    cross_validate(*call, n_folds=2, progress=lambda what, *_: seen.append(what))
     assert out.with_name("cv.fold0.safetensors").read_bytes() == first
     assert not any("fold 1 of 2: train" in what for what in seen)
     assert any("fold 2 of 2: train" in what for what in seen)
@@ -113,12 +113,14 @@ def test_folds_that_are_done_are_not_trained_again(tile_folder, tmp_path):
 def test_folds_of_other_arguments_are_refused_or_replaced(crossed, tile_folder, tmp_path):
     copy = tmp_path / "cv.fold0.safetensors"
     copy.write_bytes(crossed.with_name("cv.fold0.safetensors").read_bytes())
-    call = (read_tiles(tile_folder), About(name="cv", domain="scene", mpp=1.0), TINY)
-    where = {"n": 2, "out": tmp_path / "cv.safetensors"}
+    call = (read_tiles(tile_folder), CardSpec(name="cv", domain="scene", mpp=1.0), TINY)
+    out = tmp_path / "cv.safetensors"
     with pytest.raises(CheckpointMismatchError, match="other arguments"):
-        train_folds(*call, **where)
+        cross_validate(*call, TrainOptions(out=out), n_folds=2)
     with pytest.raises(Cancelled):
-        train_folds(*call, **where, overwrite=True, **stop_in(1, CancelToken()))
+        cross_validate(
+            *call, TrainOptions(out=out, overwrite=True), n_folds=2, **stop_in(1, CancelToken())
+        )
 
 
 def test_one_fold_is_none(tile_folder, tmp_path):

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from atlas_wsi.cli.app import app
 from atlas_wsi.models import load_model
-from atlas_wsi.training.batches import make_batch
+from atlas_wsi.training.data.mosaics import make_batch
+from atlas_wsi.training.data.tile_folder import read_tiles
 from atlas_wsi.training.recipe import Recipe
-from atlas_wsi.training.tiles import read_tiles
 
 SCRIPT = Path(__file__).with_name("gradients_of_steps.py")
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -87,8 +87,8 @@ def test_parts_of_a_batch_are_the_batch_without_repeats(tile_folder, n, step):
 @pytest.mark.slow
 def test_torchrun_trains_writes_once_and_follows_the_curve_of_one_process(tile_folder, tmp_path):
     command = ["train", "tiles", tile_folder, "--mpp", "1", "--dim", "32", "--epochs", "6"]
-    command += ["--megapixels", "0.3", "--validation", "0.25", "--precision", "float32"]
-    command += ["--rate", "1e-4", "--json", "-o"]
+    command += ["--megapixels", "0.3", "--validation-fraction", "0.25", "--precision", "float32"]
+    command += ["--lr", "1e-4", "--json", "-o"]
     alone = CliRunner().invoke(app, [str(a) for a in (*command, tmp_path / "one.safetensors")])
     assert alone.exit_code == 0, alone.output
     said = run(*TWO, "-m", "atlas_wsi", *command, tmp_path / "two.safetensors").stdout

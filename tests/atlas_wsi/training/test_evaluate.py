@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import geopandas
 import numpy as np
@@ -19,9 +20,9 @@ from atlas_wsi.cli.app import app
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.grid import Grid
 from atlas_wsi.models.registry import load_model
-from atlas_wsi.training.cells import cell_labels, measure_cells, predict_cells
-from atlas_wsi.training.labels import Labels, areas_by_class, read_names
-from atlas_wsi.training.regions import read_list
+from atlas_wsi.training.data.labeled_areas import Labels, areas_by_class, read_names
+from atlas_wsi.training.data.region_table import read_regions
+from atlas_wsi.training.segmentation import cell_labels, measure_cells, predict_cells
 
 STAIN = {"Stroma": (205, 120, 180), "Tumor": (110, 80, 170)}
 SIDE = 512
@@ -70,8 +71,16 @@ def folder(tmp_path_factory):
     with (folder / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     done = run(
-        *("train", "regions", folder / "table.csv", "-o", folder / "m.safetensors", "--mpp", 1),
-        *("--tile-px", 128, "--dim", 32, "--epochs", 3, "--held-out", 0.34, "-q"),
+        *(
+            "train",
+            "regions",
+            folder / "table.csv",
+            "-o",
+            folder / "m.safetensors",
+            "--work-mpp",
+            1,
+        ),
+        *("--tile-px", 128, "--dim", 32, "--epochs", 3, "--test-fraction", 0.34, "-q"),
     )
     assert done.exit_code == 0, done.stderr
     return folder
@@ -112,8 +121,9 @@ def test_held_out_slides_are_measured_cell_by_cell(folder, tmp_path):
 @pytest.mark.slow
 def test_dice_is_what_counting_by_hand_gives(folder):
     model = load_model(folder / "m.safetensors")
-    rows = read_list(folder / "table.csv")[:1]
-    cells = predict_cells(model, rows)
+    table = read_regions(folder / "table.csv")
+    rows = table.rows[:1]
+    cells = predict_cells(model, replace(table, rows=rows))
     with open_slide(rows[0].slide) as slide:
         said = predict(slide, model).argmax()
     tumor = model.card.class_names.index("Tumor")
@@ -142,7 +152,8 @@ def test_a_temperature_is_fitted_on_half_of_the_patients_and_stored(folder, tmp_
 
 @pytest.mark.slow
 def test_a_model_whose_card_does_not_tell_wants_split_all(folder):
-    done = run("evaluate", "regions", folder / "table.csv", "--model", "atlas_test")
+    call = ("evaluate", "regions", folder / "table.csv", "--model", "atlas_test")
+    done = run(*call, "--split", "test")
 
     assert done.exit_code == 2
     assert "--split all" in " ".join(done.stderr.split())
@@ -266,7 +277,7 @@ def test_a_scene_is_trained_on_and_measured_with_a_label_raster(scene, tmp_path)
     more = ("--classes", tmp_path / "names.csv")
     model = tmp_path / "cover.safetensors"
     done = run(
-        *("train", "regions", tmp_path / "table.csv", "-o", model, "--mpp", 1e7, "--domain"),
+        *("train", "regions", tmp_path / "table.csv", "-o", model, "--work-gsd", "10m", "--domain"),
         *("scene", "--dim", 32, "--epochs", 2, "-q", *more),
     )
     assert done.exit_code == 0, done.stderr
@@ -282,9 +293,7 @@ def test_slide_scores_are_measured(folder, tmp_path):
     """Of the table's column split, and of all; the model's classes are those of the labels."""
     rows = [("slide", "label", "split")]
     kinds = ("Tumor", "Stroma")
-    rows += [
-        (folder / f"{i}.tif", kinds[i % 2], "train" if i < 2 else "held-out") for i in range(6)
-    ]
+    rows += [(folder / f"{i}.tif", kinds[i % 2], "train" if i < 2 else "test") for i in range(6)]
     with (tmp_path / "slides.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     call = ("evaluate", "slides", tmp_path / "slides.csv", "--model", folder / "m.safetensors")

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_wsi.errors import DatasetError
-from atlas_wsi.training.folds import make_folds
-from atlas_wsi.training.tiles import TileSet, split, split_three
+from atlas_wsi.training.data.labeled import LabeledTiles
+from atlas_wsi.training.split import make_folds, split, split_two
 
 
 def tile_set(labels, groups, n_classes):
-    return TileSet(
+    return LabeledTiles(
         images=np.zeros((len(labels), 1, 1, 3), np.uint8),
         labels=np.array(labels, np.int64),
         groups=tuple(groups),
@@ -112,7 +112,7 @@ def test_a_class_with_fewer_groups_than_folds_is_named():
 @given(pure(least=3), st.floats(0.2, 0.5), st.integers(0, 3))
 def test_a_split_of_three_holds_every_tile_once_and_no_group_twice(tiles, share, seed):
     try:
-        parts = split_three(tiles, held_out=share, validation=share, seed=seed)
+        parts = split(tiles, test=share, validation=share, seed=seed)
     except DatasetError:
         return  # too few groups for a share of a share
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(tiles)))
@@ -125,7 +125,7 @@ def test_a_split_of_three_holds_every_tile_once_and_no_group_twice(tiles, share,
 @given(mixed(), st.floats(0.2, 0.5))
 def test_a_split_leaves_every_class_on_both_sides_or_is_refused(tiles, share):
     try:
-        known, asked = split(tiles, held_out=share, seed=0)
+        known, asked = split_two(tiles, fraction=share, seed=0)
     except DatasetError:
         return
     assert np.array_equal(np.sort(np.concatenate([known, asked])), np.arange(len(tiles)))

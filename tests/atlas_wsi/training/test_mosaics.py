@@ -5,19 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from atlas_wsi.training.augment import augment
-from atlas_wsi.training.batches import make_batch
-from atlas_wsi.training.mosaics import CELL_PX, make_mosaic
+from atlas_wsi.training.data.augment import augment
+from atlas_wsi.training.data.labeled import LabeledTiles
+from atlas_wsi.training.data.mosaics import CELL_PX, make_batch, make_mosaic
 from atlas_wsi.training.recipe import Recipe
-from atlas_wsi.training.tiles import TileSet
 
 COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)
 
 
-def flat_tiles(side: int = 96) -> TileSet:
+def flat_tiles(side: int = 96) -> LabeledTiles:
     """One color a class, far apart even after changes of light and stain."""
     labels = np.arange(9) % 3
-    return TileSet(
+    return LabeledTiles(
         images=np.ascontiguousarray(
             np.broadcast_to(COLORS[labels][:, None, None], (9, side, side, 3))
         ),

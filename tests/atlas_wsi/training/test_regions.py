@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from atlas_wsi.cli.app import app
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.models.registry import load_model
-from atlas_wsi.training.regions import read_list, read_regions
+from atlas_wsi.training.data.region_table import read_regions
 
 SHADE = {"Stroma": 200, "Tumor": 90}
 
@@ -59,7 +59,7 @@ def table(tmp_path):
 
 
 def test_tiles_come_from_inside_the_polygons_of_their_class(table):
-    tiles = read_regions(table, mpp=1.0, tile_px=64)
+    tiles = read_regions(table, tile_px=64).prepared(mpp=1.0)
     assert tiles.classes == ("Stroma", "Tumor")
     assert set(tiles.groups) == {f"patient-{i}" for i in range(4)}
     for label, name in enumerate(tiles.classes):
@@ -70,9 +70,9 @@ def test_tiles_come_from_inside_the_polygons_of_their_class(table):
 @pytest.mark.slow
 def test_a_model_is_trained_and_measured_on_slides_it_did_not_see(table, tmp_path):
     out = tmp_path / "mine.safetensors"
-    options = ("--mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "2", "-q")
+    options = ("--work-mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "2", "-q")
     done = CliRunner().invoke(
-        app, ["train", "regions", str(table), "-o", str(out), "--held-out", "0.25", *options]
+        app, ["train", "regions", str(table), "-o", str(out), "--test-fraction", "0.25", *options]
     )
     assert done.exit_code == 0, done.output
     card = load_model(out).card
@@ -85,7 +85,7 @@ def test_a_model_is_trained_and_measured_on_slides_it_did_not_see(table, tmp_pat
 @pytest.mark.slow
 def test_slides_are_dealt_to_folds_as_a_whole(table, tmp_path):
     out = tmp_path / "mine.safetensors"
-    options = ("--mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "0.5", "-q")
+    options = ("--work-mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "0.5", "-q")
     done = CliRunner().invoke(
         app, ["train", "regions", str(table), "-o", str(out), "--folds", "2", *options]
     )
@@ -102,11 +102,11 @@ def test_polygons_without_a_class_are_refused(table):
             del one["properties"]["classification"]
         path.write_text(json.dumps(found))
     with pytest.raises(DatasetError, match="no area with a class"):
-        read_regions(table, mpp=1.0)
+        read_regions(table).prepared(mpp=1.0)
 
 
 def test_a_table_without_a_column_is_refused(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("slide\na.tif\n")
     with pytest.raises(DatasetError, match="lacks the column regions"):
-        read_list(path)
+        read_regions(path)

@@ -14,28 +14,44 @@ import pytest
 
 from atlas_wsi.errors import Cancelled, CheckpointMismatchError
 from atlas_wsi.progress import CancelToken
+from atlas_wsi.training.data.tile_folder import read_tile_folder, read_tiles
 from atlas_wsi.training.history import History
-from atlas_wsi.training.loop import Recipe
-from atlas_wsi.training.run import train_tiles
-from atlas_wsi.training.tiles import read_tiles, split, split_three
+from atlas_wsi.training.recipe import CardSpec, Recipe, TrainOptions
+from atlas_wsi.training.split import split, split_two
+from atlas_wsi.training.train import train
 
-SMALL = Recipe(dim=32, depths=(1,), n_scales=1, epochs=6, megapixels=0.05, checks=4, singles=1)
-KIND = {"name": "t", "domain": "scene", "mpp": 1.0, "validation": 0.25}
+SMALL = Recipe(
+    dim=32,
+    depths=(1,),
+    n_scales=1,
+    epochs=6,
+    megapixels=0.05,
+    n_validations=4,
+    single_tiles_every=1,
+)
+
+
+def train_tiles(folder, recipe, *, out=None, **call):
+    """Train with validation; a training with a model file resumes from a checkpoint beside it."""
+    spec = CardSpec(name="t", domain="scene")
+    options = TrainOptions(out=out, validation_fraction=0.25)
+    return train(read_tile_folder(folder, mpp=1.0), spec, recipe, options, **call)
 
 
 def test_three_parts_share_no_group_and_hold_out_what_two_do(tile_folder):
     tiles = read_tiles(tile_folder)
-    parts = split_three(tiles, held_out=0.25, validation=0.25, seed=0)
+    whole = split(tiles, test=0.25, validation=0.25, seed=0)
+    parts = (whole.train, whole.validation, whole.test)
     groups = [{tiles.groups[i] for i in part} for part in parts]
     assert sum(map(len, groups)) == len(set.union(*groups)) == len(set(tiles.groups))
-    assert parts[2].tolist() == split(tiles, held_out=0.25, seed=0)[1].tolist()
+    assert parts[2].tolist() == split_two(tiles, fraction=0.25, seed=0)[1].tolist()
 
 
 @pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on_with_the_same_curve(tile_folder, tmp_path):
     whole, parts, again = History(), History(), History()
-    first = train_tiles(tile_folder, recipe=SMALL, history=whole, **KIND)
-    state, cancel = tmp_path / "resume.pt", CancelToken()
+    first = train_tiles(tile_folder, recipe=SMALL, history=whole)
+    out, cancel = tmp_path / "m.safetensors", CancelToken()
 
     def stop(what, done, total):
         if what.startswith("train") and len(parts.rows) == 2:
@@ -46,67 +62,67 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_curve(tile_folder, tm
             tile_folder,
             recipe=SMALL,
             history=parts,
-            checkpoint=state,
+            out=out,
             progress=stop,
             cancel=cancel,
-            **KIND,
         )
     assert 0 < len(parts.rows) < len(whole.rows)
-    second = train_tiles(tile_folder, recipe=SMALL, history=again, checkpoint=state, **KIND)
+    second = train_tiles(tile_folder, recipe=SMALL, history=again, out=out)
     assert again.rows == whole.rows
     assert second.card.metrics == first.card.metrics
     assert second.card.temperature == first.card.temperature
-    assert not state.exists()
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["m.safetensors"]
+    assert not list(tmp_path.glob("*.resume.pt"))
 
 
 def test_a_checkpoint_of_another_training_is_refused(tile_folder, tmp_path):
-    state, cancel = tmp_path / "resume.pt", CancelToken()
+    out, cancel = tmp_path / "m.safetensors", CancelToken()
     history = History()
 
     def stop(what, done, total):
         if history.rows:
             cancel.cancel()
 
-    call = {"history": history, "checkpoint": state, "progress": stop, "cancel": cancel}
+    call = {"history": history, "out": out, "progress": stop, "cancel": cancel}
     with pytest.raises(Cancelled):
-        train_tiles(tile_folder, recipe=SMALL, **call, **KIND)
+        train_tiles(tile_folder, recipe=SMALL, **call)
     other = Recipe(dim=32, depths=(1,), n_scales=1, epochs=3, megapixels=0.05)
     with pytest.raises(CheckpointMismatchError, match="other arguments"):
-        train_tiles(tile_folder, recipe=other, checkpoint=state, **KIND)
+        train_tiles(tile_folder, recipe=other, out=out)
 
 
 def test_patience_ends_a_training_that_no_longer_gets_better(tile_folder):
     history = History()
-    recipe = replace(SMALL, epochs=16, checks=16, patience=1, rate=1.0)
-    train_tiles(tile_folder, recipe=recipe, history=history, **KIND)
+    recipe = replace(SMALL, epochs=16, n_validations=16, patience=1, learning_rate=1.0)
+    train_tiles(tile_folder, recipe=recipe, history=history)
     assert len(history.rows) < 16
-    assert history.checks_since_best >= 1
+    assert history.validations_since_best >= 1
 
 
 @pytest.mark.slow
 def test_a_training_out_of_patience_that_is_killed_before_it_writes_does_not_train_on(
     tile_folder, tmp_path
 ):
-    state, cancel, parts, again = tmp_path / "resume.pt", CancelToken(), History(), History()
-    recipe = replace(SMALL, epochs=16, checks=16, patience=2, rate=1.0)
+    out, cancel, parts, again = tmp_path / "m.safetensors", CancelToken(), History(), History()
+    recipe = replace(SMALL, epochs=16, n_validations=16, patience=2, learning_rate=1.0)
     whole = History()
-    train_tiles(tile_folder, recipe=recipe, history=whole, **KIND)
+    train_tiles(tile_folder, recipe=recipe, history=whole)
 
     def stop(what, done, total):
         if len(parts.rows) == len(whole.rows) - 1:
             cancel.cancel()
 
-    call = {"recipe": recipe, "checkpoint": state}
+    call = {"recipe": recipe, "out": out}
     with pytest.raises(Cancelled):
-        train_tiles(tile_folder, history=parts, progress=stop, cancel=cancel, **call, **KIND)
-    train_tiles(tile_folder, history=again, **call, **KIND)
+        train_tiles(tile_folder, history=parts, progress=stop, cancel=cancel, **call)
+    train_tiles(tile_folder, history=again, **call)
     assert again.rows == whole.rows
 
 
 def test_the_card_says_which_check_was_kept(tile_folder):
     history = History()
-    recipe = replace(SMALL, epochs=16, checks=16, patience=3, rate=1.0)
-    facts = train_tiles(tile_folder, recipe=recipe, history=history, **KIND).card.training
+    recipe = replace(SMALL, epochs=16, n_validations=16, patience=3, learning_rate=1.0)
+    facts = train_tiles(tile_folder, recipe=recipe, history=history).card.training
     best = min(history.rows, key=lambda row: row["validation_loss"])
     assert facts["chosen"]["step"] == best["step"] < history.rows[-1]["step"] == facts["steps"]
     expected = best["validation_balanced_accuracy"]
@@ -121,7 +137,7 @@ def test_a_process_killed_in_its_second_fold_goes_on_with_the_same_curves(tile_f
         "    app(['train', 'tiles', *sys.argv[2:], '-o', out], standalone_mode=False)"
     )
     options = ["--mpp", "1", "--dim", "32", "--epochs", "4", "--domain", "scene", "--quiet"]
-    options += ["--megapixels", "0.1", "--validation", "0.25", "--folds", "2"]
+    options += ["--megapixels", "0.1", "--validation-fraction", "0.25", "--folds", "2"]
 
     def start(*outs):
         command = [sys.executable, "-c", script, " ".join(map(str, outs)), str(tile_folder)]
@@ -150,7 +166,7 @@ def test_a_process_killed_in_its_second_fold_goes_on_with_the_same_curves(tile_f
 
 
 def test_the_curve_is_written_as_a_table_and_a_picture(tmp_path):
-    row = {"step": 1, "rate": 0.1, "loss": 2.0, "validation_loss": 1.0}
+    row = {"step": 1, "learning_rate": 0.1, "loss": 2.0, "validation_loss": 1.0}
     table, picture = History(rows=[row]).write(tmp_path / "m.safetensors")
     with table.open(newline="") as file:
         assert next(csv.DictReader(file))["validation_loss"] == "1.0"

@@ -13,9 +13,12 @@ from typer.testing import CliRunner
 
 from atlas_wsi.cli.app import app
 from atlas_wsi.models import load_model
-from atlas_wsi.training.calibration import fit_temperature
-from atlas_wsi.training.metrics import mean_probabilities
-from atlas_wsi.training.scores import class_scores, reliability
+from atlas_wsi.training.metrics import (
+    class_scores,
+    fit_temperature,
+    mean_probabilities,
+    reliability,
+)
 
 
 def draw(seed, n=300, classes=3, skill=1.0, rounded=False):

@@ -18,18 +18,25 @@ from atlas_wsi.cli.app import app
 from atlas_wsi.errors import Cancelled, DatasetError
 from atlas_wsi.models import load_model
 from atlas_wsi.progress import CancelToken
+from atlas_wsi.training.cards import trained_on
+from atlas_wsi.training.data.slide_table import read_slide_table
 from atlas_wsi.training.history import History
-from atlas_wsi.training.marks import trained_on
-from atlas_wsi.training.recipe import Recipe
-from atlas_wsi.training.run import train_set
-from atlas_wsi.training.slides import Sampling, find_slides
-from atlas_wsi.training.tables import given_parts, read_slides
-from atlas_wsi.training.tiles import split_three
+from atlas_wsi.training.recipe import CardSpec, Recipe, TrainOptions
+from atlas_wsi.training.split import split, table_split
+from atlas_wsi.training.train import train
 
 STAIN = {"pink": (205, 120, 180), "violet": (110, 80, 170)}
 SIDE_PX = 320
-KIND = {"name": "t", "domain": "slide", "mpp": 1.0}
-TINY = Recipe(dim=32, depths=(1, 1), n_scales=2, jitter=0.5, rate=1.5e-3, epochs=12, checks=4)
+SPEC = CardSpec(name="t", mpp=1.0)
+TINY = Recipe(
+    dim=32,
+    depths=(1, 1),
+    n_scales=2,
+    color_jitter=0.5,
+    learning_rate=1.5e-3,
+    epochs=12,
+    n_validations=4,
+)
 
 
 def make_slide(path, color, seed):
@@ -72,46 +79,47 @@ def table(tmp_path_factory):
 @pytest.fixture
 def few(table):
     """Four slides, ready to be trained on."""
-    rows = [row for row in read_slides(table) if row.slide.endswith(("-0.tif", "-2.tif"))]
-    return find_slides(rows, mpp=1.0, sampling=Sampling(windows=2, slides=1))
+    slides = read_slide_table(table, windows=2, batch=1)
+    rows = tuple(row for row in slides.rows if row.slide.endswith(("-0.tif", "-2.tif")))
+    return replace(slides, rows=rows)
 
 
 @pytest.mark.slow
 def test_a_plain_label_is_learned_and_predict_says_it_of_slides_not_seen(table):
-    slides = find_slides(read_slides(table), mpp=1.0, sampling=Sampling(windows=2, slides=2))
-    model = train_set(slides, recipe=TINY, held_out=0.34, **KIND)
+    slides = read_slide_table(table, windows=2, batch=2)
+    model = train(slides, SPEC, TINY, TrainOptions(test_fraction=0.34))
     assert model.card.metrics["balanced_accuracy"] > 0.9
     assert model.card.training["slides"] == 8
     assert "4 of 12 slides held out" in model.card.split
-    _, _, asked = split_three(slides, held_out=0.34, validation=0, seed=TINY.seed)
-    for i in asked:
+    for i in split(slides, test=0.34, validation=0, seed=TINY.seed).test:
         scores = predict(slides.paths[i], model).scores
         assert max(scores, key=scores.get) == slides.rows[i].label
 
 
 @pytest.mark.slow
 def test_a_training_on_slides_that_was_stopped_goes_on_with_the_same_curve(few, tmp_path):
-    recipe, state = replace(TINY, epochs=3, checks=3), tmp_path / "resume.pt"
+    recipe, out = replace(TINY, epochs=3, n_validations=3), tmp_path / "m.safetensors"
     whole, parts, again, cancel = History(), History(), History(), CancelToken()
-    call = {"recipe": recipe, "held_out": 0.5, **KIND}
-    first = train_set(few, history=whole, **call)
+    call, options = (few, SPEC, recipe), TrainOptions(test_fraction=0.5)
+    first = train(*call, options, history=whole)
+    options = replace(options, out=out)
 
     def stop(what, done, total):
         if what.startswith("train") and parts.rows:
             cancel.cancel()
 
     with pytest.raises(Cancelled):
-        train_set(few, history=parts, checkpoint=state, progress=stop, cancel=cancel, **call)
+        train(*call, options, history=parts, progress=stop, cancel=cancel)
     assert 0 < len(parts.rows) < len(whole.rows)
-    second = train_set(few, history=again, checkpoint=state, **call)
+    second = train(*call, options, history=again)
     assert again.rows == whole.rows
     assert second.card.confusion == first.card.confusion
-    assert not state.exists()
+    assert not list(tmp_path.glob("*.resume.pt"))
 
 
 @pytest.mark.slow
 def test_the_command_takes_the_split_of_the_table_and_writes_a_model_that_loads(table, tmp_path):
-    sides = ("train", "validation", "held-out")
+    sides = ("train", "validation", "test")
     rows = [("slide", "label", "split")] + [
         (table.parent / f"{name}-{i}.tif", name, side)
         for name in STAIN
@@ -119,28 +127,41 @@ def test_the_command_takes_the_split_of_the_table_and_writes_a_model_that_loads(
     ]
     given = write_table(tmp_path / "given.csv", rows)
     out = tmp_path / "mine.safetensors"
-    command = ["train", "slides", str(given), "-o", str(out), "--mpp", "1", "--windows", "1"]
+    command = ["train", "slides", str(given), "-o", str(out), "--work-mpp", "1", "--windows", "1"]
     done = CliRunner().invoke(app, [*command, "--dim", "32", "--epochs", "2", "-q"])
     assert done.exit_code == 0, done.output
     card = load_model(out).card
     assert card.class_names == tuple(STAIN)
     assert np.sum(card.confusion) == 2
-    assert "2 of 6 slides held out and 2 chose" in card.split
-    assert "held-out slides" in out.with_suffix(".card.md").read_text()
+    assert "2 of 6 slides held out and 2 selected" in card.split
+    assert "test slides" in out.with_suffix(".card.md").read_text()
     with out.with_suffix(".training.csv").open() as file:
         assert all(row["validation_loss"] for row in csv.DictReader(file))
     done = CliRunner().invoke(app, [*command, "--folds", "2", "--overwrite"])
     assert done.exit_code == 2
-    assert "split takes the place" in done.output.replace("\n", " ").replace("│ ", "")
+    assert "column split replaces" in " ".join(done.output.replace("│", " ").split())
 
 
 @pytest.mark.slow
 def test_folds_hold_out_every_slide_once(table, tmp_path):
-    rows = [row for row in read_slides(table) if row.slide.endswith(("-0.tif", "-2.tif"))]
+    rows = read_slide_table(table).rows
+    rows = [row for row in rows if row.slide.endswith(("-0.tif", "-2.tif"))]
     names = [("slide", "label")] + [(row.slide, row.label) for row in rows]
     given = write_table(tmp_path / "four.csv", names)
     out = tmp_path / "m.safetensors"
-    options = ("--mpp", "1", "--windows", "1", "--dim", "32", "--epochs", "1", "--folds", "2", "-q")
+    options = (
+        "--work-mpp",
+        "1",
+        "--windows",
+        "1",
+        "--dim",
+        "32",
+        "--epochs",
+        "1",
+        "--folds",
+        "2",
+        "-q",
+    )
     done = CliRunner().invoke(app, ["train", "slides", str(given), "-o", str(out), *options])
     assert done.exit_code == 0, done.output
     assert np.sum(load_model(out).card.confusion) == 4
@@ -155,7 +176,7 @@ def test_folds_hold_out_every_slide_once(table, tmp_path):
         ([("slide", "label")], "lists no slides"),
         ([("slide",), ("pink-0.tif",)], "lacks the column label"),
         ([("slide", "label"), ("pink-0.tif", " ")], "line 2: the column label is empty"),
-        ([("slide", "label"), ("gone.tif", "pink")], "names gone.tif, and there is no"),
+        ([("slide", "label"), ("gone.tif", "pink")], "names gone.tif, but .* does not exist"),
         ([("slide", "label"), *[("pink-0.tif", "a")] * 2], "pink-0.tif twice"),
         ([("slide", "label", "split"), ("pink-0.tif", "a", "maybe")], "the split is 'maybe'"),
         (
@@ -164,7 +185,7 @@ def test_folds_hold_out_every_slide_once(table, tmp_path):
                 ("pink-0.tif", "a", "p", "train"),
                 ("pink-1.tif", "a", "p", "test"),
             ],
-            "group p are on two sides",
+            "group p are in two parts",
         ),
         (
             [
@@ -178,19 +199,19 @@ def test_folds_hold_out_every_slide_once(table, tmp_path):
 )
 def test_a_bad_table_is_refused_with_what_is_wrong(table, rows, message):
     with pytest.raises(DatasetError, match=message):
-        given_parts(read_slides(write_table(table.parent / "bad.csv", rows)))
+        table_split(read_slide_table(write_table(table.parent / "bad.csv", rows)))
 
 
 def test_slides_of_one_label_or_without_tissue_are_refused(table, tmp_path):
-    rows = read_slides(table)
+    slides = read_slide_table(table)
     with pytest.raises(DatasetError, match="have the label pink"):
-        find_slides(rows[:6], mpp=1.0)
+        replace(slides, rows=slides.rows[:6], classes=("pink",)).prepared(mpp=1.0)
     make_slide(tmp_path / "glass.tif", (242, 242, 242), 0)
     with open_slide(tmp_path / "glass.tif") as slide:
         assert slide.shape == (SIDE_PX, SIDE_PX)
-    glass = replace(rows[0], slide=str(tmp_path / "glass.tif"))
+    glass = replace(slides.rows[0], slide=str(tmp_path / "glass.tif"))
     with pytest.raises(DatasetError, match="No tissue was found"):
-        find_slides([glass, rows[-1]], mpp=1.0)
+        replace(slides, rows=(glass, slides.rows[-1])).prepared(mpp=1.0)
 
 
 @pytest.mark.slow
@@ -208,9 +229,9 @@ def test_slides_that_a_model_was_trained_on_are_not_held_out(table, tmp_path):
         command = ["evaluate", "slides", str(given), "--model", str(out), *more]
         return CliRunner().invoke(app, command)
 
-    given = write("given.csv", {0: "train", 1: "held-out"})
+    given = write("given.csv", {0: "train", 1: "test"})
     out = tmp_path / "mine.safetensors"
-    command = ["train", "slides", str(given), "-o", str(out), "--mpp", "1", "--windows", "1"]
+    command = ["train", "slides", str(given), "-o", str(out), "--work-mpp", "1", "--windows", "1"]
     done = CliRunner().invoke(app, [*command, "--dim", "32", "--epochs", "1", "-q"])
     assert done.exit_code == 0, done.output
     assert "trained_on" not in out.with_suffix(".card.md").read_text()
@@ -218,7 +239,7 @@ def test_slides_that_a_model_was_trained_on_are_not_held_out(table, tmp_path):
     held = evaluate(given)
     assert held.exit_code == 0, held.output
     assert "card does not" not in held.output
-    new = evaluate(write("new.csv", {2: "held-out"}))  # a table for measuring alone
+    new = evaluate(write("new.csv", {2: "test"}))  # a table for measuring alone
     assert new.exit_code == 0, new.output
     swapped = write("swapped.csv", {0: "held-out", 1: "train"})
     again = evaluate(swapped)
@@ -226,13 +247,13 @@ def test_slides_that_a_model_was_trained_on_are_not_held_out(table, tmp_path):
     assert "was trained on 2 of the 2" in " ".join(again.stderr.split())
     assert evaluate(swapped, "--split", "all").exit_code == 0
     nothing = evaluate(write("nothing.csv", {0: "train"}))
-    assert "no slide as held-out" in " ".join(nothing.stderr.split())
+    assert "no slide as test" in " ".join(nothing.stderr.split())
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_slides_of_a_step_and_follow_the_curve_of_one(table, tmp_path):
-    command = ["train", "slides", str(table), "--mpp", "1", "--windows", "1", "--batch", "2"]
-    command += ["--dim", "32", "--epochs", "1", "--rate", "1e-4", "--jitter", "0", "-q", "-o"]
+    command = ["train", "slides", str(table), "--work-mpp", "1", "--windows", "1", "--batch", "2"]
+    command += ["--dim", "32", "--epochs", "1", "--lr", "1e-4", "--color-jitter", "0", "-q", "-o"]
     alone = CliRunner().invoke(app, [*command, str(tmp_path / "one.safetensors")])
     assert alone.exit_code == 0, alone.output
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -9,26 +9,27 @@ import pytest
 from PIL import Image
 
 from atlas_wsi.errors import DatasetError
-from atlas_wsi.training.tiles import read_tiles, split
+from atlas_wsi.training.data.tile_folder import read_tiles
+from atlas_wsi.training.split import split_two
 
 
 def test_a_group_never_crosses_the_split(tile_folder):
     tiles = read_tiles(tile_folder)
     for seed in range(10):
-        known, asked = split(tiles, held_out=0.25, seed=seed)
+        known, asked = split_two(tiles, fraction=0.25, seed=seed)
         assert not {tiles.groups[i] for i in known} & {tiles.groups[i] for i in asked}
         assert sorted([*known, *asked]) == list(range(len(tiles)))
 
 
 def test_every_class_keeps_its_share_on_both_sides(tile_folder):
     tiles = read_tiles(tile_folder)
-    _, asked = split(tiles, held_out=0.25, seed=0)
+    _, asked = split_two(tiles, fraction=0.25, seed=0)
     assert np.bincount(tiles.labels[asked]).tolist() == [6, 6, 6]
 
 
 def test_the_seed_decides_the_split(tile_folder):
     tiles = read_tiles(tile_folder)
-    first, again, other = (split(tiles, held_out=0.25, seed=s)[1].tolist() for s in (0, 0, 1))
+    first, again, other = (split_two(tiles, fraction=0.25, seed=s)[1].tolist() for s in (0, 0, 1))
     assert first == again
     assert first != other
 
@@ -83,7 +84,7 @@ def test_tiles_of_another_size_are_named(make_folder):
 def test_too_few_groups_for_a_split_is_an_error(make_folder):
     tiles = read_tiles(make_folder(n=4, copies=4))
     with pytest.raises(DatasetError, match="1 groups"):
-        split(tiles, held_out=0.5, seed=0)
+        split_two(tiles, fraction=0.5, seed=0)
 
 
 def test_groups_of_several_classes_stay_whole_and_both_sides_have_every_class(make_folder):
@@ -96,7 +97,7 @@ def test_groups_of_several_classes_stay_whole_and_both_sides_have_every_class(ma
         ]
         csv.writer(file).writerows([("path", "group"), *rows])
     tiles = read_tiles(folder)
-    parts = split(tiles, held_out=0.25, seed=0)
+    parts = split_two(tiles, fraction=0.25, seed=0)
     known, asked = ({tiles.groups[i] for i in part} for part in parts)
     assert not known & asked
     assert len(asked) == 1
@@ -113,7 +114,7 @@ def test_a_tile_without_a_group_is_named(make_folder):
 def test_groups_without_their_columns_are_an_error(make_folder):
     folder = make_folder(n=3)
     (folder / "groups.csv").write_text("file,patient\n")
-    with pytest.raises(DatasetError, match="columns path and group"):
+    with pytest.raises(DatasetError, match="lacks the column path, group"):
         read_tiles(folder)
 
 
@@ -127,7 +128,7 @@ def test_groups_saved_by_a_spreadsheet_are_read(make_folder):
 def test_groups_that_are_no_text_are_an_error(make_folder):
     folder = make_folder(n=3)
     (folder / "groups.csv").write_bytes(b"path,class,group\n\xff\xfe")
-    with pytest.raises(DatasetError, match=r"groups\.csv is not a CSV file"):
+    with pytest.raises(DatasetError, match=r"groups\.csv cannot be read as a CSV table"):
         read_tiles(folder)
 
 

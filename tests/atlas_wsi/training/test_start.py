@@ -17,9 +17,10 @@ from atlas_wsi.cli.app import app
 from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError
 from atlas_wsi.models import ModelCard, ModelClass, load_model
 from atlas_wsi.models.start import Start, load_start, take_weights, timm_start
-from atlas_wsi.training.recipe import Recipe
-from atlas_wsi.training.run import train_tiles
-from atlas_wsi.training.start import new_model
+from atlas_wsi.training.data.tile_folder import read_tile_folder
+from atlas_wsi.training.recipe import CardSpec, Recipe, TrainOptions
+from atlas_wsi.training.train import train
+from atlas_wsi.training.trainer import new_model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "atlas" / "a01_256_m8_l2_2s"
 WRAPPED = "module._orig_mod."
@@ -134,14 +135,11 @@ def test_a_checkpoint_in_the_hubs_cache_starts_a_training(tmp_path, published, m
 
 @pytest.mark.slow
 def test_tiles_train_from_a_published_checkpoint(tmp_path, published, tile_folder):
-    model = train_tiles(
-        tile_folder,
-        name="on",
-        domain="scene",
-        mpp=1.0,
-        held_out=0.25,
-        recipe=Recipe(epochs=0.3, megapixels=0.1, checks=1, rate=1e-6),
-        init=load_start(write_checkpoint(tmp_path, published)),
+    model = train(
+        read_tile_folder(tile_folder, mpp=1.0),
+        CardSpec(name="on", domain="scene"),
+        Recipe(epochs=0.3, megapixels=0.1, n_validations=1, learning_rate=1e-6),
+        TrainOptions(test_fraction=0.25, init=load_start(write_checkpoint(tmp_path, published))),
     )
     known = published["atlas_models.0.patch_embed.conv0.0.weight"]
     torch.testing.assert_close(model.encoder.stem.conv1.weight, known, atol=1e-3, rtol=0)
@@ -170,7 +168,7 @@ def test_tiles_train_on_a_timm_network(tmp_path, tile_folder):
     out = tmp_path / "mixed.safetensors"
     asked = ["train", "tiles", str(tile_folder), "-o", str(out), "--mpp", "1"]
     asked += ["--encoder", "timm:test_resnet", "--weights", "none"]
-    asked += ["--epochs", "0.3", "--megapixels", "0.1", "--held-out", "0.25", "--quiet"]
+    asked += ["--epochs", "0.3", "--megapixels", "0.1", "--test-fraction", "0.25", "--quiet"]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
     model = load_model(out)
@@ -191,7 +189,16 @@ def test_the_command_says_what_was_taken(tmp_path, tile_folder):
         "--mpp",
         "1",
     ]
-    asked += ["--init", "tissue", "--epochs", "0.1", "--megapixels", "0.05", "--held-out", "0.25"]
+    asked += [
+        "--init",
+        "tissue",
+        "--epochs",
+        "0.1",
+        "--megapixels",
+        "0.05",
+        "--test-fraction",
+        "0.25",
+    ]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
     assert "Started from tissue: 187 tensors" in " ".join(done.output.split())
@@ -202,6 +209,6 @@ def test_an_encoder_goes_with_no_other_start(tmp_path, tile_folder):
     asked += ["--mpp", "1", "--encoder", "timm:test_resnet", "--init", "tissue"]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 2
-    assert "place of --init" in done.output
+    assert "not both" in done.output
     with pytest.raises(CheckpointMismatchError, match="decides channels"):
         new_model(2, card_of("a", "b"), Recipe(encoder="timm:test_resnet", dim=64), None)

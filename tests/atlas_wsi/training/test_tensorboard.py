@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 from atlas_wsi.cli.app import app
 from atlas_wsi.errors import Cancelled
 from atlas_wsi.progress import CancelToken
+from atlas_wsi.training.data.tile_folder import read_tile_folder
 from atlas_wsi.training.history import History
-from atlas_wsi.training.recipe import Recipe
-from atlas_wsi.training.run import train_tiles
+from atlas_wsi.training.recipe import CardSpec, Recipe, TrainOptions
+from atlas_wsi.training.train import train
 
 COMMAND = ["--mpp", "1", "--dim", "32", "--epochs", "3", "--domain", "scene", "--quiet"]
-COMMAND += ["--megapixels", "0.1", "--validation", "0.25"]
+COMMAND += ["--megapixels", "0.1", "--validation-fraction", "0.25"]
 
 
 def read(folder):
@@ -43,23 +44,24 @@ def test_the_event_file_says_what_the_table_says(tile_folder, tmp_path):
         assert [v for _, v in found[name]] == pytest.approx([float(r[name]) for r in rows])
     steps = int(rows[-1]["step"])
     assert [step for step, _ in found["loss"]] == list(range(1, steps + 1))
-    assert dict(found["rate"])[steps] == pytest.approx(float(rows[-1]["rate"]))
+    assert dict(found["learning_rate"])[steps] == pytest.approx(float(rows[-1]["learning_rate"]))
 
 
 @pytest.mark.slow
 def test_a_training_that_goes_on_logs_every_step_once(tile_folder, tmp_path):
-    recipe = Recipe(dim=32, depths=(1,), n_scales=1, epochs=6, megapixels=0.05, checks=4)
-    state, cancel, history = tmp_path / "resume.pt", CancelToken(), History(tensorboard=tmp_path)
-    call = {"name": "t", "domain": "scene", "mpp": 1.0, "recipe": recipe, "checkpoint": state}
+    recipe = Recipe(dim=32, depths=(1,), n_scales=1, epochs=6, megapixels=0.05, n_validations=4)
+    cancel, history = CancelToken(), History(tensorboard=tmp_path)
+    spec, options = CardSpec(name="t", domain="scene"), TrainOptions(out=tmp_path / "m.safetensors")
+    call = (read_tile_folder(tile_folder, mpp=1.0), spec, recipe, options)
 
     def stop(what, done, total):
         if len(history.rows) == 2 and done % 3 == 2:  # between two checks
             cancel.cancel()
 
     with pytest.raises(Cancelled):
-        train_tiles(tile_folder, history=history, progress=stop, cancel=cancel, **call)
+        train(*call, history=history, progress=stop, cancel=cancel)
     again = History(tensorboard=tmp_path)
-    train_tiles(tile_folder, history=again, **call)
+    train(*call, history=again)
     steps = [step for step, _ in read(tmp_path)["loss"]]
     assert steps == list(range(1, int(again.rows[-1]["step"]) + 1))
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from atlas_wsi.errors import DatasetError
-from atlas_wsi.training.tiles import read_tiles
+from atlas_wsi.training.data.tile_folder import read_tiles
 
 
 def test_a_class_name_too_long_for_a_card_is_named(tmp_path):

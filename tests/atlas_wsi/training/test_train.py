@@ -15,24 +15,23 @@ from atlas_wsi.errors import Cancelled, CheckpointMismatchError, DatasetError
 from atlas_wsi.models import load_model
 from atlas_wsi.progress import CancelToken
 from atlas_wsi.slides.synthetic import make_svs
-from atlas_wsi.training.dense import evaluate_mosaics
-from atlas_wsi.training.loop import Recipe
+from atlas_wsi.training.cards import write_card
+from atlas_wsi.training.data.tile_folder import read_tile_folder, read_tiles
+from atlas_wsi.training.evaluation import evaluate, test_part
 from atlas_wsi.training.metrics import color_baseline, confusion, summarize
-from atlas_wsi.training.run import evaluate, held_out_tiles, train_tiles, write_card
-from atlas_wsi.training.tiles import read_tiles
+from atlas_wsi.training.recipe import CardSpec, Recipe, TrainOptions
+from atlas_wsi.training.segmentation import evaluate_mosaics
+from atlas_wsi.training.train import train
 
-SMALL = {"dim": 32, "depths": (1, 1), "n_scales": 2, "megapixels": 0.25, "rate": 4e-3}
+SMALL = {"dim": 32, "depths": (1, 1), "n_scales": 2, "megapixels": 0.25, "learning_rate": 4e-3}
 
 
 def train_small(folder, **recipe):
-    return train_tiles(
-        folder,
-        name="small",
-        domain="scene",
-        mpp=1.0,
-        recipe=Recipe(**SMALL | recipe),
-        held_out=0.25,
-        stored=torch.float16,
+    return train(
+        read_tile_folder(folder, mpp=1.0),
+        CardSpec(name="small", domain="scene"),
+        Recipe(**SMALL | recipe),
+        TrainOptions(test_fraction=0.25, dtype="float16"),
     )
 
 
@@ -48,7 +47,7 @@ def trained(tile_folder, tmp_path_factory):
 def test_textures_are_learned_that_color_cannot_tell(trained):
     metrics = load_model(trained).card.metrics
     assert metrics["balanced_accuracy"] > 0.6
-    assert set(metrics) >= {"accuracy", "colour_baseline_accuracy", "recall dots"}
+    assert set(metrics) >= {"accuracy", "color_baseline_accuracy", "recall dots"}
 
 
 @pytest.mark.slow
@@ -71,17 +70,17 @@ def test_a_mambavision_learns_the_same_textures_and_predicts_slides(
 @pytest.mark.slow
 def test_evaluate_reproduces_the_card_from_the_stored_file(trained, tile_folder):
     model = load_model(trained)
-    found = evaluate(model, held_out_tiles(model, read_tiles(tile_folder)))
+    found = evaluate(model, read_tile_folder(tile_folder))
     assert {k: round(v, 4) for k, v in found.metrics.items()} == {
-        k: v for k, v in model.card.metrics.items() if not k.startswith(("colour", "ece"))
+        k: v for k, v in model.card.metrics.items() if not k.startswith(("color", "ece"))
     }
     assert found.confusion.tolist() == [list(row) for row in model.card.confusion]
 
 
 @pytest.mark.slow
-def test_borders_are_measured_on_mosaics_of_held_out_tiles(trained, tile_folder):
+def test_borders_are_measured_on_mosaics_of_test_tiles(trained, tile_folder):
     model = load_model(trained)
-    tiles = held_out_tiles(model, read_tiles(tile_folder))
+    tiles = test_part(model, read_tiles(tile_folder))
     found, again = (evaluate_mosaics(model, tiles, n=3, side_px=512) for _ in range(2))
     assert found == again
     assert found["mosaic_cell_accuracy"] > 0.5
@@ -125,7 +124,7 @@ def test_a_name_that_no_model_can_have_is_refused_at_once(tile_folder, tmp_path)
         app, ["train", "tiles", str(tile_folder), "--out", str(out), "--mpp", "1"]
     )
     assert done.exit_code == 2
-    assert "no name for a model" in done.output
+    assert "is not a valid model name" in done.output
     assert not list(tmp_path.iterdir())
 
 
@@ -150,15 +149,16 @@ def test_the_same_seed_gives_the_same_weights(tile_folder):
 @pytest.mark.slow
 def test_training_goes_on_from_a_model(trained, tile_folder):
     start = load_model(trained)
-    recipe = Recipe(**SMALL | {"rate": 1e-6}, epochs=0.5)
-    common = {"name": "on", "domain": "scene", "mpp": 1.0, "held_out": 0.25}
-    more = train_tiles(tile_folder, recipe=recipe, init=start, **common)
+    recipe = Recipe(**SMALL | {"learning_rate": 1e-6}, epochs=0.5)
+    data, spec = read_tile_folder(tile_folder, mpp=1.0), CardSpec(name="on", domain="scene")
+    options = TrainOptions(test_fraction=0.25, init=start)
+    more = train(data, spec, recipe, options)
     for name, value in start.named_parameters():
         assert torch.allclose(value, more.get_parameter(name), atol=1e-3)
     assert more.card.training["init"]["training"] == start.card.training
     wider = Recipe(**SMALL | {"dim": 64}, epochs=0.5)
     with pytest.raises(CheckpointMismatchError, match="dim"):
-        train_tiles(tile_folder, recipe=wider, init=start, **common)
+        train(data, spec, wider, options)
 
 
 @pytest.mark.slow
@@ -178,12 +178,10 @@ def test_cancelling_stops_the_training(tile_folder):
             token.cancel()
 
     with pytest.raises(Cancelled):
-        train_tiles(
-            tile_folder,
-            name="small",
-            domain="slide",
-            mpp=1.0,
-            recipe=Recipe(**SMALL, epochs=50),
+        train(
+            read_tile_folder(tile_folder, mpp=1.0),
+            CardSpec(name="small"),
+            Recipe(**SMALL, epochs=50),
             progress=stop,
             cancel=token,
         )
@@ -193,13 +191,44 @@ def test_cancelling_stops_the_training(tile_folder):
 def test_classes_that_the_model_does_not_know_are_named(trained, make_folder):
     folder = make_folder(n=3, classes=("dots", "rings"))
     with pytest.raises(DatasetError, match="does not know rings"):
-        evaluate(load_model(trained), read_tiles(folder))
+        evaluate(trained, read_tile_folder(folder))
 
 
-@pytest.mark.slow
-def test_another_folder_has_no_held_out_tiles(trained, make_folder):
-    with pytest.raises(DatasetError, match="these are others"):
-        held_out_tiles(load_model(trained), read_tiles(make_folder(n=8)))
+def test_another_folder_is_measured_whole_and_has_no_test_part(trained, make_folder):
+    """Also one with as many tiles of each class, under the same names."""
+    folder = make_folder(n=24, side=80)
+    command = ["evaluate", "tiles", str(folder), "--model", str(trained)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "not the training data: 72 tiles measured" in " ".join(done.output.split())
+    refused = CliRunner().invoke(app, [*command, "--split", "test"])
+    assert refused.exit_code == 2
+    assert "72 tiles are others" in " ".join(refused.stderr.split())
+
+
+def test_all_of_the_training_folder_is_measured_on_request(trained, tile_folder):
+    command = ["evaluate", "tiles", str(tile_folder), "--model", str(trained), "--json"]
+    whole = json.loads(CliRunner().invoke(app, [*command, "--split", "all"]).stdout)
+    assert (whole["tiles"], whole["split"]) == (72, "all")
+    own = json.loads(CliRunner().invoke(app, command).stdout)
+    assert (own["tiles"], own["split"]) == (18, "test")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--dim", "33"], "multiple of 32"),
+        (["--patience", "2"], "patience needs a validation part"),
+        (["--weights", "none"], "weights of an encoder need an encoder"),
+        (["--encoder", "resnet18"], "expected timm:NAME"),
+        (["--gsd", "10m"], "give one"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_before_any_work(tmp_path, more, message):
+    command = ["train", "tiles", str(tmp_path / "gone"), "-o", str(tmp_path / "m.safetensors")]
+    done = CliRunner().invoke(app, [*command, "--mpp", "1", *more])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.replace("│", " ").split())
 
 
 def test_figures_come_from_the_confusion_matrix():

@@ -1,6 +1,6 @@
-"""Training by several processes that torchrun started: a batch in parts, one result.
+"""Training by several processes that torchrun started: every batch is sharded, the result is one.
 
-Every process holds the whole model and makes its own pictures of a batch. Sums that a step needs
+Every process holds the whole model and makes its own images of a batch. Sums that a step needs
 (labeled area, batch-norm statistics, gradients) go over all of them, so the number of processes
 decides how fast a model is trained, not which.
 """
@@ -30,7 +30,7 @@ _PATIENCE = timedelta(hours=2)  # the first process measures while the others wa
 @contextmanager
 def joined() -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun nothing happens."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or distributed.is_initialized():
         yield
         return
     if torch.cuda.is_available():
@@ -63,7 +63,7 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def share(value: T) -> T:
+def broadcast(value: T) -> T:
     """Give all processes what the first one has."""
     if n_ranks() == 1:
         return value
@@ -81,7 +81,7 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def spread(model: nn.Module) -> nn.Module:
+def shard(model: nn.Module) -> nn.Module:
     """Let the backward pass of a model average its gradients over the processes."""
     if n_ranks() == 1:
         return model
@@ -102,7 +102,7 @@ def add_gradients(model: nn.Module) -> None:
 
 
 def set_idle(model: nn.Module, *, idle: bool) -> None:
-    """Tell whether the pictures that come next count."""
+    """Set whether the images of the next step count."""
     for norm in model.modules():
         if isinstance(norm, _SharedNorm):
             norm.idle = idle
@@ -129,15 +129,15 @@ class _SharedNorm(nn.BatchNorm2d):
             counts = 0.0 if self.idle else 1.0
             n = total(torch.tensor(counts * x.numel() / x.shape[1], device=x.device))
             mean = _Sum.apply(counts * _over_pixels(x)).div(n).to(x.dtype)
-            centerd = x - mean[:, None, None]
-            var = _Sum.apply(counts * _over_pixels(centerd.square())).div(n).to(x.dtype)
+            centered = x - mean[:, None, None]
+            var = _Sum.apply(counts * _over_pixels(centered.square())).div(n).to(x.dtype)
             with torch.no_grad():
                 assert self.running_mean is not None
                 assert self.running_var is not None
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(var * n / (n - 1), self.momentum)
             scale = self.weight * torch.rsqrt(var + self.eps)
-            return (centerd * scale[:, None, None] + self.bias[:, None, None]).to(x_BCYX.dtype)
+            return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x_BCYX.dtype)
 
 
 def _over_pixels(x_BCYX: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Labeled data: tiles, areas of slides, whole slides; augmentation and mosaics."""

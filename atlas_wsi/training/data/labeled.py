@@ -1,0 +1,149 @@
+"""What a model is trained and measured on, whatever it was read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from atlas_wsi.progress import Progress
+
+
+class LabeledData(Protocol):
+    """Labeled data that is read when training or evaluation needs it."""
+
+    def prepared(
+        self, *, mpp: float | None = None, seed: int = 0, progress: Progress | None = None
+    ) -> Labeled:
+        """Read the data at the resolution that the model sees.
+
+        Parameters
+        ----------
+        mpp
+            Micrometers per pixel; None for those of the data.
+        seed
+            Decides what is sampled.
+        progress
+            Called with a text, the steps done and their number.
+
+        Returns
+        -------
+        Labeled
+            Images or slides with labels and groups.
+        """
+
+
+class Labeled(Protocol):
+    """Labeled tiles, or whole slides."""
+
+    unit: ClassVar[str]
+    """``"tiles"`` or ``"slides"``."""
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """`(n, rows, cols, 3)`: the tiles, or a sample of windows of the slides."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """`(N,)` index into `classes`."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """`N` names; a group is kept in one part of a split."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """`N` names of files."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether groups were given."""
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometers per pixel of `images`."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """How the data was read, for the card."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the whole data set, by which a model recognizes its training data."""
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        """What decides a training besides recipe and images."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, which: NDArray[np.int64]) -> Self:
+        """Return some of them, with the same classes."""
+
+    def prepared(
+        self, *, mpp: float | None = None, seed: int = 0, progress: Progress | None = None
+    ) -> Labeled:
+        """Return the data, which is ready."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabeledTiles:
+    """Tiles of one size with a class and a group each."""
+
+    unit: ClassVar[str] = "tiles"
+
+    images: NDArray[np.uint8]
+    """`(N, rows, cols, 3)`."""
+    labels: NDArray[np.int64]
+    """`(N,)` index into `classes`."""
+    groups: tuple[str, ...]
+    """`N` names, such as patients; tiles of one group are kept in one part of a split."""
+    paths: tuple[str, ...]
+    """`N` names of the tiles."""
+    classes: tuple[str, ...]
+    """Names of the classes, sorted."""
+    is_grouped: bool
+    """Whether groups were given; otherwise every tile is its own group."""
+    mpp: float | None = None
+    """Micrometers per pixel."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """How the tiles were read, for the card."""
+    fingerprint: str = ""
+    """Digest of all tiles, by which a model recognizes its training data."""
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        """Nothing: recipe and tiles decide a training."""
+        return {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, which: NDArray[np.int64]) -> LabeledTiles:
+        """Return some of the tiles."""
+        return replace(
+            self,
+            images=self.images[which],
+            labels=self.labels[which],
+            groups=tuple(self.groups[i] for i in which),
+            paths=tuple(self.paths[i] for i in which),
+        )
+
+    def prepared(
+        self,
+        *,
+        mpp: float | None = None,
+        seed: int = 0,  # noqa: ARG002
+        progress: Progress | None = None,  # noqa: ARG002
+    ) -> LabeledTiles:
+        """Return the tiles, which are ready."""
+        return self if mpp is None else replace(self, mpp=mpp)

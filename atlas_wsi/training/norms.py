@@ -1,0 +1,70 @@
+"""Batch-norm statistics, measured on unchanged images and then kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.models.model import Model
+    from atlas_wsi.training.recipe import Recipe
+
+_MAX_IMAGES = 1024
+
+
+def fix_norms(model: Model, images: NDArray[np.uint8], recipe: Recipe) -> None:
+    """Measure the batch-norm statistics on unchanged images and keep them from then on.
+
+    Statistics of varied mosaics, one image per batch, are not those of a slide.
+
+    `images`: uint8 `(N, rows, cols, 3)`.
+    """
+    order = np.random.default_rng(recipe.seed).permutation(len(images))[:_MAX_IMAGES]
+    batch = max(2, int(recipe.megapixels * 1e6) // images[0, ..., 0].size)
+    measure_norms(model, [images[order[i : i + batch]] for i in range(0, len(order), batch)])
+
+
+@torch.no_grad()
+def measure_norms(model: Model, batches: Sequence[NDArray[np.uint8]]) -> None:
+    """Give batch norm the statistics of some images, and use these and not a batch's own.
+
+    `batches`: uint8 `(N, rows, cols, 3)` each.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over what follows
+        norm.train()
+    for images in batches:
+        x_BCYX = model.normalize(
+            torch.from_numpy(images).to(model.encoder.fc.weight.device)
+        ).contiguous(memory_format=torch.channels_last)
+        model.encoder.stem(x_BCYX)
+    fix_modes(model)
+
+
+def fix_modes(model: nn.Module) -> None:
+    """Keep the batch-norm statistics as they are."""
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+
+
+def channel_statistics(
+    images: NDArray[np.uint8],
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Measure the mean and the deviation of each channel, in 0-1.
+
+    `images`: uint8 `(N, rows, cols, 3)`.
+    """
+    part = images[:: max(1, len(images) // 500)].reshape(-1, 3) / 255.0
+    mean = tuple(round(float(v), 4) for v in part.mean(axis=0))
+    std = tuple(round(float(v), 4) for v in np.maximum(part.std(axis=0), 0.02))
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

@@ -1,0 +1,239 @@
+"""Train a model on labeled data, measure it on a test part, and describe both in its card."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from atlas_wsi.models.card import ModelCard, ModelClass, class_colors
+from atlas_wsi.models.model import Model
+from atlas_wsi.models.start import Start, load_start, timm_start
+from atlas_wsi.progress import CancelToken, silent
+from atlas_wsi.training import distributed
+from atlas_wsi.training.cards import fingerprints_of, split_text, table_split_text, write_card
+from atlas_wsi.training.evaluation import fit_temperature_on, measure_data
+from atlas_wsi.training.history import History
+from atlas_wsi.training.metrics import MIN_CALIBRATION, color_baseline, confusion, summarize
+from atlas_wsi.training.norms import channel_statistics
+from atlas_wsi.training.objectives import objective_for
+from atlas_wsi.training.recipe import Recipe, TrainOptions
+from atlas_wsi.training.split import split, table_split
+from atlas_wsi.training.trainer import Trainer, new_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from atlas_wsi.progress import Progress
+    from atlas_wsi.training.data.labeled import Labeled, LabeledData
+    from atlas_wsi.training.recipe import CardSpec
+    from atlas_wsi.training.split import Split
+
+
+def train(
+    data: LabeledData,
+    spec: CardSpec,
+    recipe: Recipe | None = None,
+    options: TrainOptions | None = None,
+    *,
+    history: History | None = None,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Model:
+    """Train a model and measure it on test data that it has not seen.
+
+    Parameters
+    ----------
+    data
+        Labeled tiles, regions or slides, from `read_tile_folder`, `read_regions` or
+        `read_slide_table`, or `LabeledTiles`. Whole groups, such as patients, are kept in one part
+        of the split. A table of slides with a column split decides the parts itself.
+    spec
+        Name, kind and resolution of the model.
+    recipe
+        How the model is trained.
+    options
+        What is measured and written, and where the weights start.
+    history
+        Collects the learning curve.
+    progress
+        Called with a text, the steps done and their number.
+    cancel
+        Stops the training when another thread cancels it.
+
+    Returns
+    -------
+    Model
+        With the weights of the lowest validation loss, else the last ones. Its card has the
+        figures of the test part. With `TrainOptions.out` it is written, too, and a training that
+        was stopped resumes.
+
+    Raises
+    ------
+    ValueError
+        If recipe and options contradict each other.
+    ResultExistsError
+        If the model file exists.
+    DatasetError
+        If the data cannot be read or split.
+    CheckpointMismatchError
+        If initial weights do not fit, or a checkpoint is of another training.
+    Cancelled
+        If `cancel` was set.
+    """
+    recipe, options = recipe or Recipe(), options or TrainOptions()
+    history = history if history is not None else History(tensorboard=options.tensorboard)
+    with distributed.joined():
+        stated = table_split(data)
+        if stated is not None and options.validation_fraction:
+            raise ValueError("the table's column split replaces the validation fraction")
+        options.check(recipe, is_validated=bool(len(stated.validation)) if stated else None)
+        ready = data.prepared(mpp=spec.mpp, seed=recipe.seed, progress=progress)
+        facts: dict[str, Any] = {}
+        if stated is not None:
+            parts, text = stated, table_split_text(ready, stated)
+        else:
+            test, validation = options.test_fraction, options.validation_fraction
+            parts = split(ready, test=test, validation=validation, seed=recipe.seed)
+            text = split_text(ready, parts, test, recipe.seed)
+            facts = {"test_fraction": test, "validation_fraction": validation}
+        model = fit(
+            ready,
+            parts,
+            make_card(ready, parts, spec, text),
+            recipe,
+            options,
+            facts=facts,
+            history=history,
+            progress=progress,
+            cancel=cancel,
+        )
+        save(model, options, history)
+    return model
+
+
+def make_card(data: Labeled, parts: Split, spec: CardSpec, text: str) -> ModelCard:
+    """Make the card of a model before training."""
+    mpp = spec.mpp or data.mpp
+    if mpp is None:
+        raise ValueError("training needs the resolution of the data: micrometers per pixel")
+    mean, std = channel_statistics(data.subset(parts.train).images)
+    colors = class_colors(len(data.classes))
+    return ModelCard(
+        name=spec.name,
+        domain=spec.domain,
+        classes=tuple(
+            ModelClass(name=label, color=color)
+            for label, color in zip(data.classes, colors, strict=True)
+        ),
+        mpp=mpp,
+        mean=mean,
+        std=std,
+        license=spec.license,
+        data=spec.data,
+        limits=spec.limits,
+        split=text,
+    )
+
+
+def fit(
+    data: Labeled,
+    parts: Split,
+    card: ModelCard,
+    recipe: Recipe,
+    options: TrainOptions,
+    *,
+    facts: Mapping[str, Any],
+    history: History,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Model:
+    """Train on the training part, select and calibrate by validation, measure on the test part."""
+    known = data.subset(parts.train)
+    validation = data.subset(parts.validation) if len(parts.validation) else None
+    start = initial_weights(recipe, options)
+    model = new_model(len(data.classes), card, recipe, start).to(distributed.device())
+    trainer = Trainer(model, recipe, history)
+    started = time.perf_counter()
+    trainer.train(
+        objective_for(known, model, recipe),
+        known,
+        validation,
+        checkpoint=options.checkpoint,
+        report=progress or silent,
+        cancel=cancel or CancelToken(),
+    )
+    model = trainer.average.eval()
+    recorded = {
+        **recipe.as_dict(),
+        **known.arguments,
+        "steps": int(history.rows[-1]["step"]),
+        "chosen": {k: round(v, 6) for k, v in history.best.items()},
+        "seconds": round(time.perf_counter() - started),
+        data.unit: len(known),
+        **model.card.training,
+        **data.facts,
+        **facts,
+        f"{data.unit}_by_class": count_by_class(data, parts.train),
+        "data_fingerprint": data.fingerprint,
+    }
+    if data.unit == "slides":
+        used = np.concatenate([parts.train, parts.validation])
+        recorded["trained_on"] = sorted(fingerprints_of([data.paths[i] for i in used]))
+    model.card = model.card.model_copy(update={"training": recorded})
+    model.cpu().to(getattr(torch, options.dtype)).float()
+    if distributed.rank() != 0:
+        return model
+    if validation is not None and len(validation) >= MIN_CALIBRATION:
+        fit_temperature_on(model, validation)
+    figures = _figures(model, known, data.subset(parts.test), progress)
+    model.card = model.card.model_copy(update=figures)
+    return model
+
+
+def initial_weights(recipe: Recipe, options: TrainOptions) -> Start | None:
+    """Load what a training starts from; None for random weights."""
+    if recipe.encoder is not None:
+        return timm_start(recipe.encoder, options.encoder_weights)
+    if isinstance(options.init, Model):
+        return Start.of(options.init)
+    if options.init is None or isinstance(options.init, Start):
+        return options.init
+    return load_start(options.init)
+
+
+def save(model: Model, options: TrainOptions, history: History) -> None:
+    """Write a model, its card and its learning curve, from the first process."""
+    if options.out is None or distributed.rank() != 0:
+        return
+    write_card(model, options.path)
+    history.write(options.path)
+    model.save(options.path, dtype=getattr(torch, options.dtype))  # last: the rest is complete
+
+
+def _figures(
+    model: Model, known: Labeled, test: Labeled, progress: Progress | None
+) -> dict[str, Any]:
+    """Return metrics and confusion for the card; nothing without a test part."""
+    if not len(test):
+        return {}
+    result = measure_data(model, test, progress=progress)
+    metrics = dict(result.metrics) | {"ece": result.reliability.ece}
+    if test.unit == "tiles":
+        guessed = color_baseline(known.images, known.labels, test.images, len(test.classes))
+        color = summarize(confusion(test.labels, guessed, len(test.classes)))
+        metrics |= {f"color_baseline_{k}": v for k, v in color.items()}
+    return {
+        "metrics": {k: round(v, 4) for k, v in metrics.items()},
+        "confusion": tuple(tuple(row) for row in result.confusion.tolist()),
+    }
+
+
+def count_by_class(data: Labeled, which: NDArray[np.int64]) -> dict[str, int]:
+    """Count some tiles or slides by class."""
+    counts = np.bincount(data.labels[which], minlength=len(data.classes))
+    return dict(zip(data.classes, counts.tolist(), strict=True))
