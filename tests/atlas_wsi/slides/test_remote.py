@@ -102,6 +102,7 @@ def test_a_prediction_from_a_server_is_that_from_disk(s3, remote, svs, tmp_path)
     assert far.slide.path == remote
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_addresses(s3, remote, tmp_path):
     command = [sys.executable, "-m", "atlas_wsi.cli.app"]
     info = subprocess.run([*command, "info", remote, "--json"], capture_output=True, check=True)
