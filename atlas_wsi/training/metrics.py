@@ -136,7 +136,7 @@ def class_scores(
     groups: NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compute figures a class and over all classes, with bootstrap intervals.
+    """Compute figures per class and over all classes, with bootstrap intervals.
 
     `labels`: `(N,)` true classes. `probabilities`: `(N, K)`. `groups`: `(N,)` group of every
     sample; whole groups are drawn, for their members are alike. Each sample is its own group by
