@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 
 import atlas_wsi
 from atlas_wsi.training.data.tile_folder import read_tiles
-from atlas_wsi.training.evaluation import test_part
+from atlas_wsi.training.evaluation import unseen_part
 from atlas_wsi.training.segmentation import MosaicMaps, read_mosaics
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def main() -> None:
         tiles = read_tiles(Path(folder), zoom=float(model.card.training.get("zoom", 1)))
         maps = [
             one
-            for one in read_mosaics(model, test_part(model, tiles))
+            for one in read_mosaics(model, unseen_part(model, tiles))
             if len(np.unique(one.truth[one.counts])) >= 3
         ]
         right = [right_share(one, one.whole) for one in maps]

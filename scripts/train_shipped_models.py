@@ -25,7 +25,7 @@ import torch
 from atlas_wsi.models import Model, ModelClass
 from atlas_wsi.training.cards import write_card
 from atlas_wsi.training.data.tile_folder import read_tile_folder, read_tiles
-from atlas_wsi.training.evaluation import evaluate, test_part
+from atlas_wsi.training.evaluation import evaluate, unseen_part
 from atlas_wsi.training.history import History
 from atlas_wsi.training.metrics import color_baseline, summarize
 from atlas_wsi.training.metrics import confusion as count
@@ -158,7 +158,7 @@ def finish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
     anyone can reproduce on the original folder; those of all classes go by `with_unknown_`.
     """
     tiles = read_tiles(folder, zoom=facts["zoom"])
-    held = test_part(model, tiles)
+    held = unseen_part(model, tiles)
     metrics = dict(model.card.metrics)
     if "unknown" in tiles.classes:
         unknown = tiles.classes.index("unknown")

@@ -250,7 +250,7 @@ def choose_part(
         if isinstance(data, SlideTable):
             _refuse_seen(data, np.arange(len(data)), model.card, "in the table")
         return data, "all", "not the training data"
-    return test_part(model, data), "test", "the test part of the training data"
+    return unseen_part(model, data), "test", "the test part of the training data"
 
 
 def is_training_data(card: ModelCard, data: Labeled) -> bool:
@@ -274,7 +274,7 @@ def is_training_data(card: ModelCard, data: Labeled) -> bool:
     return len(known) == facts[data.unit]
 
 
-def test_part(model: Model, data: Labeled) -> Labeled:
+def unseen_part(model: Model, data: Labeled) -> Labeled:
     """Return the tiles or slides that were held out when a model was trained on them."""
     facts, unit = model.card.training, data.unit
     if "folds" in facts and "fold" not in facts:

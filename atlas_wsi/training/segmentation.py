@@ -16,7 +16,7 @@ from atlas_wsi.inference.predict import predict
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.training.data.labeled_areas import areas_by_class
 from atlas_wsi.training.data.mosaics import CELL_PX, make_mosaic
-from atlas_wsi.training.evaluation import Evaluation, class_indices, measure, test_part
+from atlas_wsi.training.evaluation import Evaluation, class_indices, measure, unseen_part
 from atlas_wsi.training.metrics import fit_temperature
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _test_slides(model: Model, table: RegionTable, progress: Progress | None) ->
         )
     table = replace(table, tile_px=int(facts["tile_px"]))
     tiles = table.prepared(mpp=model.card.mpp, seed=int(facts["seed"]), progress=progress)
-    return table.of_groups(set(test_part(model, tiles).groups))
+    return table.of_groups(set(unseen_part(model, tiles).groups))
 
 
 def predict_cells(

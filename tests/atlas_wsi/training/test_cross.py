@@ -15,7 +15,7 @@ from atlas_wsi.models import load_model
 from atlas_wsi.progress import CancelToken
 from atlas_wsi.training.cross_validation import cross_validate
 from atlas_wsi.training.data.tile_folder import read_tiles
-from atlas_wsi.training.evaluation import evaluate, test_part
+from atlas_wsi.training.evaluation import evaluate, unseen_part
 from atlas_wsi.training.metrics import confusion
 from atlas_wsi.training.recipe import CardSpec, Recipe, TrainOptions
 
@@ -53,7 +53,7 @@ def test_every_tile_is_predicted_once_by_a_model_that_did_not_see_its_group(cros
         assert sum(shares) == pytest.approx(1, abs=1e-3)
         assert row["predicted"] == tiles.classes[int(np.argmax(shares))]
     for k in range(2):
-        asked = test_part(load_model(crossed.with_name(f"cv.fold{k}.safetensors")), tiles)
+        asked = unseen_part(load_model(crossed.with_name(f"cv.fold{k}.safetensors")), tiles)
         assert list(asked.paths) == [row["path"] for row in rows if row["fold"] == str(k)]
 
 
@@ -83,7 +83,7 @@ def test_a_fold_is_measured_again_from_its_file_and_the_whole_is_not(crossed, ti
     found = evaluate(model, tiles)
     assert found.metrics["accuracy"] == pytest.approx(model.card.metrics["accuracy"], abs=1e-4)
     with pytest.raises(DatasetError, match="trained on all tiles"):
-        test_part(load_model(crossed), tiles)
+        unseen_part(load_model(crossed), tiles)
 
 
 def stop_in(fold, cancel):

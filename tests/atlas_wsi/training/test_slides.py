@@ -172,7 +172,7 @@ def test_folds_hold_out_every_slide_once(table, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "lacks the column label, slide"),
+        ([], "lacks the column slide, label"),
         ([("slide", "label")], "lists no slides"),
         ([("slide",), ("pink-0.tif",)], "lacks the column label"),
         ([("slide", "label"), ("pink-0.tif", " ")], "line 2: the column label is empty"),

@@ -114,7 +114,7 @@ def test_weights_of_something_else_are_an_error(tmp_path):
 
 
 def test_another_size_than_the_starts_is_an_error():
-    with pytest.raises(CheckpointMismatchError, match="has the dim 16, asked for is 64"):
+    with pytest.raises(CheckpointMismatchError, match="has the dim 16; requested was 64"):
         new_model(2, card_of("a", "b"), Recipe(dim=64), load_model("atlas_test"))
 
 

@@ -17,7 +17,7 @@ from atlas_wsi.progress import CancelToken
 from atlas_wsi.slides.synthetic import make_svs
 from atlas_wsi.training.cards import write_card
 from atlas_wsi.training.data.tile_folder import read_tile_folder, read_tiles
-from atlas_wsi.training.evaluation import evaluate, test_part
+from atlas_wsi.training.evaluation import evaluate, unseen_part
 from atlas_wsi.training.metrics import color_baseline, confusion, summarize
 from atlas_wsi.training.recipe import CardSpec, Recipe, TrainOptions
 from atlas_wsi.training.segmentation import evaluate_mosaics
@@ -80,7 +80,7 @@ def test_evaluate_reproduces_the_card_from_the_stored_file(trained, tile_folder)
 @pytest.mark.slow
 def test_borders_are_measured_on_mosaics_of_test_tiles(trained, tile_folder):
     model = load_model(trained)
-    tiles = test_part(model, read_tiles(tile_folder))
+    tiles = unseen_part(model, read_tiles(tile_folder))
     found, again = (evaluate_mosaics(model, tiles, n=3, side_px=512) for _ in range(2))
     assert found == again
     assert found["mosaic_cell_accuracy"] > 0.5
