@@ -75,8 +75,6 @@ def _verbs(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
 
 @pytest.mark.parametrize("verb", _verbs(typer.main.get_command(app)), ids=" ".join)
 def test_help(verb: tuple[str, ...]) -> None:
-    if verb[:1] in {("train",), ("evaluate",)}:
-        pytest.xfail("to be rewritten")
     assert not _mistakes(CliRunner().invoke(app, [*verb, "--help"]).stdout)
 
 
