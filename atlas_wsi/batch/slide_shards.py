@@ -11,7 +11,6 @@ from distributed import get_client, get_worker
 
 from atlas_wsi.inference.predict import check_cell_px, choose_model
 from atlas_wsi.models.model import Model
-from atlas_wsi.models.stem import STRIDE_PX
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.streaming.device import choose_device, choose_dtype, prepare
 from atlas_wsi.streaming.shard import open_share, plan_for
@@ -83,7 +82,7 @@ class ShardActor:
         self._shard = self._open.enter_context(
             open_share(
                 *(prepare(model, device=device, dtype=dtype), shard, image, plan),
-                cell_tokens=check_cell_px(model, options.cell_px) // STRIDE_PX,
+                cell_tokens=check_cell_px(model, options.cell_px) // model.config.token_px,
                 step=lambda *_: None,
                 work=_work(worker, source, request.number, request.of),
             )
@@ -174,7 +173,8 @@ def shards_over_workers(
                 actors += [future.result(timeout=ACTOR_S) for future in futures]
                 with open_share(
                     *(model, layout.share(members[0]), image, plan),
-                    cell_tokens=check_cell_px(model, worker.options.cell_px) // STRIDE_PX,
+                    cell_tokens=check_cell_px(model, worker.options.cell_px)
+                    // model.config.token_px,
                     step=step,
                     work=_work(worker, slide, 0, len(members)),
                 ) as first:

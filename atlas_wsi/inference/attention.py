@@ -11,7 +11,6 @@ import torch
 
 from atlas_wsi.grid import Grid
 from atlas_wsi.heatmap.heatmap import AttentionMap
-from atlas_wsi.models.stem import STRIDE_PX
 from atlas_wsi.streaming.fine_windows import FineWindows, fine_blocks
 from atlas_wsi.streaming.shard import macro_tiles
 from atlas_wsi.streaming.token_store import RamTokens
@@ -47,7 +46,8 @@ class CoarseContext:
         """Return what the cell at a position attends to in the last block with the finest scale."""
         at = self._layout.scales[0]
         step = self._image.grid.step_px
-        token = (int(y / step[0] // STRIDE_PX), int(x / step[1] // STRIDE_PX))
+        token_px = self._model.config.token_px
+        token = (int(y / step[0] // token_px), int(x / step[1] // token_px))
         window = (token[0] // at.side, token[1] // at.side)
         found = np.flatnonzero((at.where[:, 1:] == window).all(axis=1))
         inside = 0 <= token[0] < at.grid[0] and 0 <= token[1] < at.grid[1]
@@ -106,7 +106,7 @@ class CoarseContext:
         start, maps = at.side**2, []
         for s, (above, parent) in enumerate(zip(layout.scales[1:], at.parents, strict=True), 1):
             n = above.side**2
-            token_px = STRIDE_PX * layout.ratio**s
+            token_px = self._model.config.token_px * layout.ratio**s
             step = (self._image.grid.step_px[0] * token_px, self._image.grid.step_px[1] * token_px)
             _, i, j = above.where[int(parent[0])]
             row, col = int(i) * above.side, int(j) * above.side

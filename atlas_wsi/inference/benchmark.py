@@ -15,7 +15,6 @@ from atlas_wsi.errors import SlideError
 from atlas_wsi.inference.predict import plan_layout, predict
 from atlas_wsi.inference.provenance import peak_memory_bytes
 from atlas_wsi.models.registry import DEFAULTS, load_model
-from atlas_wsi.models.stem import STRIDE_PX
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.synthetic import make_svs
 from atlas_wsi.streaming.device import Precision, choose_device, choose_dtype, prepare
@@ -138,7 +137,7 @@ def benchmark(
             raise SlideError(f"{source.name} has no tissue; there is nothing to time.")
         layout = plan_layout(loaded, image, windows)
         tiles = macro_tiles(loaded, layout, image.shape, _SIDE)
-        window_mpx = (layout.scales[0].side * STRIDE_PX) ** 2 / 1e6
+        window_mpx = (layout.scales[0].side * loaded.config.token_px) ** 2 / 1e6
         sample = tiles[:: max(1, len(tiles) // _SAMPLE_TILES)]
         threads = read_threads()
         start = time.perf_counter()

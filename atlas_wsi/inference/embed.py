@@ -14,7 +14,7 @@ from atlas_wsi.inference.patches import read_patches
 from atlas_wsi.inference.predict import choose_model
 from atlas_wsi.inference.provenance import reporter
 from atlas_wsi.models.model import Model
-from atlas_wsi.models.timm_stem import PREFIX, TimmEncoder
+from atlas_wsi.models.stems.timm_network import PREFIX, TimmEncoder
 from atlas_wsi.progress import CancelToken, Progress, silent
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.slide import Slide

@@ -27,7 +27,6 @@ from atlas_wsi.inference.provenance import (
 )
 from atlas_wsi.models.model import Model
 from atlas_wsi.models.registry import DEFAULTS, is_tile_classifier, load_model
-from atlas_wsi.models.stem import STRIDE_PX
 from atlas_wsi.models.tile_classifier import TileClassifier, load_tile_classifier
 from atlas_wsi.progress import CancelToken, Progress, silent
 from atlas_wsi.slides.open import open_slide
@@ -111,7 +110,7 @@ def check_cell_px(model: Model | TileClassifier, cell_px: int | None) -> int:
                 hint="Omit the cell size.",
             )
         return model.patch_px
-    choices = [STRIDE_PX * n for n in (1, 2, 4)]
+    choices = [model.config.token_px * n for n in (1, 2, 4)]
     if cell_px is not None and cell_px not in choices:
         raise CellSizeError(
             f"{model.card.name} cannot make cells of {cell_px} px; it can make cells of "
@@ -349,7 +348,7 @@ def _encode(
 ) -> tuple[SlideLogits, CoarseContext | None, int]:
     n, n_blocks = layout.scales[0].n_windows, len(fine_blocks(model, layout))
     step = reporter(report, cancel, {"encode": n, "attend": n * n_blocks})
-    cell_tokens = cell_px // STRIDE_PX
+    cell_tokens = cell_px // model.config.token_px
     with ExitStack() as opened:
         if shards is not None:
             opened_shards = opened.enter_context(shards(model, layout, image, plan, step))

@@ -20,12 +20,13 @@ import torch
 from torch import nn
 
 from atlas_wsi.models.checkpoints import load_exactly, rename_published
-from atlas_wsi.models.layout import Alignment, Layout, count_scales, plan_layout
+from atlas_wsi.models.layout import Alignment, Layout, plan_layout
 from atlas_wsi.models.mambavision import MambaVisionConfig
-from atlas_wsi.models.mambavision_stem import MambaVisionStem
 from atlas_wsi.models.msa import MsaBlock, pool, spread
-from atlas_wsi.models.stem import STRIDE_PX, Stem
-from atlas_wsi.models.timm_stem import TimmStem, timm_channels
+from atlas_wsi.models.stems.base import Stem, load_stem
+from atlas_wsi.models.stems.convolution import ConvolutionStem
+from atlas_wsi.models.stems.mambavision_tokens import MambaVisionStem
+from atlas_wsi.models.stems.timm_network import TimmStem, timm_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,20 +61,26 @@ class AtlasConfig:
     """The MambaVision that replaces the convolution stem."""
     timm: str | None = None
     """Name in timm of the network that replaces the convolution stem."""
+    stem: str | None = None
+    """Name of the stem of another package that replaces the convolution stem."""
+    token_px: int = 16
+    """Working pixels along a token's side: the stride of the stem."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))
         stored: object = self.mambavision
         if isinstance(stored, Mapping):
             object.__setattr__(self, "mambavision", MambaVisionConfig(**stored))
-        quarters = 4 if self.timm is None else 1  # the stem has a quarter of the channels
+        replaced = [v for v in (self.stem, self.timm, self.mambavision) if v is not None]
+        if len(replaced) > 1:
+            raise ValueError("a model has one stem: stem, timm and mambavision exclude each other")
+        is_convolution = self.timm is None and self.stem is None
+        quarters = 4 if is_convolution else 1  # the stem has a quarter of the channels
         if self.dim % quarters or self.dim % self.heads or self.window % self.ratio:
             raise ValueError(
                 f"dim {self.dim} must be divisible by {quarters} and by heads {self.heads}, "
                 f"window {self.window} by ratio {self.ratio}"
             )
-        if self.timm is not None and self.mambavision is not None:
-            raise ValueError("a MambaVision and a timm network cannot both replace the stem")
         if self.mambavision is None:
             if not self.depths:
                 raise ValueError("an Atlas needs at least one stage of blocks; depths is empty")
@@ -99,7 +106,7 @@ class AtlasConfig:
     @property
     def window_px(self) -> int:
         """Working pixels along a window's side."""
-        return self.window * STRIDE_PX
+        return self.window * self.token_px
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -116,12 +123,19 @@ def make_config(
     timm: str | None = None,
 ) -> AtlasConfig:
     """Choose the sizes of a small model of a backbone."""
+    token_px = 16
     if timm is not None:
-        dim = timm_channels(timm)
+        dim, token_px = timm_tokens(timm)
     heads = next(n for n in range(max(1, dim // 32), 0, -1) if dim % n == 0)
     if backbone in {"atlas", "timm+msa"}:
         return AtlasConfig(
-            dim=dim, heads=heads, depths=depths, n_scales=n_scales, n_classes=n_classes, timm=timm
+            dim=dim,
+            heads=heads,
+            depths=depths,
+            n_scales=n_scales,
+            n_classes=n_classes,
+            timm=timm,
+            token_px=token_px,
         )
     trunk = MambaVisionConfig(
         dim=dim // 4,
@@ -226,7 +240,8 @@ class Atlas(nn.Module):
         `active_windows`: bool `(rows, cols)` of fine windows or `(B, rows, cols)`; None computes
         all.
         """
-        tokens = (-(-shape_px[0] // STRIDE_PX), -(-shape_px[1] // STRIDE_PX))
+        step = self.config.token_px
+        tokens = (-(-shape_px[0] // step), -(-shape_px[1] // step))
         side = min(self.config.window, max(tokens))
         if not self.stages:
             n_scales = 1
@@ -298,23 +313,24 @@ class Atlas(nn.Module):
         layout = self.plan(shape, n_images=len(x_BCYX), active_windows=active_windows)
         return self.fc(self.fc_norm(self.pooled(self.encode(x_BCYX, layout))))
 
-    def scales_of(self, shape_px: tuple[int, int]) -> int:
-        """Return how many scales an image of a size has."""
-        longer = -(-max(shape_px) // STRIDE_PX)
-        if not self.stages:
-            return 1
-        return count_scales(longer, window=self.config.window, ratio=self.config.ratio)
 
-
-def _make_stem(config: AtlasConfig) -> Stem | MambaVisionStem | TimmStem:
-    if config.timm is not None:
+def _make_stem(config: AtlasConfig) -> Stem:
+    """Make the stem that a configuration names; its tokens must be those that were planned for."""
+    stem: Stem
+    if config.stem is not None:
+        stem = load_stem(config)
+    elif config.timm is not None:
         stem = TimmStem(config.timm, window_px=config.window_px)
-        if stem.dim != config.dim:
-            raise ValueError(f"timm:{config.timm} has {stem.dim} channels, not {config.dim}")
-        return stem
-    if config.mambavision is None:
-        return Stem(config.dim // 4, in_channels=config.in_channels)
-    return MambaVisionStem(config.mambavision, last_level=2 if config.depths else 3)
+    elif config.mambavision is not None:
+        stem = MambaVisionStem(config.mambavision, last_level=2 if config.depths else 3)
+    else:
+        stem = ConvolutionStem(config.dim // 4, in_channels=config.in_channels)
+    if (stem.dim, stem.stride_px) != (config.dim, config.token_px):
+        raise ValueError(
+            f"{type(stem).__name__} makes tokens of {stem.dim} channels and {stem.stride_px} px, "
+            f"the configuration says {config.dim} and {config.token_px}"
+        )
+    return stem
 
 
 def initial_tokens(x_NTC: torch.Tensor, layout: Layout) -> list[torch.Tensor]:

@@ -10,8 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from atlas_wsi.models.stem import STRIDE_PX
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -124,8 +122,3 @@ def _mean_cells(x_BKYX: torch.Tensor, valid_B1YX: torch.Tensor, cell_tokens: int
         torch.cat([x_BKYX, valid_B1YX], dim=1), cell_tokens, ceil_mode=True, divisor_override=1
     )
     return pooled[:, :-1] / pooled[:, -1:].clamp(min=1)
-
-
-def cell_px(cell_tokens: int) -> int:
-    """Return the side of a cell in working pixels."""
-    return cell_tokens * STRIDE_PX

@@ -15,7 +15,7 @@ from atlas_wsi.models.checkpoints import (
     tensors_of,
 )
 from atlas_wsi.models.registry import find_file, is_model, load_model
-from atlas_wsi.models.timm_stem import NO_WEIGHTS, PREFIX, timm_normalization, timm_weights
+from atlas_wsi.models.stems.timm_network import NO_WEIGHTS, PREFIX, timm_normalization, timm_weights
 
 if TYPE_CHECKING:
     import os

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from atlas_wsi.errors import DiskFullError
-from atlas_wsi.models.stem import STRIDE_PX
 from atlas_wsi.streaming.fine_windows import FineWindows, fine_blocks
 from atlas_wsi.streaming.plan import MacroTile, MemoryPlan, plan_macro_tiles, plan_memory
 from atlas_wsi.streaming.prefetch import prefetch
@@ -56,7 +55,7 @@ def macro_tiles(model: Model, layout: Layout, shape: tuple[int, int], side: int)
     return plan_macro_tiles(
         at.where[:, 1:],
         image_shape=shape,
-        window_px=at.side * STRIDE_PX,
+        window_px=at.side * model.config.token_px,
         reach=model.encoder.stem.reach,
         side=side,
     )
@@ -74,7 +73,7 @@ def plan_for(
         dim=model.config.dim,
         n_scales=len(layout.scales),
         window_px=model.config.window_px,
-        pixel_floats=model.encoder.stem.floats_a_pixel,
+        pixel_floats=model.encoder.stem.floats_per_pixel,
         itemsize=itemsize,
         batch=batch,
     )

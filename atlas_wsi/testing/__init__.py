@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from atlas_wsi.slides.synthetic import make_svs
     from atlas_wsi.slides.synthetic_scenes import make_ome_zarr, make_scene
     from atlas_wsi.testing.backends import BackendTests
+    from atlas_wsi.testing.stems import PatchStem, StemTests
     from atlas_wsi.testing.writers import CellWriterTests, WriterTests, make_heatmap
 
 _HOME = {
     "BackendTests": "atlas_wsi.testing.backends",
     "CellWriterTests": "atlas_wsi.testing.writers",
+    "PatchStem": "atlas_wsi.testing.stems",
+    "StemTests": "atlas_wsi.testing.stems",
     "WriterTests": "atlas_wsi.testing.writers",
     "make_heatmap": "atlas_wsi.testing.writers",
     "make_ome_zarr": "atlas_wsi.slides.synthetic_scenes",
@@ -36,6 +39,8 @@ _HOME = {
 __all__ = [
     "BackendTests",
     "CellWriterTests",
+    "PatchStem",
+    "StemTests",
     "WriterTests",
     "make_heatmap",
     "make_ome_zarr",

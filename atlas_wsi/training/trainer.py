@@ -15,7 +15,7 @@ from atlas_wsi.errors import CheckpointMismatchError
 from atlas_wsi.models.atlas import AtlasConfig, make_config
 from atlas_wsi.models.model import Model
 from atlas_wsi.models.start import Start, take_weights
-from atlas_wsi.models.timm_stem import PREFIX
+from atlas_wsi.models.stems.timm_network import PREFIX
 from atlas_wsi.training import distributed
 from atlas_wsi.training.evaluation import predict_logits
 from atlas_wsi.training.history import read_checkpoint, write_checkpoint

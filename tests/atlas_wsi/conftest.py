@@ -65,3 +65,15 @@ def s3(s3_server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
     fsspec.filesystem("s3").clear_instance_cache()
     return s3_server
+
+
+@pytest.fixture
+def outside_stem(tmp_path, monkeypatch):
+    """The name of a stem of stride 14 that an installed package provides."""
+    info = tmp_path / "outside_stem-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-stem\nVersion: 1.0\n")
+    target = "patch14 = atlas_wsi.testing.stems:make_patch_stem"
+    (info / "entry_points.txt").write_text(f"[atlas_wsi.stems]\n{target}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "patch14"

@@ -14,7 +14,7 @@ from atlas_wsi.batch.options import BatchOptions, RunOptions
 from atlas_wsi.batch.start_run import begin
 from atlas_wsi.batch.task import do_slide
 from atlas_wsi.batch.worker import BatchWorker
-from atlas_wsi.models.stem import Stem
+from atlas_wsi.models.stems.convolution import ConvolutionStem as Stem
 
 OPTIONS = BatchOptions(
     model="atlas_test", precision="float32", memory="400MB", formats=("ome-zarr",)

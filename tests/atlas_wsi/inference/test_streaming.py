@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atlas_wsi.models import AtlasConfig, Model, ModelCard, ModelClass
@@ -27,7 +27,12 @@ CARD = ModelCard(
 
 
 def make_model(
-    depths: tuple[int, ...], n_scales: int, window: int, ratio: int, mamba: tuple[int, ...] = ()
+    depths: tuple[int, ...],
+    n_scales: int,
+    window: int,
+    ratio: int,
+    mamba: tuple[int, ...] = (),
+    stem: str | None = None,
 ) -> Model:
     torch.manual_seed(1)
     dim = 16
@@ -46,6 +51,8 @@ def make_model(
         ratio=ratio,
         n_classes=3,
         mambavision=trunk,
+        stem=stem,
+        token_px=14 if stem else 16,
     )
     model = Model(config, CARD).eval()
     for module in model.modules():  # statistics and weights that matter
@@ -107,7 +114,7 @@ EXAMPLES = int(os.environ.get("ATLAS_WSI_EXAMPLES", "60"))
 
 
 def windows_of(model, shape):
-    tokens = [-(-n // 16) for n in shape]
+    tokens = [-(-n // model.config.token_px) for n in shape]
     side = min(model.config.window, max(tokens))
     return tuple(-(-n // side) for n in tokens)
 
@@ -115,9 +122,24 @@ def windows_of(model, shape):
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(cases())
 def test_streamed_is_dense_for_any_size_mask_cut_and_store(case):
-    window, ratio, depths, n_scales, mamba, shape, seed, keep, cut = case
+    window, ratio, depths, n_scales, mamba, *_ = case
+    check_law(make_model(depths, n_scales, window, ratio, mamba), case)
+
+
+@settings(
+    max_examples=EXAMPLES // 3,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(cases())
+def test_a_stem_of_another_package_and_of_stride_14_streams_to_the_same(outside_stem, case):
+    window, ratio, depths, n_scales, *_ = case
+    check_law(make_model(depths or (1,), n_scales, window, ratio, stem=outside_stem), case)
+
+
+def check_law(model, case):
+    *_, shape, seed, keep, cut = case
     side, batch, in_ram, shares = cut
-    model = make_model(depths, n_scales, window, ratio, mamba)
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     active = rng.random(windows_of(model, shape)) < keep

@@ -7,7 +7,7 @@ import torch
 
 from atlas_wsi.grid import Box
 from atlas_wsi.models.mambavision import MambaVisionConfig
-from atlas_wsi.models.mambavision_stem import MambaVisionStem
+from atlas_wsi.models.stems.mambavision_tokens import MambaVisionStem
 
 WINDOW_PX = 14 * 16
 SIZE_PX = 4 * WINDOW_PX

@@ -17,7 +17,7 @@ from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError
 from atlas_wsi.grid import Box
 from atlas_wsi.models import Model, ModelCard, ModelClass
 from atlas_wsi.models.atlas import make_config
-from atlas_wsi.models.timm_stem import TimmEncoder, TimmStem
+from atlas_wsi.models.stems.timm_network import TimmEncoder, TimmStem
 from atlas_wsi.slides.synthetic import make_svs
 
 NETWORKS = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet")
@@ -110,8 +110,8 @@ def test_a_model_file_knows_its_network(tmp_path):
 
 
 def test_networks_that_cannot_stand_under_attention_are_refused():
-    with pytest.raises(UnknownModelError, match="stride 14"):
-        make_model("vit_small_patch14_dinov2")
+    with pytest.raises(UnknownModelError, match="stride 32; .* one of 16 or 14"):
+        make_model("vit_base_patch32_224")
     for name in ("resnet", "hf-hub:owner/name", "../resnet18"):
         with pytest.raises(UnknownModelError, match="no network"):
             make_model(name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from atlas_wsi.files import require_extra, sha256_of
 from atlas_wsi.grid import Box
 from atlas_wsi.models.checkpoints import read_weights, strip_prefixes
 from atlas_wsi.models.hub import download
-from atlas_wsi.models.stem import STRIDE_PX, crop, tokens_of
+from atlas_wsi.models.stems.base import Stem, crop, tokens_of
 
 if TYPE_CHECKING:
     import os
@@ -31,23 +31,25 @@ PREFIX = "timm:"
 NO_WEIGHTS = "none"
 """Asks for random weights instead of a file."""
 
-_SMALLEST_PX = 32  # timm's networks take sides that are multiples of it
+_STRIDES_PX = (16, 14)  # of the map that becomes the tokens, in order of preference
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-class TimmStem(nn.Module):
-    """Tokens at stride 16 from a network of timm."""
+class TimmStem(Stem):
+    """Tokens from a network of timm: one of its maps, of stride 16 or else 14."""
 
     def __init__(self, name: str, *, window_px: int) -> None:
         super().__init__()
         self.window_px = window_px
-        index, self.dim, maps = _map_at_stride(name)
+        index, (self.dim, self.stride_px), maps = _token_map(name)
+        # pyramids of timm take multiples of 32; networks of patches take whole patches
+        self.step_px = 32 if self.stride_px == 16 else self.stride_px
         self.trunk = _make(name, features_only=True, out_indices=(index,))
         # every stage holds a few maps of its size at once
-        self.floats_a_pixel = 4 * sum(channels / stride**2 for channels, stride in maps)
+        self.floats_per_pixel = 4 * sum(channels / stride**2 for channels, stride in maps)
 
     def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
-        """Return tokens ``(B, dim, ceil(Y / 16), ceil(X / 16))``."""
+        """Return tokens ``(B, dim, ceil(Y / stride_px), ceil(X / stride_px))``."""
         rows, cols = x_BCYX.shape[-2:]
         return self.part(x_BCYX, Box(row=0, col=0, rows=rows, cols=cols), (rows, cols))
 
@@ -68,7 +70,7 @@ class TimmStem(nn.Module):
         Returns: Tokens ``(B, dim, rows, cols)`` of what `want` has inside the image.
         """
         rows, cols = (
-            min(self.window_px, -(-side // _SMALLEST_PX) * _SMALLEST_PX) for side in image
+            min(self.window_px, -(-side // self.step_px) * self.step_px) for side in image
         )
         height, width = x_BCYX.shape[-2:]
         x_BCYX = nn.functional.pad(x_BCYX, (0, -width % cols, 0, -height % rows))
@@ -80,10 +82,10 @@ class TimmStem(nn.Module):
             y_NCYX = y_NCYX.permute(0, 3, 1, 2)
         y_BCYX = y_NCYX.reshape(n, down, across, *y_NCYX.shape[1:])
         y_BCYX = y_BCYX.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-        read = tokens_of(self.reach(want, image))
-        return crop(y_BCYX, tokens_of(want.clip(image)), read)
+        read = tokens_of(self.reach(want, image), stride=self.stride_px)
+        return crop(y_BCYX, tokens_of(want.clip(image), stride=self.stride_px), read)
 
-    def fold_(self) -> TimmStem:
+    def fold_(self) -> Self:
         """Lay the weights out for speed, in place."""
         return self.to(memory_format=torch.channels_last)
 
@@ -125,14 +127,14 @@ class TimmEncoder(nn.Module):
         return found.float()
 
 
-def timm_channels(name: str) -> int:
-    """Return the channels of a network's map at stride 16."""
-    return _map_at_stride(name)[1]
+def timm_tokens(name: str) -> tuple[int, int]:
+    """Return the channels and the stride in pixels of the map that becomes the tokens."""
+    return _token_map(name)[1]
 
 
 def timm_weights(name: str, weights: str | os.PathLike[str] | None) -> dict[str, torch.Tensor]:
     """Read the weights of a network for `TimmStem`."""
-    index, _, _ = _map_at_stride(name)
+    index, _, _ = _token_map(name)
     path = _weights_file(name, weights)
     return _make(name, path, features_only=True, out_indices=(index,)).state_dict()
 
@@ -173,19 +175,20 @@ def _make(name: str, weights: Path | None = None, **options: Any) -> Any:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _map_at_stride(name: str) -> tuple[int, int, list[tuple[int, int]]]:
-    """Return index and channels of a network's last map of stride 16; channels, stride of all."""
+def _token_map(name: str) -> tuple[int, tuple[int, int], list[tuple[int, int]]]:
+    """Return the index of the map that becomes the tokens, its channels and stride, and all maps'."""
     with torch.device("meta"):
         info = _make(name, features_only=True).feature_info
     maps = list(zip(info.channels(), info.reduction(), strict=True))
-    fitting = [i for i, (_, stride) in enumerate(maps) if stride == STRIDE_PX]
-    if not fitting:
-        strides = ", ".join(str(stride) for _, stride in maps)
-        raise UnknownModelError(
-            f"timm:{name} has maps of stride {strides}; Multi-Scale Attention needs one of 16.",
-            hint="`atlas-wsi embed` accepts it.",
-        )
-    return info.out_indices[fitting[-1]], maps[fitting[-1]][0], maps
+    for wanted in _STRIDES_PX:
+        fitting = [i for i, (_, stride) in enumerate(maps) if stride == wanted]
+        if fitting:
+            return info.out_indices[fitting[-1]], maps[fitting[-1]], maps
+    strides = ", ".join(str(stride) for _, stride in maps)
+    raise UnknownModelError(
+        f"timm:{name} has maps of stride {strides}; Multi-Scale Attention needs one of 16 or 14.",
+        hint="`atlas-wsi embed` accepts it.",
+    )
 
 
 def _weights_file(name: str, weights: str | os.PathLike[str] | None) -> Path | None:

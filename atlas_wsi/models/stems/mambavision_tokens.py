@@ -9,26 +9,32 @@ the scans and of the attention, which are aligned to the image's origin, are alw
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import nn
 
 from atlas_wsi.grid import Box
 from atlas_wsi.models.mambavision import Level, MambaVision
-from atlas_wsi.models.stem import STRIDE_PX, crop, grow, tokens_of
+from atlas_wsi.models.stems.base import Stem, crop, grow, tokens_of
 
 if TYPE_CHECKING:
     from atlas_wsi.models.mambavision import MambaVisionConfig
 
 
-class MambaVisionStem(nn.Module):
+STRIDE_PX = 16
+
+
+class MambaVisionStem(Stem):
     """Tokens at stride 16 from a MambaVision."""
+
+    stride_px = STRIDE_PX
 
     def __init__(self, config: MambaVisionConfig, *, last_level: int) -> None:
         super().__init__()
         self.config = config
         self.last_level = last_level
+        self.dim = config.level_dim(last_level)
         self.trunk = MambaVision(**asdict(config))
         self.trunk.norm = nn.Identity()
         del self.trunk.head
@@ -39,14 +45,9 @@ class MambaVisionStem(nn.Module):
         radius = 1 + 2 + (2 * first + 1) * 4 + (2 * second + 1) * 8
         self.halo_px = -(-radius // STRIDE_PX) * STRIDE_PX
         # the widest maps at strides 2 and 4, and the activations of the blocks at stride 16
-        self.floats_a_pixel = (
+        self.floats_per_pixel = (
             config.in_dim / 4 + 4 * config.dim / 16 + 14 * config.level_dim(2) / STRIDE_PX**2
         )
-
-    @property
-    def dim(self) -> int:
-        """Channels of a token."""
-        return self.config.level_dim(self.last_level)
 
     def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
         """Return tokens ``(B, dim, ceil(Y / 16), ceil(X / 16))``."""
@@ -70,9 +71,9 @@ class MambaVisionStem(nn.Module):
 
         Returns: Tokens ``(B, dim, rows, cols)`` of what `want` has inside the image.
         """
-        read = tokens_of(self.reach(want, image))
+        read = tokens_of(self.reach(want, image), stride=STRIDE_PX)
         level2, level3 = self._maps(want, image)
-        inside = tokens_of(want.clip(image))
+        inside = tokens_of(want.clip(image), stride=STRIDE_PX)
         x = self.trunk.patch_embed(x_BCYX)
         for i in (0, 1):
             x = self._down(i, self._level(i)(x))
@@ -84,7 +85,7 @@ class MambaVisionStem(nn.Module):
         x = self._level(3)(x).repeat_interleave(2, -2).repeat_interleave(2, -1)
         return crop(x, inside, _double(level3))
 
-    def fold_(self) -> MambaVisionStem:
+    def fold_(self) -> Self:
         """Fold batch norms into the convolutions before them, in place; for inference only."""
         self.trunk.fold_()
         return self
@@ -105,7 +106,7 @@ class MambaVisionStem(nn.Module):
         window = self.config.window_size
         inside = want.clip(image)
         if self.last_level == 2:
-            return _whole(tokens_of(inside), window[2]).clip(fine), None
+            return _whole(tokens_of(inside, stride=STRIDE_PX), window[2]).clip(fine), None
         coarse = _ceil(fine, 2)
         level3 = _whole(tokens_of(inside, stride=2 * STRIDE_PX), window[3]).clip(coarse)
         asked = _double(level3)

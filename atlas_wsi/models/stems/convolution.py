@@ -7,14 +7,16 @@ Source: arXiv 2503.12355 (Atlas) and its published implementation.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Self
+
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from atlas_wsi.grid import Box
+from atlas_wsi.models.stems.base import Stem, crop, grow, tokens_of
 
-STRIDE_PX = 16
-"""Working pixels per token along one side."""
+if TYPE_CHECKING:
+    from atlas_wsi.grid import Box
 
 HALO_PX = 96
 """Pixels around a region that make its tokens exact: the receptive radius (87) in whole tokens."""
@@ -50,8 +52,10 @@ class Downsample(nn.Module):
         return self.conv(x_BYXC.permute(0, 3, 1, 2))
 
 
-class Stem(nn.Module):
+class ConvolutionStem(Stem):
     """Pixels to tokens at stride 16."""
+
+    stride_px = 16
 
     def __init__(self, features: int, *, in_channels: int = 3) -> None:
         super().__init__()
@@ -64,7 +68,8 @@ class Stem(nn.Module):
         self.stage2 = nn.Sequential(*(ResidualBlock(2 * features) for _ in range(3)))
         self.down2 = Downsample(2 * features)
         # the widest maps: 64 channels at stride 2, `features` at stride 4, a few at once
-        self.floats_a_pixel = 64 / 4 + 4 * features / 16
+        self.dim = 4 * features
+        self.floats_per_pixel = 64 / 4 + 4 * features / 16
 
     def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
         """Return tokens ``(B, 4 * features, ceil(Y / 16), ceil(X / 16))``."""
@@ -82,9 +87,12 @@ class Stem(nn.Module):
         Returns: Tokens ``(B, C, rows, cols)`` of what `want` has inside the image.
         """
         read = self.reach(want, image)
-        return crop(self(x_BCYX), tokens_of(want.clip(image)), tokens_of(read))
+        return crop(self(x_BCYX), self._tokens(want.clip(image)), self._tokens(read))
 
-    def fold_(self) -> Stem:
+    def _tokens(self, pixels: Box) -> Box:
+        return tokens_of(pixels, stride=self.stride_px)
+
+    def fold_(self) -> Self:
         """Fold batch norms into the convolutions before them, in place; for inference only."""
         for module in self.modules():
             for i in (1, 2):
@@ -93,25 +101,3 @@ class Stem(nn.Module):
                     setattr(module, f"conv{i}", fuse_conv_bn_eval(conv, bn))
                     setattr(module, f"bn{i}", nn.Identity())
         return self.to(memory_format=torch.channels_last)
-
-
-def grow(box: Box, by: int) -> Box:
-    """Return a box with a margin."""
-    return Box(row=box.row - by, col=box.col - by, rows=box.rows + 2 * by, cols=box.cols + 2 * by)
-
-
-def tokens_of(pixels: Box, *, stride: int = STRIDE_PX) -> Box:
-    """Return the tokens that pixels lie in."""
-    row, col = pixels.row // stride, pixels.col // stride
-    return Box(
-        row=row,
-        col=col,
-        rows=-(-pixels.row_end // stride) - row,
-        cols=-(-pixels.col_end // stride) - col,
-    )
-
-
-def crop(x_BCYX: torch.Tensor, want: Box, have: Box) -> torch.Tensor:
-    """Cut a box out of a map."""
-    top, left = want.row - have.row, want.col - have.col
-    return x_BCYX[..., top : top + want.rows, left : left + want.cols]

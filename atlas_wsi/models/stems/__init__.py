@@ -1,0 +1,1 @@
+"""Networks that turn pixels into tokens."""

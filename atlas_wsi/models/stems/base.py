@@ -1,0 +1,134 @@
+"""The contract of a stem, and the table of stems.
+
+A stem turns pixels into the tokens of the finest scale, one per `stride_px` x `stride_px` pixels.
+Other packages add stems through entry points of the group ``atlas_wsi.stems``, each a function that
+takes an `AtlasConfig` and returns a `Stem` with ``config.dim`` channels.
+"""
+
+# B images, C channels, Y rows, X columns
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Self
+
+from torch import nn
+
+from atlas_wsi.errors import UnknownModelError
+from atlas_wsi.grid import Box
+
+if TYPE_CHECKING:
+    import torch
+
+    from atlas_wsi.models.atlas import AtlasConfig
+
+ENTRY_POINTS = "atlas_wsi.stems"
+
+
+class Stem(nn.Module, ABC):
+    """Pixels to tokens, exact for any part of an image."""
+
+    stride_px: int
+    """Working pixels per token along one side."""
+    dim: int
+    """Channels of a token."""
+    floats_per_pixel: float
+    """Peak number of values in its maps per pixel; memory is planned by it."""
+
+    @abstractmethod
+    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+        """Encode whole images.
+
+        Parameters
+        ----------
+        x_BCYX
+            Normalized pixels.
+
+        Returns
+        -------
+        torch.Tensor
+            Tokens ``(B, dim, ceil(Y / stride_px), ceil(X / stride_px))``.
+        """
+
+    @abstractmethod
+    def reach(self, want: Box, image: tuple[int, int]) -> Box:
+        """Return the pixels that the tokens of a region depend on, inside the image.
+
+        Parameters
+        ----------
+        want
+            A region in pixels, whole tokens.
+        image
+            Rows and columns of the image.
+
+        Returns
+        -------
+        Box
+            Begins at a multiple of `stride_px`.
+        """
+
+    @abstractmethod
+    def part(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:
+        """Encode a region exactly as it would be encoded in the whole image.
+
+        Parameters
+        ----------
+        x_BCYX
+            The pixels of ``reach(want, image)``.
+        want
+            A region in pixels, whole tokens.
+        image
+            Rows and columns of the image.
+
+        Returns
+        -------
+        torch.Tensor
+            Tokens ``(B, dim, rows, cols)`` of the part of `want` inside the image.
+        """
+
+    def fold_(self) -> Self:
+        """Prepare for inference in place, such as by folding batch norms; nothing by default.
+
+        Returns
+        -------
+        Stem
+            Itself, with the same outputs to rounding.
+        """
+        return self
+
+
+def load_stem(config: AtlasConfig) -> Stem:
+    """Make the stem of another package that a configuration names."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name == config.stem:
+            stem = entry.load()(config)
+            if not isinstance(stem, Stem):
+                raise TypeError(f"The stem {config.stem} is a {type(stem).__name__}, not a Stem.")
+            return stem
+    raise UnknownModelError(
+        f"No installed package provides the stem {config.stem}.",
+        hint=f"Install the package whose entry point {ENTRY_POINTS} has this name.",
+    )
+
+
+def grow(box: Box, by: int) -> Box:
+    """Return a box with a margin."""
+    return Box(row=box.row - by, col=box.col - by, rows=box.rows + 2 * by, cols=box.cols + 2 * by)
+
+
+def tokens_of(pixels: Box, *, stride: int) -> Box:
+    """Return the tokens that pixels are in."""
+    row, col = pixels.row // stride, pixels.col // stride
+    return Box(
+        row=row,
+        col=col,
+        rows=-(-pixels.row_end // stride) - row,
+        cols=-(-pixels.col_end // stride) - col,
+    )
+
+
+def crop(x_BCYX: torch.Tensor, want: Box, have: Box) -> torch.Tensor:
+    """Cut a box out of a map."""
+    top, left = want.row - have.row, want.col - have.col
+    return x_BCYX[..., top : top + want.rows, left : left + want.cols]
