@@ -88,7 +88,10 @@ class TileObjective:
         """Make the images of some steps."""
         stain = self.model.card.domain == "slide"
         part = distributed.rank(), distributed.n_ranks()
-        return load_batches(self.tiles, self.recipe, steps, stain=stain, part=part)
+        token_px = self.model.config.token_px
+        return load_batches(
+            self.tiles, self.recipe, steps, stain=stain, part=part, token_px=token_px
+        )
 
     def learn(self, batch: Batch, step: int, cancel: CancelToken) -> float:  # noqa: ARG002
         """Add the gradient of a batch to the model's weights."""

@@ -15,7 +15,7 @@ from atlas_wsi.errors import DatasetError
 from atlas_wsi.inference.predict import predict
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.training.data.labeled_areas import areas_by_class
-from atlas_wsi.training.data.mosaics import CELL_PX, make_mosaic
+from atlas_wsi.training.data.mosaics import CELL_TOKENS, make_mosaic
 from atlas_wsi.training.evaluation import Evaluation, class_indices, measure, unseen_part
 from atlas_wsi.training.metrics import fit_temperature
 
@@ -269,13 +269,21 @@ def read_mosaics(
 ) -> Iterator[MosaicMaps]:
     """Make mosaics of unchanged tiles, and read each whole and window by window."""
     rng = np.random.default_rng(seed)
-    window = model.config.window_px
+    window, token_px = model.config.window_px, model.config.token_px
+    side_px = max(1, round(side_px / window)) * window
     for _ in range(n):
         mosaic = make_mosaic(
-            tiles, (side_px, side_px), rng, stain=model.card.domain == "slide", vary=False
+            tiles,
+            (side_px, side_px),
+            rng,
+            stain=model.card.domain == "slide",
+            vary=False,
+            token_px=token_px,
         )
         labeled = mosaic.shares.sum(axis=0)
-        active = functional.avg_pool2d(torch.from_numpy(labeled)[None], window // CELL_PX)
+        active = functional.avg_pool2d(
+            torch.from_numpy(labeled)[None], model.config.window // CELL_TOKENS
+        )
         yield MosaicMaps(
             image=mosaic.image,
             truth=mosaic.shares.argmax(axis=0),
@@ -295,7 +303,7 @@ def _classes(
 
 def _window_by_window(model: Model, image: NDArray[np.uint8]) -> NDArray[np.int64]:
     window = model.config.window_px
-    n, cells = image.shape[0] // window, window // CELL_PX
+    n, cells = image.shape[0] // window, model.config.window // CELL_TOKENS
     windows = image.reshape(n, window, n, window, 3).swapaxes(1, 2).reshape(-1, window, window, 3)
     found = _classes(model, np.ascontiguousarray(windows))
     return found.reshape(n, n, cells, cells).swapaxes(1, 2).reshape(n * cells, n * cells)

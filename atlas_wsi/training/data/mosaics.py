@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from atlas_wsi.training.data.labeled import LabeledTiles
     from atlas_wsi.training.recipe import Recipe
 
-CELL_PX = 64
-"""Side of a cell of the dense head in pixels."""
+CELL_TOKENS = 4
+"""Tokens along the side of a labeled cell."""
 
 NOTHING = frozenset({"glass", "unknown"})
 """Names of classes that glass belongs to, so that a map can say that there is nothing."""
 
-_STEP_PX = 16
 _AHEAD = 4
 _MAKERS = 1
 _WINDOW_CELLS = 4
@@ -56,14 +55,17 @@ def make_mosaic(
     stain: bool,
     vary: bool = True,
     jitter: float = 1.0,
+    token_px: int = 16,
 ) -> Mosaic:
-    """Make a picture of areas of several classes.
+    """Make a picture of areas of several classes; `shape` in whole cells of tokens.
 
     Half of the pictures have one stain or light all over, as a slide has; in the others every
     tile has its own, so that color tells nothing.
     """
     n_classes = len(tiles.classes)
-    area = _areas(shape, n_classes + int(stain), rng)  # the last number is glass
+    area = _areas(
+        (shape[0] // token_px, shape[1] // token_px), n_classes + int(stain), rng
+    )  # the last number is glass
     if (area == n_classes).all():
         area[:] = rng.integers(n_classes)
     is_one_slide = bool(rng.random() < 0.5)
@@ -72,7 +74,7 @@ def make_mosaic(
     if stain:
         image[:] = _glass(shape, rng)
     side = tiles.images.shape[1], tiles.images.shape[2]
-    wide = area.repeat(_STEP_PX, axis=0).repeat(_STEP_PX, axis=1)
+    wide = area.repeat(token_px, axis=0).repeat(token_px, axis=1)
     start = -rng.integers(0, side[0]), -rng.integers(0, side[1])
     by_class = [np.flatnonzero(tiles.labels == label) for label in range(n_classes)]
     for top in range(int(start[0]), rows, side[0]):
@@ -105,7 +107,7 @@ def _areas(shape: tuple[int, int], n: int, rng: np.random.Generator) -> NDArray[
     """Draw areas: where each of some smooth random fields is the largest."""
     from scipy.ndimage import gaussian_filter
 
-    rows, cols = shape[0] // _STEP_PX, shape[1] // _STEP_PX
+    rows, cols = shape
     scale = float(np.exp(rng.uniform(np.log(4), np.log(16))))
     present = rng.permutation(n)[: int(rng.integers(1, min(n, 4) + 1))]
     if len(present) == 1 and present[0] == n - 1:
@@ -118,7 +120,7 @@ def _areas(shape: tuple[int, int], n: int, rng: np.random.Generator) -> NDArray[
 
 
 def _shares(area: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:
-    cell = CELL_PX // _STEP_PX
+    cell = CELL_TOKENS
     rows, cols = area.shape[0] // cell, area.shape[1] // cell
     one_hot = area[None] == np.arange(n_classes)[:, None, None]
     blocks = one_hot.reshape(n_classes, rows, cell, cols, cell)
@@ -164,6 +166,7 @@ def make_batch(
     *,
     stain: bool,
     part: tuple[int, int] = (0, 1),
+    token_px: int = 16,
 ) -> Batch:
     """Make the pictures of a step; the same ones for the same seed and step.
 
@@ -173,7 +176,7 @@ def make_batch(
     """
     rng = np.random.default_rng((recipe.seed, step))
     make = _make_singles if _shows_singles(step, recipe) else _make_mosaics
-    return make(tiles, recipe, step, rng, stain=stain, part=part)
+    return make(tiles, recipe, step, rng, stain=stain, part=part, token_px=token_px)
 
 
 def _pictures(
@@ -195,6 +198,7 @@ def _make_singles(
     *,
     stain: bool,
     part: tuple[int, int],
+    token_px: int,
 ) -> Batch:
     side = tiles.images.shape[1], tiles.images.shape[2]
     n = max(2, int(recipe.megapixels * 1e6 / (side[0] * side[1])))
@@ -207,7 +211,8 @@ def _make_singles(
             for i, rng in zip(chosen[mine], rngs, strict=True)
         ]
     )
-    cells = -(-side[0] // CELL_PX), -(-side[1] // CELL_PX)
+    cell_px = CELL_TOKENS * token_px
+    cells = -(-side[0] // cell_px), -(-side[1] // cell_px)
     labels = torch.from_numpy(tiles.labels[chosen[mine]])
     shares = functional.one_hot(labels, len(tiles.classes)).float() * (not is_idle)
     return Batch(
@@ -226,21 +231,24 @@ def _make_mosaics(
     *,
     stain: bool,
     part: tuple[int, int],
+    token_px: int,
 ) -> Batch:
     cells_a_side = int(rng.integers(17, 21)) if step % 16 == 1 else int(rng.integers(5, 13))
+    cell_px = CELL_TOKENS * token_px
     shape = (
-        cells_a_side * CELL_PX,
-        int(rng.integers(max(5, cells_a_side - 2), cells_a_side + 1)) * CELL_PX,
+        cells_a_side * cell_px,
+        int(rng.integers(max(5, cells_a_side - 2), cells_a_side + 1)) * cell_px,
     )
     n = max(1, round(recipe.megapixels * 1e6 / (shape[0] * shape[1])))
     added = int(rng.choice([0, 0, 1, 2]))
     _, rngs, is_idle = _pictures(recipe, step, n, part)
     mosaics = [
-        make_mosaic(tiles, shape, rng, stain=stain, jitter=recipe.color_jitter) for rng in rngs
+        make_mosaic(tiles, shape, rng, stain=stain, jitter=recipe.color_jitter, token_px=token_px)
+        for rng in rngs
     ]
     shares = torch.from_numpy(np.stack([m.shares for m in mosaics]))
     active = torch.cat([_draw_active(s[None], rng) for s, rng in zip(shares, rngs, strict=True)])
-    natural = 1 + sum(max(shape) > 256 * 4**k for k in range(4))
+    natural = 1 + sum(max(shape) > _WINDOW_CELLS * cell_px * 4**k for k in range(4))
     return Batch(
         images=torch.from_numpy(np.stack([m.image for m in mosaics])),
         shares=shares * _cells_of(active, shares) * (not is_idle),
@@ -286,8 +294,9 @@ class _Steps(Dataset[Batch]):
         *,
         stain: bool,
         part: tuple[int, int],
+        token_px: int,
     ) -> None:
-        self._make = partial(make_batch, tiles, recipe, stain=stain, part=part)
+        self._make = partial(make_batch, tiles, recipe, stain=stain, part=part, token_px=token_px)
         self._steps = steps
 
     def __len__(self) -> int:
@@ -298,11 +307,17 @@ class _Steps(Dataset[Batch]):
 
 
 def load_batches(
-    tiles: LabeledTiles, recipe: Recipe, steps: range, *, stain: bool, part: tuple[int, int]
+    tiles: LabeledTiles,
+    recipe: Recipe,
+    steps: range,
+    *,
+    stain: bool,
+    part: tuple[int, int],
+    token_px: int,
 ) -> DataLoader[Batch]:
     """Make pictures ahead in a process; their order and content do not depend on it."""
     return DataLoader(
-        _Steps(tiles, recipe, steps, stain=stain, part=part),
+        _Steps(tiles, recipe, steps, stain=stain, part=part, token_px=token_px),
         batch_size=None,
         num_workers=_MAKERS,
         prefetch_factor=_AHEAD,

@@ -7,10 +7,13 @@ import pytest
 
 from atlas_wsi.training.data.augment import augment
 from atlas_wsi.training.data.labeled import LabeledTiles
-from atlas_wsi.training.data.mosaics import CELL_PX, make_batch, make_mosaic
+from atlas_wsi.training.data.mosaics import make_batch, make_mosaic
 from atlas_wsi.training.recipe import Recipe
 
 COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)
+
+
+CELL_PX = 64
 
 
 def flat_tiles(side: int = 96) -> LabeledTiles:
