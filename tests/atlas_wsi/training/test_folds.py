@@ -112,9 +112,10 @@ def test_a_class_with_fewer_groups_than_folds_is_named():
 @given(pure(least=3), st.floats(0.2, 0.5), st.integers(0, 3))
 def test_a_split_of_three_holds_every_tile_once_and_no_group_twice(tiles, share, seed):
     try:
-        parts = split(tiles, test=share, validation=share, seed=seed)
+        divided = split(tiles, test=share, validation=share, seed=seed)
     except DatasetError:
         return  # too few groups for a share of a share
+    parts = (divided.train, divided.validation, divided.test)
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(tiles)))
     groups = [{tiles.groups[i] for i in part} for part in parts]
     assert sum(map(len, groups)) == len(set.union(*groups))

@@ -134,7 +134,7 @@ def test_the_command_takes_the_split_of_the_table_and_writes_a_model_that_loads(
     assert card.class_names == tuple(STAIN)
     assert np.sum(card.confusion) == 2
     assert "2 of 6 slides held out and 2 selected" in card.split
-    assert "test slides" in out.with_suffix(".card.md").read_text()
+    assert "held-out slides" in out.with_suffix(".card.md").read_text()
     with out.with_suffix(".training.csv").open() as file:
         assert all(row["validation_loss"] for row in csv.DictReader(file))
     done = CliRunner().invoke(app, [*command, "--folds", "2", "--overwrite"])
