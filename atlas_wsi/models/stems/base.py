@@ -101,11 +101,20 @@ class Stem(nn.Module, ABC):
 def load_stem(config: AtlasConfig) -> Stem:
     """Make the stem of another package that a configuration names."""
     for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name == config.stem:
-            stem = entry.load()(config)
-            if not isinstance(stem, Stem):
-                raise TypeError(f"The stem {config.stem} is a {type(stem).__name__}, not a Stem.")
-            return stem
+        if entry.name != config.stem:
+            continue
+        try:
+            make = entry.load()
+        except Exception as error:
+            package = entry.dist.name if entry.dist else "an unknown package"
+            raise UnknownModelError(
+                f"The stem {config.stem} of {package} cannot be loaded: {error}",
+                hint=f"Install {package} again.",
+            ) from error
+        stem = make(config)
+        if not isinstance(stem, Stem):
+            raise TypeError(f"The stem {config.stem} is a {type(stem).__name__}, not a Stem.")
+        return stem
     raise UnknownModelError(
         f"No installed package provides the stem {config.stem}.",
         hint=f"Install the package whose entry point {ENTRY_POINTS} has this name.",

@@ -115,6 +115,16 @@ def test_a_stem_that_no_package_provides_is_named():
         make_model("nowhere")
 
 
+def test_a_stem_that_cannot_be_loaded_is_named_with_its_package(tmp_path, monkeypatch):
+    info = tmp_path / "broken_stem-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-stem\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[atlas_wsi.stems]\nbad = no_such_module:make\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnknownModelError, match="stem bad of broken-stem cannot be loaded"):
+        make_model("bad")
+
+
 def test_tokens_of_another_size_are_refused():
     with pytest.raises(ValueError, match="16 px, the configuration says 16 and 14"):
         Model(AtlasConfig(dim=16, heads=2, depths=(1,), n_classes=3, token_px=14), CARD)
