@@ -38,7 +38,7 @@ RATES = (
     rf"|an? (?!few|lot|such)[\w-]+ an? (?:{THINGS})"
 )
 IDIOMS = (
-    r"gone on with|go(?:es)? on (?:where|there|with it)|anew|in the places? of|somebody|whoever"
+    r"gone on with|go(?:es)? on (?:where|there|with it)|anew|told|tells|in the places? of|somebody|whoever"
     r"|nobody|anybody|(?:do|does) not suffice|(?:that|what) is there|learned by heart|at hand"
     r"|put together of|say(?:s)? of (?:itself|themselves)|is of no concern|up to now|in small"
 )

@@ -198,6 +198,7 @@ class _SlideTask:
                 device=self.worker.run_options.device,
                 batch_size=options.batch_size,
                 formats=options.formats,
+                repair=True,
                 work=journal.work_folder / request.name,
                 shards=shards_over_workers(self.worker, request) if self.sharded else None,
                 cancel=cancel,

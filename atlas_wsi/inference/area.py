@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from atlas_wsi.errors import DatasetError, ModelError
 from atlas_wsi.files import sha256_of
-from atlas_wsi.inference.model_tissue import find_tissue
+from atlas_wsi.inference.model_tissue import find_tissue_by_model
 from atlas_wsi.inference.predict import load_any
 from atlas_wsi.models.tile_classifier import TileClassifier
 from atlas_wsi.tissue.areas import read_areas, read_tissue
@@ -85,7 +85,7 @@ class Area:
         elif self.tissue is not None:
             mask = read_tissue(self.tissue, slide)
         elif self.model is not None:
-            mask = find_tissue(slide, self.model, cancel=cancel)
+            mask = find_tissue_by_model(slide, self.model, cancel=cancel)
         else:
             mask = tissue_mask(slide, keep_fat=self.keep_fat)
         if self.roi is None:

@@ -20,7 +20,7 @@ TISSUE = "tissue"
 """Name of the class that is tissue."""
 
 
-def find_tissue(
+def find_tissue_by_model(
     slide: Slide,
     model: Model,
     *,

@@ -149,8 +149,8 @@ def predict(
     tissue
         Where to predict; by default `atlas_wsi.tissue_mask` of the slide.
     cell_px
-        Side of a heatmap cell in working pixels: one, two or four tokens of the model (16, 32 or 64 for
-        the bundled ones); the largest by default.
+        Side of a heatmap cell in working pixels: one, two or four tokens of the model (16, 32 or 64
+        for the bundled ones); the largest by default.
     memory
         Memory for the encoder, such as ``"4GB"`` or bytes; by default half of the free memory. Fine
         tokens that do not fit are stored in a temporary file.

@@ -88,6 +88,7 @@ def predict_to_folder(
     batch_size: int | None = None,
     formats: Sequence[str] | None = None,
     overwrite: bool = False,
+    repair: bool = False,
     work: str | os.PathLike[str] | None = None,
     shards: ShardsFor | None = None,
     context: bool = False,
@@ -127,7 +128,7 @@ def predict_to_folder(
         Areas to which the tissue is restricted: GeoJSON, as a file, folder or pattern, or level-0
         polygons `(n, 2)` of `(y, x)`.
     cell_px
-        Side of a heatmap cell in working pixels; by default 64, or the patch of a tile classifier.
+        As for `predict`; the patch of a tile classifier.
     memory
         Memory for the encoder. It is halved each time that a GPU runs out of memory.
     precision
@@ -140,6 +141,9 @@ def predict_to_folder(
         Outputs to write; by default all that suit the slide.
     overwrite
         Whether to replace an existing result.
+    repair
+        Whether to replace an existing result of the same request whose files were changed or lost;
+        it is refused otherwise, as a change may be a correction by hand.
     work
         Folder for encoded windows, by default ``OUT/.NAME.work``; removed at the end.
     shards
@@ -163,7 +167,8 @@ def predict_to_folder(
     Raises
     ------
     ResultExistsError
-        If the folder holds another result, and `overwrite` is False.
+        If the folder holds another result, or one that was changed, and neither `overwrite` nor
+        `repair` allows to replace it.
     DatasetError
         If a file of tissue or areas is missing or damaged.
     MemoryBudgetError
@@ -190,7 +195,7 @@ def predict_to_folder(
         decisive = {"cell_px": cell_px, **area.provenance()}
         folder = None if out is None else Path(out) / folder_name(name)
         if folder is not None:
-            if not overwrite and is_finished(folder, slide, chosen.sha256, decisive):
+            if not overwrite and is_finished(folder, slide, chosen.sha256, decisive, repair=repair):
                 return _existing(folder)
             check_writable(folder.parent, name, overwrite=overwrite)
             work = work or folder.with_name(f".{folder.name}.work")
@@ -238,8 +243,10 @@ def predict_to_folder(
     return SlideResult(heatmap=heatmap, folder=folder, files=files)
 
 
-def is_finished(folder: Path, slide: Slide, sha256: str, decisive: Mapping[str, object]) -> bool:
-    """Return whether a folder holds the requested result; remove a damaged one."""
+def is_finished(
+    folder: Path, slide: Slide, sha256: str, decisive: Mapping[str, object], *, repair: bool
+) -> bool:
+    """Return whether a folder holds the requested result; with `repair`, remove a damaged one."""
     if not (folder / SUMMARY).is_file():
         return False
     try:
@@ -260,10 +267,15 @@ def is_finished(folder: Path, slide: Slide, sha256: str, decisive: Mapping[str, 
             f"{folder} holds another result: of {summary.slide.path} by {run.model.name}.",
             hint="Choose another output folder, or --overwrite.",
         )
-    if find_damage(folder, summary):
+    damage = find_damage(folder, summary)
+    if damage and not repair:
+        raise ResultExistsError(
+            f"{folder} is not as it was written: {damage[0]}.",
+            hint="Move what you changed, and --overwrite the result.",
+        )
+    if damage:
         shutil.rmtree(folder)
-        return False
-    return True
+    return not damage
 
 
 def _existing(folder: Path) -> SlideResult:

@@ -74,7 +74,7 @@ class ModelCard(BaseModel):
 
 
 def class_colors(n: int) -> tuple[str, ...]:
-    """Return colors that are told apart, also by the color-blind."""
+    """Return colors that are distinct, also to the color-blind."""
     first = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
     rest = [colorsys.hsv_to_rgb(i / max(1, n - 8), 0.6, 0.8) for i in range(max(0, n - 8))]
     more = ("#" + "".join(f"{round(255 * c):02x}" for c in rgb) for rgb in rest)

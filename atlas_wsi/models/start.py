@@ -44,7 +44,7 @@ class Start:
     weights: Mapping[str, torch.Tensor]
     """By the names of `Model`."""
     classes: tuple[str, ...] = ()
-    """What the head in it tells apart; empty if its classes have no names."""
+    """The classes of its head; empty if its classes have no names."""
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Mean and deviation of each channel that the weights expect to be taken off."""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -115,7 +115,7 @@ def timm_start(encoder: str, weights: str | os.PathLike[str] | None = None) -> S
 def take_weights(model: Model, start: Start) -> Taken:
     """Copy into a model what fits of a start.
 
-    The head is taken if it tells the same classes apart, in the same order.
+    The head is taken if it has the same classes in the same order.
     """
     own = model.state_dict()
     same_classes = start.classes == model.card.class_names

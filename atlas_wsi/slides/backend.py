@@ -55,7 +55,7 @@ class SlideMeta:
     vendor: str = ""
     """Scanner's vendor as the reader names it; empty if unknown."""
     bounds: Box | None = None
-    """Non-empty region in level-0 pixels, if the file tells it."""
+    """Non-empty region in level-0 pixels, if the file states it."""
     icc_profile: bytes | None = None
     """Embedded ICC profile."""
     associated: tuple[str, ...] = ()

@@ -69,7 +69,7 @@ def ground_mpp(
 ) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
     """Return how many micrometers of ground a pixel spans, along rows and along columns.
 
-    Returns: Micrometers per pixel `(y, x)`, or None if it cannot be told; and what the user should
+    Returns: Micrometers per pixel `(y, x)`, or None if it is unknown; and what the user should
     know.
 
     Notes
@@ -82,7 +82,7 @@ def ground_mpp(
     ground = _on_ellipsoid(crs, transform, (shape[0] / 2, shape[1] / 2))
     if ground is None:
         if nominal is None:
-            return None, ("The size of a pixel on the ground cannot be told from the CRS.",)
+            return None, ("The size of a pixel on the ground cannot be computed from the CRS.",)
         return nominal, ()
     if nominal is not None:
         stretch = max(abs(n / g - 1.0) for n, g in zip(nominal, ground, strict=True))

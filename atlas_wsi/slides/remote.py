@@ -55,7 +55,7 @@ def is_url(path: str) -> bool:
 
 
 def storage_options(url: str) -> dict[str, Any]:
-    """Return what fsspec is told beside the user's own configuration."""
+    """Return the options of fsspec beside the user's own configuration."""
     if not url.lower().startswith("http"):
         return {}
     from aiohttp import ClientTimeout

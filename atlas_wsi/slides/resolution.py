@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 PLAUSIBLE_UM = (0.02, 100.0)
 _EDITOR_DPI = (72.0, 96.0, 150.0, 200.0, 300.0, 600.0, 1200.0)
-_UM_A_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
+_UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 
 def check_mpp(mpp: float | tuple[float, float]) -> tuple[float, float]:
@@ -89,10 +89,10 @@ def from_tiff(
     Returns: Micrometers per pixel `(y, x)` and where they were read. None for what image editors
     write by habit (72, 96, 300 dpi) and for anything that no microscope has.
     """
-    scale = _UM_A_UNIT.get(unit.lower())
+    scale = _UM_PER_UNIT.get(unit.lower())
     if scale is None or not (per_unit_y > 0 and per_unit_x > 0):
         return None, ""
-    dpi = per_unit_x * _UM_A_UNIT["inch"] / scale
+    dpi = per_unit_x * _UM_PER_UNIT["inch"] / scale
     mpp = scale / per_unit_y, scale / per_unit_x
     low, high = PLAUSIBLE_UM
     if any(abs(dpi - habit) < 0.5 for habit in _EDITOR_DPI):
@@ -105,7 +105,7 @@ def from_tiff(
 def contradictions(mpp: tuple[float, float] | None, magnification: float) -> tuple[str, ...]:
     """Compare the two statements that a file makes about its resolution.
 
-    `mpp`: Micrometers per pixel `(y, x)`, if told.
+    `mpp`: Micrometers per pixel `(y, x)`, if stated.
     """
     if mpp is None or not magnification or 5.0 <= magnification * max(mpp) <= 20.0:
         return ()
@@ -114,17 +114,18 @@ def contradictions(mpp: tuple[float, float] | None, magnification: float) -> tup
 
 def explain_missing(name: str, magnification: float | None) -> tuple[str, str]:
     """Return message and hint of the error for a slide of unknown pixel size."""
-    told = ""
+    clue = ""
     if magnification:
-        told = (
+        clue = (
             f" The file says {magnification:g}x, which on many scanners means about "
             f"{10 / magnification:.3g} µm."
         )
-    message = f"{name} does not say how large a pixel is.{told}"
-    return (
-        message,
-        "Give micrometers per pixel: --mpp 0.25 (in Python: open_slide(path, mpp=0.25)).",
+    message = f"{name} does not say how large a pixel is.{clue}"
+    hint = (
+        "Give micrometers per pixel: --mpp 0.25, or --gsd 10m for a scene "
+        "(in Python: open_slide(path, mpp=0.25))."
     )
+    return message, hint
 
 
 def _positive(text: str | None) -> float | None:

@@ -72,7 +72,7 @@ def fetch_sample(name: str = "cmu-1-small-region", progress: Progress = silent) 
     name
         One of `SAMPLES`, or `GENERATED`.
     progress
-        Told the bytes that are there.
+        Called with the bytes that are there.
 
     Returns
     -------

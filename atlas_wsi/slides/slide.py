@@ -105,7 +105,7 @@ class Slide:
         from atlas_wsi.slides.store import SlideStore
 
         group = zarr.open_group(SlideStore(self), mode="r", zarr_format=3)
-        # One name an opened slide: the graph holds the slide's path once and tile numbers.
+        # One name per opened slide: the graph holds the slide's path once and tile numbers.
         names = (f"{self.name}-{index}-{uuid4().hex}" for index in range(len(self.downsamples)))
         arrays = (
             da.from_zarr(group[str(index)], name=name)  # type: ignore[no-untyped-call]
@@ -149,7 +149,7 @@ class Slide:
 
     @property
     def magnification(self) -> float | None:
-        """Objective power of the scan, if told."""
+        """Objective power of the scan, if stated."""
         return self.meta.magnification
 
     @property
@@ -159,7 +159,7 @@ class Slide:
 
     @property
     def bounds(self) -> Box:
-        """Non-empty region in level-0 pixels; the whole slide if the file does not tell."""
+        """Non-empty region in level-0 pixels; the whole slide if the file does not state it."""
         rows, cols = self.shape
         return self.meta.bounds or Box(row=0, col=0, rows=rows, cols=cols)
 

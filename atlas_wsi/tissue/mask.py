@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_wsi.grid import Grid
-from atlas_wsi.tissue.segment import find_tissue
+from atlas_wsi.tissue.segment import segment_tissue
 
 if TYPE_CHECKING:
     import os
@@ -199,5 +199,5 @@ def tissue_mask(slide: Slide, *, mpp: float = 8.0, keep_fat: bool = False) -> Ti
     if slide.is_georeferenced:
         return TissueMask(mask=valid, grid=grid, method="valid")
     pixels = slide.read_region(0, 0, rows, cols, mpp=cell)
-    mask, method = find_tissue(pixels, cell_um=cell_um, valid=valid, keep_fat=keep_fat)
+    mask, method = segment_tissue(pixels, cell_um=cell_um, valid=valid, keep_fat=keep_fat)
     return TissueMask(mask=mask, grid=grid, method=method)

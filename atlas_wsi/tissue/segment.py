@@ -29,7 +29,7 @@ _SMOOTH, _REACH = 0.7, 3  # of the Gaussian, in pixels; beyond four sigmas it is
 _STRIP_ROWS = 256
 
 
-def find_tissue(
+def segment_tissue(
     pixels: NDArray[Any], *, cell_um: float, valid: Mask, keep_fat: bool = False
 ) -> tuple[Mask, str]:
     """Tell tissue from glass, pen marks and black borders.
@@ -88,7 +88,7 @@ def _whiteness(rgb: Picture, weight: float) -> Picture:
 
 
 def _is_dark(picture: Picture, valid: Mask) -> bool:
-    lit = picture[:, valid & picture.any(axis=0)]  # a border of pure black tells nothing
+    lit = picture[:, valid & picture.any(axis=0)]  # a border of pure black holds no information
     if lit.size == 0:
         return True
     if len(lit) != 3:  # bright field is recorded in color, so a doubtful gray is fluorescence

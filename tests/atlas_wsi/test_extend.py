@@ -1,4 +1,4 @@
-"""A package of somebody else adds a slide format."""
+"""A package outside atlas-wsi adds a slide format."""
 
 from __future__ import annotations
 

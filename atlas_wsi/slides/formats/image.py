@@ -183,7 +183,7 @@ def _deep_png_mode(path: Path) -> str:
 
 
 def _mpp(image: Image.Image) -> tuple[float, float] | None:
-    """Return the resolution that the header tells, unless it is one that editors write."""
+    """Return the resolution that the header states, unless it is one that editors write."""
     dpi = image.info.get("dpi")
     if not isinstance(dpi, tuple) or len(dpi) != 2:
         return None

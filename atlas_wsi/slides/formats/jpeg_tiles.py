@@ -54,7 +54,7 @@ class JpegTileBackend(Backend):
             try:
                 return page.read(box)
             except UnreadableSlideError:
-                pass  # OpenSlide tells whether the tile is damaged or only unusual
+                pass  # OpenSlide reports whether the tile is damaged or only unusual
         return self._slow.read_block(level, box)
 
     def read_valid(self, level: int, box: Box) -> NDArray[Any]:

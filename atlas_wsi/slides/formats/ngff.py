@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _VERSIONS = ("0.4", "0.5")
-_UM_A_UNIT = {
+_UM_PER_UNIT = {
     "angstrom": 1e-4,
     "attometer": 1e-12,
     "centimeter": 1e4,
@@ -216,11 +216,11 @@ def _parse(model: type[_Model], value: Any, where: str) -> _Model:
 
 
 def _version(ome: Mapping[str, Any], image: Any) -> str:
-    told = ome.get("version")
-    if told is None and isinstance(image, dict):
-        told = image.get("version")
-    if told is not None:
-        return str(told)[:32]
+    stated = ome.get("version")
+    if stated is None and isinstance(image, dict):
+        stated = image.get("version")
+    if stated is not None:
+        return str(stated)[:32]
     # The version may be left out in 0.4; older ones know axes as letters, or not at all.
     axes = image.get("axes") if isinstance(image, dict) else None
     is_described = isinstance(axes, list) and all(isinstance(axis, dict) for axis in axes)
@@ -255,10 +255,10 @@ def _mpp(
         unit = image.axes[axis].unit
         if not factors or unit is None:
             return None
-        if unit not in _UM_A_UNIT:
+        if unit not in _UM_PER_UNIT:
             notes.append(f"{unit!r} is no unit of length that is known; the scale is ignored.")
             return None
-        values.append(scale * _UM_A_UNIT[unit])
+        values.append(scale * _UM_PER_UNIT[unit])
     if not all(math.isfinite(value) and value > 0 for value in values):
         notes.append(f"The file gives {values} micrometers per pixel, which is implausible.")
         return None

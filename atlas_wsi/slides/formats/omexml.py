@@ -7,7 +7,7 @@ from typing import Any
 
 import tifffile
 
-_UM_A_UNIT = {
+_UM_PER_UNIT = {
     "pm": 1e-6,
     "Å": 1e-4,
     "nm": 1e-3,
@@ -68,7 +68,7 @@ def _many(value: Any) -> list[dict[str, Any]]:
 
 
 def _length_um(pixels: dict[str, Any], name: str) -> float | None:
-    scale = _UM_A_UNIT.get(pixels.get(f"{name}Unit", "µm"))
+    scale = _UM_PER_UNIT.get(pixels.get(f"{name}Unit", "µm"))
     value = pixels.get(name)
     if scale is None or not isinstance(value, int | float) or not value > 0:
         return None

@@ -216,7 +216,7 @@ def _unreachable(source: str, error: Exception) -> UnreachableSlideError:
 
 def _open(source: str, overview: int | None) -> DatasetReader:
     options = {} if overview is None else {"overview_level": overview}
-    # That a raster has no place on earth is told by meta; filters are shared by all threads.
+    # The metadata state that a raster has no georeference; filters are shared by all threads.
     with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         return rasterio.open(source, **options)
@@ -311,7 +311,7 @@ def _format(dataset: DatasetReader) -> str:
 
 
 def _colors(interpretations: list[str], descriptions: list[str | None]) -> tuple[str, ...]:
-    """Return the color of each band; where GDAL is not told red, what the bands are called."""
+    """Return the color of each band; where GDAL has no red, by the names of the bands."""
     if "red" in interpretations:
         return tuple(interpretations)
     return tuple(
@@ -326,9 +326,9 @@ def _channel_names(
     """Return the bands' descriptions, else their colors, else their numbers."""
     names = []
     for description, color, index in zip(descriptions, colors, indexes, strict=True):
-        is_told = color != "undefined" and colors.count(color) == 1
-        is_told &= color != "gray" or len(colors) == 1
-        names.append(description or (color if is_told else f"band {index}"))
+        is_stated = color != "undefined" and colors.count(color) == 1
+        is_stated &= color != "gray" or len(colors) == 1
+        names.append(description or (color if is_stated else f"band {index}"))
     return tuple(names)
 
 

@@ -76,11 +76,11 @@ def areas_by_class(
             hint="Set the classification in QuPath, or name the column with --column.",
         )
     polygons, of = to_level0(shapes, crs, slide, path)
-    told = [names[i] for i in of]
+    of_areas = [names[i] for i in of]
     if suffix not in RASTERS:
-        told, polygons = _apart(told, polygons, path)
+        of_areas, polygons = _apart(of_areas, polygons, path)
     found: dict[str, list[shapely.Polygon]] = {}
-    for name, polygon in zip(told, polygons, strict=True):
+    for name, polygon in zip(of_areas, polygons, strict=True):
         found.setdefault(name, []).append(polygon)
     return found
 
@@ -93,19 +93,19 @@ def _from_geojson(path: Path, slide: Slide, column: str | None) -> _Found:
             f"{path} is not GeoJSON: it holds no list of features.",
             hint="Export the annotations of QuPath as a FeatureCollection.",
         )
-    told: list[tuple[Any, dict[str, Any]]] = [
-        (one, one["properties"])
-        for one in features
-        if isinstance(one, dict) and isinstance(one.get("properties"), dict)
+    labeled: list[tuple[Any, dict[str, Any]]] = [
+        (feature, feature["properties"])
+        for feature in features
+        if isinstance(feature, dict) and isinstance(feature.get("properties"), dict)
     ]
     known = [
-        key for key in ("classification", *_COLUMNS) if any(_name(f.get(key)) for _, f in told)
+        key for key in ("classification", *_COLUMNS) if any(_name(f.get(key)) for _, f in labeled)
     ]
-    if column is not None and not any(column in facts for _, facts in told):
-        raise _no_column(path, column, sorted({str(key) for _, facts in told for key in facts}))
+    if column is not None and not any(column in facts for _, facts in labeled):
+        raise _no_column(path, column, sorted({str(key) for _, facts in labeled for key in facts}))
     place = column or next(iter(known), None)
     names, shapes = [], []
-    for feature, facts in told:
+    for feature, facts in labeled:
         if place is not None and (name := _name(facts.get(place))):
             own = shapes_of(feature, path)
             names += [name] * len(own)
@@ -118,7 +118,7 @@ def _from_vector(path: Path, column: str | None) -> _Found:
     try:
         table = geopandas.read_file(path)
         geometry = table.geometry
-    except Exception as error:  # what GDAL's drivers raise is not told
+    except Exception as error:  # what GDAL's drivers raise is not documented
         raise DatasetError(f"{path} cannot be read as a vector file: {error}.") from error
     columns = [str(name) for name in table.columns if name != geometry.name]
     place = column or next((one for one in _COLUMNS if one in columns), None)
@@ -207,16 +207,16 @@ def _from_raster(path: Path, slide: Slide, names: Mapping[int, str] | None) -> _
             )
     if known.any() and not _fits(values[known]):
         raise DatasetError(f"{path} holds values beyond 32 bits, expected numbers of classes.")
-    told, geometries = [], []
+    of_areas, geometries = [], []
     for geometry, value in shapes(values.astype(np.int32), mask=known, transform=transform):
-        told.append(names[int(value)] if names else str(int(value)))
+        of_areas.append(names[int(value)] if names else str(int(value)))
         geometries.append(shapely.geometry.shape(geometry))
-        if len(told) > MAX_AREAS:
+        if len(of_areas) > MAX_AREAS:
             raise DatasetError(
                 f"{path} falls into more than {MAX_AREAS:,} areas.",
                 hint="Smooth it first, for example with gdal_sieve.py.",
             )
-    return told, geometries, crs
+    return of_areas, geometries, crs
 
 
 def _fits(values: NDArray[Any]) -> bool:

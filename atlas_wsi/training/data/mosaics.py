@@ -60,7 +60,7 @@ def make_mosaic(
     """Make a picture of areas of several classes; `shape` in whole cells of tokens.
 
     Half of the pictures have one stain or light all over, as a slide has; in the others every
-    tile has its own, so that color tells nothing.
+    tile has its own, so that color is no clue.
     """
     n_classes = len(tiles.classes)
     area = _areas(

@@ -44,7 +44,7 @@ def test_a_result_is_recorded_with_what_its_summary_says(worker):
     assert do_slide(worker, worker.slides[0]).kind == "done"
 
 
-def test_a_slide_that_somebody_works_on_is_left_to_him(worker):
+def test_a_slide_of_another_worker_is_left_to_it(worker):
     lease = take(worker.journal.leases_folder, "slide0")
     assert do_slide(worker, worker.slides[0]).kind == "busy"
     lease.settle()

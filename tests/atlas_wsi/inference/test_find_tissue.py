@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from atlas_wsi import load_model, open_slide, tissue_mask
 from atlas_wsi.cli.app import app
 from atlas_wsi.errors import ModelError
-from atlas_wsi.inference.model_tissue import find_tissue
+from atlas_wsi.inference.model_tissue import find_tissue_by_model
 from atlas_wsi.slides.synthetic import make_svs
 
 
@@ -23,7 +23,7 @@ def slide(tmp_path_factory):
 
 def test_a_model_finds_no_tissue_on_glass(slide):
     with open_slide(slide) as opened:
-        mask = find_tissue(opened, load_model("tissue"))
+        mask = find_tissue_by_model(opened, load_model("tissue"))
         seen = tissue_mask(opened).coverage(mask.grid)
     assert not mask.mask[seen < 0.01].any()
     assert mask.method == "model tissue"
@@ -31,7 +31,7 @@ def test_a_model_finds_no_tissue_on_glass(slide):
 
 def test_a_model_without_the_class_is_refused(slide):
     with open_slide(slide) as opened, pytest.raises(ModelError, match="no class 'tissue'"):
-        find_tissue(opened, load_model("atlas_test"))
+        find_tissue_by_model(opened, load_model("atlas_test"))
 
 
 def test_predict_takes_tissue_from_a_model(slide, tmp_path):

@@ -59,10 +59,13 @@ def test_a_result_with_other_tissue_or_areas_is_another_result(slide, tmp_path):
     )
 
 
-def test_a_damaged_result_is_repeated(slide, tmp_path):
+def test_a_changed_result_is_kept_unless_it_may_be_repaired(slide, tmp_path):
     first = atlas_wsi.predict_to_folder(slide, tmp_path, **OPTIONS)
     first.files["png"].write_bytes(b"half")
-    again = atlas_wsi.predict_to_folder(slide, tmp_path, **OPTIONS)
+    with pytest.raises(atlas_wsi.ResultExistsError, match=r"heatmap\.png has 4 bytes"):
+        atlas_wsi.predict_to_folder(slide, tmp_path, **OPTIONS)
+    assert first.files["png"].read_bytes() == b"half"
+    again = atlas_wsi.predict_to_folder(slide, tmp_path, **OPTIONS, repair=True)
     assert again.is_new
     assert again.files["png"].stat().st_size > 4
 

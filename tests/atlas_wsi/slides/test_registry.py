@@ -8,7 +8,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio.shutil
+import tifffile
 import yaml
 
 import atlas_wsi
@@ -44,6 +47,56 @@ def test_a_folder_search_finds_every_suffix(tmp_path, suffix):
     (tmp_path / f"slide{suffix}").write_bytes(b"II*\0")
     (tmp_path / "notes.txt").write_text("no slide")
     assert [Path(path).name for path, _ in list_slides(tmp_path)] == [f"slide{suffix}"]
+
+
+def scene(path):
+    make_scene(path, (300, 300), overviews=False)
+
+
+def tiff(path):
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(128, 128))
+
+
+def ome_zarr(path):
+    make_ome_zarr(path, np.full((300, 400, 3), 200, np.uint8))
+
+
+def jp2(path):
+    scene(path.with_name("source.tiff"))
+    rasterio.shutil.copy(path.with_name("source.tiff"), path, driver="JP2OpenJPEG")
+
+
+def vrt(path):
+    scene(path.with_name("source.tiff"))
+    rasterio.shutil.copy(path.with_name("source.tiff"), path, driver="VRT")
+
+
+MAKERS = {
+    ".svs": lambda path: make_svs(path, (512, 512), levels=1),
+    ".tif": scene,
+    **dict.fromkeys((".tiff", ".btf", ".qptiff"), tiff),
+    **dict.fromkeys((".zarr", ".zarr.zip"), ome_zarr),
+    ".jp2": jp2,
+    ".vrt": vrt,
+}
+OPENSLIDE_ONLY = {".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svslide", ".vms", ".vmu"}
+"""Formats of scanners that nothing but a scanner writes; `test_openslide` reads what there is."""
+
+
+def test_every_suffix_is_made_here_or_is_a_scanners():
+    assert MAKERS.keys() | OPENSLIDE_ONLY == set(slide_suffixes())
+    (openslide,) = [kind for kind in slide_formats() if kind.name == "openslide"]
+    assert set(openslide.suffixes) - {".qptiff"} == OPENSLIDE_ONLY
+
+
+@pytest.mark.parametrize("suffix", MAKERS)
+def test_a_file_of_every_suffix_opens(tmp_path, suffix):
+    path = tmp_path / f"slide{suffix}"
+    MAKERS[suffix](path)
+    with atlas_wsi.open_slide(path, mpp=0.5) as slide:
+        assert slide.read_region(0, 0, 64, 64).shape == (64, 64, 3)
+    assert str(path) in [source for source, _ in list_slides(tmp_path)]
 
 
 def test_the_content_decides_not_the_name(tmp_path, pixels):
