@@ -28,6 +28,7 @@ def test_only_the_beacon_differs_and_it_is_far(seed):
     assert upright.active().sum() == 1 + task.N_BLOTCHES
 
 
+@pytest.mark.slow
 def test_labels_are_drawn_evenly_and_fields_are_repeatable():
     drawn = [task.make_field(np.random.default_rng(i)) for i in range(40)]
     assert 10 < sum(f.label for f in drawn) < 30

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 FORMAT = '''
 """Slides in files of numpy."""
 
@@ -91,6 +93,7 @@ print(len(list_slides(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 def test_an_outside_package_adds_a_slide_format(tmp_path):
     site, work = tmp_path / "site", tmp_path / "work"
     info = site / "atlas_numpy-1.0.dist-info"

@@ -153,6 +153,7 @@ def test_a_home_of_nobody_is_a_path_like_any_other(tmp_path):
     assert path == str(tmp_path / "~nosuchuser/a.svs")
 
 
+@pytest.mark.slow
 def test_an_archive_whose_empty_folders_were_not_copied_is_told(tmp_path):
     make_svs(tmp_path / "a.svs", (256, 256), tile=64, levels=1)
     options = atlas_wsi.BatchOptions(model="atlas_test")
@@ -295,6 +296,7 @@ def test_a_checkpoint_whose_members_grow_is_refused(tmp_path):
         read_weights(tmp_path / "a.pth")
 
 
+@pytest.mark.slow
 def test_tiles_whose_chunk_grows_are_refused(tmp_path):
     inflated = zlib.compressobj(9)
     block = bytes(2**24)

@@ -71,6 +71,7 @@ def check(inputs, implementation, dtype, **options):
         assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scan_op_b2_d24_n8_L196", "scan_op_b3_d20_n8_L49"])
 @pytest.mark.parametrize("implementation", [*FLOAT32, "reference", None])
 def test_published_vectors_are_reproduced(name, implementation):
@@ -82,6 +83,7 @@ def test_published_vectors_are_reproduced(name, implementation):
     torch.testing.assert_close(y, s["y"], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", FLOAT32)
 @pytest.mark.parametrize("length", [1, 17, 63])
 @pytest.mark.parametrize("states", [8, 16])
@@ -89,6 +91,7 @@ def test_odd_lengths_agree_with_float64(implementation, length, states):
     check(make_inputs(2, 20, states, length), implementation, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", FLOAT32)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_agree_with_float64(implementation, dtype):
@@ -113,6 +116,7 @@ def test_optional_inputs_may_be_left_out(implementation, softplus, absent):
     check(inputs, implementation, torch.float32, softplus=softplus, names=names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", FLOAT32)
 @settings(max_examples=12)
 @given(

@@ -72,6 +72,7 @@ def test_tiles_are_no_larger_than_what_they_hold():
     assert len(gpu.tiles("forward", 2, 64, tokens=16, keys=16)) == 1  # the same twice is once
 
 
+@pytest.mark.slow
 def test_the_tuner_runs_every_choice_and_keeps_the_fastest(monkeypatch):
     """Through triton's own tuner, as on a GPU; only the clock is ours."""
     built = []

@@ -85,6 +85,7 @@ def test_sizes_that_are_no_multiple_of_a_tile_agree(implementation, size):
     check(make_inputs(3, size, size, 16, 1, coarse=((2, size),)), implementation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", WHO)
 @settings(max_examples=8)
 @given(

@@ -107,6 +107,7 @@ def test_ctrl_c_finishes_what_is_begun_and_the_same_command_goes_on(
     assert "12 done" in on.stdout
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_cleanly_and_keeps_what_is_finished(few_slides, tmp_path, command):
     out = tmp_path / "out"
     asked = ("batch", few_slides, "-o", out, *command.plain)
@@ -142,6 +143,7 @@ def test_a_folder_without_an_archive_is_said_to_be_none(tmp_path, command):
     assert "atlas-wsi batch SOURCE -o OUT" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_it_will_take_and_writes_nothing(dozen, tmp_path, command):
     out = tmp_path / "out"
     told = command.here("batch", dozen, "-o", out, *command.plain, "--dry-run", "--json")

@@ -28,6 +28,7 @@ kill -- -"$1" 2> /dev/null || true
 DOCS = Path(__file__).parents[3] / "docs" / "cluster"
 
 
+@pytest.mark.slow
 def test_slurm_gets_jobs_with_the_options_of_the_file_and_they_do_the_slides(
     few_slides, tmp_path, monkeypatch, command
 ):

@@ -11,6 +11,8 @@ from PIL import Image
 import atlas_wsi
 from atlas_wsi.slides.synthetic import make_svs
 
+pytestmark = pytest.mark.slow
+
 RECORDS = {"summary.json", "heatmap.ome.zarr/zarr.json"}
 VOLATILE = ("started", "wall_s", "stages_s", "peak_memory_bytes")
 """What differs from run to run: times, and the memory of the process."""

@@ -10,6 +10,8 @@ from playwright.sync_api import sync_playwright
 from atlas_wsi.batch.journal import Journal, Row
 from atlas_wsi.slides.synthetic import make_svs
 
+pytestmark = pytest.mark.slow
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -8,6 +8,8 @@ import pytest
 import atlas_wsi
 from atlas_wsi.slides.synthetic import make_svs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):

@@ -87,6 +87,7 @@ def test_a_repeated_run_says_that_it_is_done_and_leaves_the_files_alone(slide, t
     assert (tmp_path / "tissue" / "summary.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_another_result_at_the_same_place_is_an_error_until_overwritten(slide, tmp_path):
     assert predict(slide, "-o", tmp_path).exit_code == 0
     other = predict(slide, "-o", tmp_path, "--cell-px", 32)
@@ -242,6 +243,7 @@ def test_the_program_runs_and_stops_with_a_clear_message(tmp_path):
     assert "Traceback" in traced.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_half_written(tmp_path):
     slide = tmp_path / "large.svs"
     make_svs(slide, shape=(8000, 8000), tissue=0.6)
@@ -271,6 +273,7 @@ def test_the_list_of_options_is_a_decision():
     assert options(typer.main.get_command(app)) == json.loads(STORED_OPTIONS.read_text())
 
 
+@pytest.mark.slow
 def test_bench_says_what_bounds_a_slide(slide):
     done = run("bench", slide, "--model", "atlas_test", "--precision", "float32", "--json")
     assert done.exit_code == 0, done.output

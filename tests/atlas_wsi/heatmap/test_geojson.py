@@ -105,6 +105,7 @@ def test_the_largest_regions_are_kept_and_the_rest_is_counted(make_heatmap) -> N
     assert found.n_left_out == 2
 
 
+@pytest.mark.slow
 def test_more_regions_than_a_viewer_opens_are_a_warning(make_heatmap, tmp_path: Path) -> None:
     rows, cols = np.ogrid[:460, :460]
     dots = np.where((rows % 4 < 2) & (cols % 4 < 2), 0, -1)

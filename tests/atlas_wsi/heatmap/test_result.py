@@ -64,6 +64,7 @@ def test_a_result_read_back_and_written_again_is_the_same(folder: Path, tmp_path
             assert first[name] == second[name]
 
 
+@pytest.mark.slow
 def test_slides_and_scenes_get_the_files_that_suit_them(heatmap, scene, tmp_path: Path) -> None:
     assert heatmap.write(tmp_path).keys() == {"ome-zarr", "png", "geojson", "json"}
     paths = scene.write(tmp_path)
@@ -202,6 +203,7 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next_one(
     assert [p.name for p in tmp_path.iterdir()] == ["slide-1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESULT_FORMATS)
 def test_a_full_disk_is_told_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -34,6 +34,7 @@ def test_a_model_without_the_class_is_refused(slide):
         find_tissue_by_model(opened, load_model("atlas_test"))
 
 
+@pytest.mark.slow
 def test_predict_takes_tissue_from_a_model(slide, tmp_path):
     command = ["predict", str(slide), "-o", str(tmp_path), "--model", "atlas_test", "--json"]
     done = CliRunner().invoke(app, [*command, "--tissue-model", "tissue"])

@@ -30,6 +30,7 @@ def result(path):
     return atlas_wsi.predict(path, "atlas_test", precision="float32", memory="1GB")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_predicts_a_slide_the_same_however_it_is_cut(path, name):
     one = atlas_wsi.predict(path, name, precision="float32", memory="1GB", batch_size=3)
@@ -66,6 +67,7 @@ def test_previews_cover_what_is_predicted(path, name):
         np.testing.assert_allclose(laid, result.probabilities, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_goes_on_where_it_was_and_ends_with_the_same_bits(path, result, tmp_path):
     work, token, encoded = tmp_path / "work", atlas_wsi.CancelToken(), []
 
@@ -97,6 +99,7 @@ def test_a_cancelled_run_goes_on_where_it_was_and_ends_with_the_same_bits(path, 
     assert resumed.scores == whole.scores
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_taken_up_by_the_next(path, result, tmp_path):
     work = tmp_path / "work"
     code = f"""
@@ -116,6 +119,7 @@ def test_a_killed_process_is_taken_up_by_the_next(path, result, tmp_path):
     assert not work.exists()
 
 
+@pytest.mark.slow
 def test_what_was_kept_for_another_slide_or_model_is_not_taken(path, result, tmp_path):
     work, token = tmp_path / "work", atlas_wsi.CancelToken()
     with pytest.raises(Cancelled):
@@ -174,6 +178,7 @@ def test_areas_of_interest_are_computed_however_small(path):
         mask.within([square[:2]])
 
 
+@pytest.mark.slow
 def test_the_peak_is_the_process_s_own_and_not_its_parent_s():
     code = (
         "from atlas_wsi.inference.provenance import peak_memory_bytes; print(peak_memory_bytes())"

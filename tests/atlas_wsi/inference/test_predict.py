@@ -201,6 +201,7 @@ def test_a_memory_plan_stays_within_its_budget(budget, n_windows, dim):
     assert (n_windows * window if plan.tokens_in_ram else 0) <= budget
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 40),
     st.integers(1, 40),

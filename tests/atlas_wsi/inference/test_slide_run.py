@@ -22,6 +22,7 @@ def slide(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_summary_states_why_the_model_was_chosen(slide, tmp_path):
     named = atlas_wsi.predict_to_folder(slide, tmp_path / "named", **OPTIONS)
     default = atlas_wsi.predict_to_folder(slide, tmp_path / "default", memory="400MB")

@@ -119,6 +119,7 @@ def windows_of(model, shape):
     return tuple(-(-n // side) for n in tokens)
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(cases())
 def test_streamed_is_dense_for_any_size_mask_cut_and_store(case):
@@ -126,6 +127,7 @@ def test_streamed_is_dense_for_any_size_mask_cut_and_store(case):
     check_law(make_model(depths, n_scales, window, ratio, mamba), case)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EXAMPLES // 3,
     deadline=None,

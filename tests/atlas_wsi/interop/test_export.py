@@ -300,6 +300,7 @@ def test_stamp_reads_the_tiles(run, result, heatmap, tmp_path):
         np.testing.assert_allclose(grid, grid.round(), atol=0.1)
 
 
+@pytest.mark.slow
 def test_spatialdata_reads_every_element(run, result, heatmap, tmp_path):
     path = export(run, result, tmp_path / "a.zarr", "spatialdata")
     data = spatialdata.read_zarr(path)

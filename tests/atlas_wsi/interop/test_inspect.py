@@ -78,6 +78,7 @@ def test_a_missing_file_of_a_result_is_named(result, tmp_path):
     assert "heatmap.png is missing." in atlas_wsi.inspect_file(tmp_path / "a").warnings
 
 
+@pytest.mark.slow
 def test_an_archive_and_its_table_are_known(archive, run):
     found = atlas_wsi.inspect_file(archive)
     assert (found.kind, found.facts["done"]) == ("archive", 1)
@@ -243,6 +244,7 @@ def test_nothing_and_an_empty_folder_are_errors(run, tmp_path):
 KINDS = ["qupath", "dsa", "trident-h5", "stamp-h5", "wsinfer-csv", "cog"]
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_damaged_files_are_described_or_refused(exported, archive, tmp_path_factory, data):
     source = data.draw(

@@ -88,6 +88,7 @@ def test_a_model_of_stride_14_predicts_cells_of_its_own_tokens(outside_stem, tmp
         atlas_wsi.predict(tmp_path / "slide.svs", model, cell_px=64)
 
 
+@pytest.mark.slow
 def test_batch_takes_a_model_of_stride_14(outside_stem, tmp_path):
     slides = tmp_path / "slides"
     slides.mkdir()

@@ -44,6 +44,7 @@ def make_any(kind, folder):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["svs", "cog", "zarr"])
 def test_a_slide_on_a_server_is_the_slide_on_disk(s3, tmp_path, kind):
     path = make_any(kind, tmp_path)
@@ -60,6 +61,7 @@ def test_a_slide_on_a_server_is_the_slide_on_disk(s3, tmp_path, kind):
         assert far.magnification == local.magnification
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["svs", "cog"])
 def test_a_look_at_a_large_file_fetches_little_of_it(s3, tmp_path, kind):
     path = tmp_path / "large.tif"
@@ -94,6 +96,7 @@ def test_blocks_are_fetched_once_for_all_threads(s3, remote, svs):
     assert sent < 1.3 * svs.stat().st_size
 
 
+@pytest.mark.slow
 def test_a_prediction_from_a_server_is_that_from_disk(s3, remote, svs, tmp_path):
     options = {"precision": "float32", "memory": "500MB"}
     far = atlas_wsi.predict(remote, "atlas_test", **options)
@@ -127,6 +130,7 @@ def test_a_busy_server_is_asked_again(s3, remote, svs):
         )
 
 
+@pytest.mark.slow
 def test_an_outage_leaves_no_holes_in_a_scene(s3, tmp_path):
     """The reader of TIFF tells an outage and a damaged tile in the same words."""
     path = tmp_path / "outage.tif"

@@ -195,6 +195,7 @@ def test_a_graph_of_gigapixels_is_small(shared):
     assert len(pickle.dumps(shared.levels[0])) < 20_000
 
 
+@pytest.mark.slow
 def test_levels_can_be_computed_in_other_processes(shared):
     part = shared.levels[0][:600, :600]
     np.testing.assert_array_equal(

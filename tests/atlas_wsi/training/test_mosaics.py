@@ -94,6 +94,7 @@ def test_white_glass_stays_bright_when_stains_vary():
     assert min(augment(white, rng, stain=True).mean() for _ in range(40)) > 180
 
 
+@pytest.mark.slow
 def test_windows_that_are_left_out_carry_no_label_and_others_keep_theirs():
     left_out = 0
     for step in range(1, 40):

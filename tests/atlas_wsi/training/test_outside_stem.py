@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 import atlas_wsi
@@ -12,6 +13,7 @@ from atlas_wsi.testing import make_svs
 CLASSES = ("dots", "lines", "plain")
 
 
+@pytest.mark.slow
 def test_a_model_over_an_outside_stem_trains_is_saved_and_predicts(
     outside_stem, tile_folder, tmp_path
 ):

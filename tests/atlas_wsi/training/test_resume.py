@@ -75,6 +75,7 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_curve(tile_folder, tm
     assert not list(tmp_path.glob("*.resume.pt"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_training_is_refused(tile_folder, tmp_path):
     out, cancel = tmp_path / "m.safetensors", CancelToken()
     history = History()
@@ -91,6 +92,7 @@ def test_a_checkpoint_of_another_training_is_refused(tile_folder, tmp_path):
         train_tiles(tile_folder, recipe=other, out=out)
 
 
+@pytest.mark.slow
 def test_patience_ends_a_training_that_no_longer_gets_better(tile_folder):
     history = History()
     recipe = replace(SMALL, epochs=16, n_validations=16, patience=1, learning_rate=1.0)
@@ -119,6 +121,7 @@ def test_a_training_out_of_patience_that_is_killed_before_it_writes_does_not_tra
     assert again.rows == whole.rows
 
 
+@pytest.mark.slow
 def test_the_card_says_which_check_was_kept(tile_folder):
     history = History()
     recipe = replace(SMALL, epochs=16, n_validations=16, patience=3, learning_rate=1.0)

@@ -70,6 +70,7 @@ def sampled(model, image, active, places, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_with_every_window_sampled_the_gradient_is_that_of_the_dense_pass(name):
     model, image = make_model(*CONFIGS[name]), make_image()
@@ -84,6 +85,7 @@ def test_with_every_window_sampled_the_gradient_is_that_of_the_dense_pass(name):
         torch.testing.assert_close(streamed[key] / scale, expected / scale, atol=2e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_scores_do_not_depend_on_the_sample(name):
     model, image = make_model(*CONFIGS[name]), make_image()
@@ -134,6 +136,7 @@ def kept_bytes(model, shape, n_sampled):
     return sum(n for at, n in kept.items() if at not in own)
 
 
+@pytest.mark.slow
 def test_what_a_step_keeps_is_that_of_the_sampled_windows():
     torch.manual_seed(0)
     config = AtlasConfig(

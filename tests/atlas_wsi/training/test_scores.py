@@ -29,6 +29,7 @@ def draw(seed, n=300, classes=3, skill=1.0, rounded=False):
     return labels, (np.round(p, 1) if rounded else p).astype(np.float32), logits
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 5), st.booleans())
 def test_figures_are_those_of_scikit_learn(seed, classes, rounded):
@@ -47,6 +48,7 @@ def test_figures_are_those_of_scikit_learn(seed, classes, rounded):
         assert found[name].low <= found[name].high
 
 
+@pytest.mark.slow
 def test_an_interval_covers_what_new_samples_give_and_copies_do_not_narrow_it():
     labels, p, _ = draw(0)
     many, sure, _ = draw(9, n=20000)
@@ -73,6 +75,7 @@ def test_a_temperature_undoes_too_much_and_too_little_confidence(factor):
     assert reliability(labels, p).ece < 0.03
 
 
+@pytest.mark.slow
 def test_the_command_fits_stores_and_reports(tile_folder, tmp_path):
     model = tmp_path / "m.safetensors"
     arguments = ["train", "tiles", str(tile_folder), "--out", str(model), "--mpp", "0.5"]

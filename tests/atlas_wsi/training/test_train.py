@@ -194,6 +194,7 @@ def test_classes_that_the_model_does_not_know_are_named(trained, make_folder):
         evaluate(trained, read_tile_folder(folder))
 
 
+@pytest.mark.slow
 def test_another_folder_is_measured_whole_and_has_no_test_part(trained, make_folder):
     """Also one with as many tiles of each class, under the same names."""
     folder = make_folder(n=24, side=80)
@@ -206,6 +207,7 @@ def test_another_folder_is_measured_whole_and_has_no_test_part(trained, make_fol
     assert "72 tiles are others" in " ".join(refused.stderr.split())
 
 
+@pytest.mark.slow
 def test_all_of_the_training_folder_is_measured_on_request(trained, tile_folder):
     command = ["evaluate", "tiles", str(tile_folder), "--model", str(trained), "--json"]
     whole = json.loads(CliRunner().invoke(app, [*command, "--split", "all"]).stdout)
