@@ -1,0 +1,9 @@
+from atlas_wsi.slides.synthetic import make_svs as make_svs
+from atlas_wsi.slides.synthetic_scenes import make_ome_zarr as make_ome_zarr
+from atlas_wsi.slides.synthetic_scenes import make_scene as make_scene
+from atlas_wsi.testing.backends import BackendTests as BackendTests
+from atlas_wsi.testing.stems import PatchStem as PatchStem
+from atlas_wsi.testing.stems import StemTests as StemTests
+from atlas_wsi.testing.writers import CellWriterTests as CellWriterTests
+from atlas_wsi.testing.writers import WriterTests as WriterTests
+from atlas_wsi.testing.writers import make_heatmap as make_heatmap
