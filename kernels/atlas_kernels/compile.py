@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -38,51 +38,27 @@ class Launch:
     """A function under ``@triton.jit``."""
     shape: str
     """What the launch is for, for people."""
-    pointers: Mapping[str, str]
-    """Type of each tensor argument, such as ``*bf16``."""
+    types: Mapping[str, str]
+    """Type of each tensor, such as ``*bf16``, and of each float."""
     integers: Mapping[str, int]
     """Value of each integer argument; what is 1 or divisible by 16 is compiled in, as at run time."""
     constants: Mapping[str, Any]
     """Value of each ``tl.constexpr``."""
-    floats: tuple[str, ...] = ()
-    """Names of the float32 arguments."""
-    num_warps: int = 4
-    num_stages: int = 2
+    num_warps: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    """What a compiled kernel needs."""
-
-    kernel: str
-    shape: str
-    target: str
-    sizes: str
-    """What an entry of the autotuning table sets, beside the warps."""
-    warps: int
-    registers: int
-    """Vector registers per thread."""
-    shared_bytes: int
-    """Shared memory a program."""
-    spilled_bytes: int
-    """Local memory a thread that registers were spilled to; or the stack."""
-    code_bytes: int
-    """Size of the binary."""
-
-
-def compile_launch(launch: Launch, target: str) -> Resources:
-    """Compile a kernel for a target."""
+def compile_launch(launch: Launch, target: str) -> dict[str, Any]:
+    """Compile a kernel for a target, and return what it needs: registers and spills per thread."""
     names = list(launch.kernel.arg_names)
     ones = {name: 1 for name, value in launch.integers.items() if value == 1}
     constants = {**launch.constants, **ones}
     signature = {
-        **launch.pointers,
+        **launch.types,
         **dict.fromkeys(launch.integers, "i32"),
-        **dict.fromkeys(launch.floats, "fp32"),
         **dict.fromkeys(constants, "constexpr"),
     }
     aligned = [
-        *launch.pointers,
+        *(name for name, kind in launch.types.items() if kind.startswith("*")),
         *(name for name, value in launch.integers.items() if value % 16 == 0),
     ]
     source = ASTSource(
@@ -91,26 +67,23 @@ def compile_launch(launch: Launch, target: str) -> Resources:
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options = {"num_warps": launch.num_warps, "num_stages": 2}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     is_cuda = TARGETS[target].backend == "cuda"
     binary = compiled.asm["cubin" if is_cuda else "hsaco"]
     registers, spilled = _read_cubin(binary) if is_cuda else _read_amdgcn(compiled.asm["amdgcn"])
-    return Resources(
-        kernel=launch.kernel.__name__,
-        shape=launch.shape,
-        target=target,
-        sizes=" x ".join(
-            str(launch.constants[n])
-            for n in ("BLOCK_Q", "BLOCK_K", "CHANNELS")
-            if n in launch.constants
-        ),
-        warps=launch.num_warps,
-        registers=registers,
-        shared_bytes=compiled.metadata.shared,
-        spilled_bytes=spilled,
-        code_bytes=len(binary),
-    )
+    sizes = [launch.constants.get(n) for n in ("BLOCK_Q", "BLOCK_K", "CHANNELS")]
+    return {
+        "kernel": launch.kernel.__name__,
+        "shape": launch.shape,
+        "target": target,
+        "sizes": " x ".join(str(size) for size in sizes if size is not None),
+        "warps": launch.num_warps,
+        "registers": registers,
+        "shared_bytes": compiled.metadata.shared,
+        "spilled_bytes": spilled,
+        "code_bytes": len(binary),
+    }
 
 
 def _read_cubin(binary: bytes) -> tuple[int, int]:
@@ -146,7 +119,7 @@ def main() -> None:
         if sys.argv[1:] and launch.shape not in sys.argv[1:]:
             continue
         for target in TARGETS:
-            sys.stdout.write(json.dumps(asdict(compile_launch(launch, target))) + "\n")
+            sys.stdout.write(json.dumps(compile_launch(launch, target)) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,6 @@ class Choice:
     warps: int
     """Warps per program."""
 
-    def as_arguments(self) -> dict[str, int]:
-        """Return the keyword arguments of a launch."""
-        return {**dict(self.constants), "num_warps": self.warps}
-
 
 def is_interpreted(kernel: Any) -> bool:
     """Tell whether a kernel runs in Triton's interpreter."""
@@ -46,6 +42,7 @@ def launch(
 ) -> None:
     """Run a kernel with the fastest of some choices."""
     if is_interpreted(kernel) or len(choices) == 1:
-        kernel[grid](**arguments, **choices[0].as_arguments())
+        first = choices[0]
+        kernel[grid](**arguments, **dict(first.constants), num_warps=first.warps)
     else:
         tuned(kernel, choices, key)[grid](**arguments)

@@ -30,8 +30,8 @@ def scan_launches() -> Iterator[Launch]:
         chunks = -(-length // CHUNK)
         sizes = {"CHUNK": CHUNK, "STATES": states, "SOFTPLUS": True}
         count = {"channels": channels, "states": states, "length": length, "n_chunks": chunks}
-        rank = -(-2 * channels // 16)
-        wide = {"b": length * (rank + 2 * states), "n": 1, "l": rank + 2 * states}
+        wide = -(-2 * channels // 16) + 2 * states
+        count |= _strides(("B", "C"), {"b": length * wide, "n": 1, "l": wide})
         rows = {"b": length * channels, "d": 1, "l": channels}
         made = ("A", "D", "bias", "saved", "dA", "dB", "dC", "dD", "dbias")
         for kind, save in (("bf16", False), ("fp32", True)):
@@ -40,11 +40,8 @@ def scan_launches() -> Iterator[Launch]:
                 yield Launch(
                     kernel=scan_forward_kernel,
                     shape=f"{name}, {kind}" + (", training" if save else ""),
-                    pointers={
-                        **dict.fromkeys(tensors, f"*{kind}"),
-                        **dict.fromkeys(made[:4], "*fp32"),
-                    },
-                    integers={**count, **_strides(("u", "delta", "y"), rows, wide)},
+                    types=dict.fromkeys(tensors, f"*{kind}") | dict.fromkeys(made[:4], "*fp32"),
+                    integers={**count, **_strides(("u", "delta", "y"), rows)},
                     constants={**sizes, **dict(choice.constants), "SAVE": save},
                     num_warps=choice.warps,
                 )
@@ -54,21 +51,16 @@ def scan_launches() -> Iterator[Launch]:
                 yield Launch(
                     kernel=scan_backward_kernel,
                     shape=f"{name}, {kind}",
-                    pointers={**dict.fromkeys(given, f"*{kind}"), **dict.fromkeys(made, "*fp32")},
+                    types=dict.fromkeys(given, f"*{kind}") | dict.fromkeys(made, "*fp32"),
                     integers={
                         **count,
                         "groups": -(-channels // CHANNELS),
-                        **_strides(("u", "delta", "dy"), rows, wide),
+                        **_strides(("u", "delta", "dy"), rows),
                     },
                     constants={**sizes, **dict(choice.constants)},
                     num_warps=choice.warps,
                 )
 
 
-def _strides(
-    tensors: tuple[str, ...], rows: dict[str, int], wide: dict[str, int]
-) -> dict[str, int]:
-    return {
-        **{f"{t}_{k}": v for t in tensors for k, v in rows.items()},
-        **{f"{t}_{k}": v for t in ("B", "C") for k, v in wide.items()},
-    }
+def _strides(tensors: tuple[str, ...], strides: dict[str, int]) -> dict[str, int]:
+    return {f"{t}_{axis}": stride for t in tensors for axis, stride in strides.items()}

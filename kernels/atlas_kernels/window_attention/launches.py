@@ -36,13 +36,8 @@ def attention_launches() -> Iterator[Launch]:
             "kv_n": keys * 2 * channels,
             "kv_t": 2 * channels,
         }
-        tensors = {"q": f"*{kind}", "kv": f"*{kind}", "valid": "*u8"}
-        table = {
-            "coarse": f"*{kind}",
-            "coarse_valid": "*u8",
-            "starts": "*i64",
-            "counts": "*i32",
-        }
+        tensors = {"q": f"*{kind}", "kv": f"*{kind}", "valid": "*u8", "scale": "fp32"}
+        table = {"coarse": f"*{kind}", "coarse_valid": "*u8", "starts": "*i64", "counts": "*i32"}
         grads = {"dout": f"*{kind}", "lse": "*fp32", "delta": "*fp32"}
         pointers = {
             attention_forward_kernel: {**tensors, **table, "out": f"*{kind}", "lse": "*fp32"},
@@ -53,23 +48,19 @@ def attention_launches() -> Iterator[Launch]:
         }  # fmt: skip
         for kernel, types in pointers.items():
             step = kernel.__name__.removeprefix("attention_").removesuffix("_kernel")
-            owns_keys = kernel is attention_key_gradient_kernel
             constants = {"HAS_VALID": True, "UPCAST": False, "BLOCK_D": block_d(dim)}
-            if not owns_keys:
+            if kernel is attention_key_gradient_kernel:
+                integers = {"windows": 4096, "splits": 1}
+            else:
+                integers = {"n_scales": int(has_coarse), "coarse_t": 2 * channels}
                 constants["HAS_COARSE_VALID"] = True
-            integers = (
-                {"windows": 4096, "splits": 1}
-                if owns_keys
-                else {"n_scales": int(has_coarse), "coarse_t": 2 * channels}
-            )
             entry_bytes = 4 if kind == "fp32" else 2
             for choice in tiles(step, entry_bytes, dim, tokens=tokens, keys=keys):
                 yield Launch(
                     kernel=kernel,
                     shape=name,
-                    pointers=types,
+                    types=types,
                     integers={**count, **strides, **integers},
                     constants={**constants, **dict(choice.constants)},
-                    floats=("scale",),
                     num_warps=choice.warps,
                 )
