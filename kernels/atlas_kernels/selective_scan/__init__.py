@@ -5,16 +5,23 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Literal
 
 import torch
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 Implementation = Literal["mamba_ssm", "triton", "numba", "torch", "reference"]
+
+_HOME: dict[Implementation, tuple[str, str]] = {
+    "mamba_ssm": ("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn"),
+    "triton": ("atlas_kernels.selective_scan.kernel", "selective_scan_triton"),
+    "numba": ("atlas_kernels.selective_scan.compiled", "selective_scan_compiled"),
+    "torch": ("atlas_kernels.selective_scan.chunked", "selective_scan_chunked"),
+    "reference": ("atlas_kernels.selective_scan.reference", "selective_scan_reference"),
+}
+"""Module and function; imported when it is chosen."""
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> tuple[Implementation, str]:
@@ -82,40 +89,21 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
     name = implementation or choose(u.device, u.dtype)[0]
-    if name not in get_args(Implementation):
-        raise ValueError(f"no selective scan '{name}'; there are {get_args(Implementation)}")
+    if name not in _HOME:
+        raise ValueError(f"no selective scan '{name}'; there are {tuple(_HOME)}")
+    module, function = _HOME[name]
+    scan = getattr(import_module(module), function)
     if name == "mamba_ssm":
-        return _load(name)(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    y = _load(name)(u, delta, A, B, C, D, delta_bias_D=delta_bias, delta_softplus=delta_softplus)
-    return y if z is None else (y * functional.silu(z)).to(u.dtype)
+        return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    zeros = A.new_zeros(len(A))
+    D, bias = (zeros if t is None else t for t in (D, delta_bias))
+    y = scan(u, delta, A, B, C, D, bias, delta_softplus)
+    return (y if z is None else y * functional.silu(z)).to(u.dtype)
 
 
 @cache
 def _has(package: str) -> bool:
     return find_spec(package) is not None
-
-
-@cache
-def _load(name: Implementation) -> Callable[..., Any]:
-    if name == "mamba_ssm":
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-
-        return selective_scan_fn
-    if name == "triton":
-        from atlas_kernels.selective_scan.kernel import selective_scan_triton
-
-        return selective_scan_triton
-    if name == "numba":
-        from atlas_kernels.selective_scan.compiled import selective_scan_compiled
-
-        return selective_scan_compiled
-    if name == "torch":
-        from atlas_kernels.selective_scan.chunked import selective_scan_chunked
-
-        return selective_scan_chunked
-    from atlas_kernels.selective_scan.reference import selective_scan_reference
-
-    return selective_scan_reference
 
 
 def _check(

@@ -22,20 +22,16 @@ def selective_scan_chunked(
     A_DN: torch.Tensor,
     B_BNL: torch.Tensor,
     C_BNL: torch.Tensor,
-    D_D: torch.Tensor | None = None,
-    *,
-    delta_bias_D: torch.Tensor | None = None,
-    delta_softplus: bool = False,
+    D_D: torch.Tensor,
+    bias_D: torch.Tensor,
+    softplus: bool,
 ) -> torch.Tensor:
-    """Scan in float32, or in float64 if the input is; differentiable.
-
-    Returns: `(B, D, L)` in the type of `u_BDL`.
-    """
+    """Scan in float32, or in float64 if the input is; differentiable."""
     dtype = torch.float64 if u_BDL.dtype == torch.float64 else torch.float32
-    u, delta, A, B, C = (t.to(dtype) for t in (u_BDL, delta_BDL, A_DN, B_BNL, C_BNL))
-    if delta_bias_D is not None:
-        delta = delta + delta_bias_D.to(dtype)[:, None]
-    if delta_softplus:
+    tensors = (u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D_D, bias_D)
+    u, delta, A, B, C, D, bias = (t.to(dtype) for t in tensors)
+    delta = delta + bias[:, None]
+    if softplus:
         delta = functional.softplus(delta)
     step = max(1, _STATE_FLOATS // A.numel())
     parts = []
@@ -43,9 +39,7 @@ def selective_scan_chunked(
         part = slice(at, at + step)
         parts.append(_scan(u[part], delta[part], A.t(), B[part], C[part]))
     y_BDL = torch.cat(parts) if parts else torch.zeros_like(u)
-    if D_D is not None:
-        y_BDL = y_BDL + D_D.to(dtype)[:, None] * u
-    return y_BDL.to(u_BDL.dtype)
+    return y_BDL + D[:, None] * u
 
 
 def _scan(

@@ -216,13 +216,10 @@ def _split(count: int, work: Callable[[int, int], None]) -> None:
         list(pool.map(work, bounds[:-1], bounds[1:]))
 
 
-def _rows(t: torch.Tensor) -> np.ndarray[Any, Any]:
-    """Return `(B, D, L)` as a contiguous array `(B, L, D)`; no copy if it is one already."""
-    return t.detach().transpose(1, 2).to(torch.float32).contiguous().numpy()
-
-
-def _plain(t: torch.Tensor) -> np.ndarray[Any, Any]:
-    return t.detach().to(torch.float32).contiguous().numpy()
+def _array(t: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Return a contiguous array, `(B, L, D)` of `(B, D, L)`; no copy if it is one already."""
+    rows = t.detach().transpose(1, 2) if t.ndim == 3 else t.detach()
+    return rows.to(torch.float32).contiguous().numpy()
 
 
 def _empty(like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -230,38 +227,30 @@ def _empty(like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 class _Scan(torch.autograd.Function):
+    """Scan in float32; differentiable once. Channels that lie together in memory save a copy."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        u: torch.Tensor,
-        delta: torch.Tensor,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        C: torch.Tensor,
-        D: torch.Tensor,
-        bias: torch.Tensor,
-        softplus: bool,
-    ) -> torch.Tensor:
+    def forward(ctx, u, delta, A, B, C, D, bias, softplus):
         ctx.save_for_backward(u, delta, A, B, C, D, bias)
         ctx.softplus = softplus
-        arrays = (_rows(u), _rows(delta), _plain(A), _rows(B), _rows(C), _plain(D), _plain(bias))
+        arrays = [_array(t) for t in (u, delta, A, B, C, D, bias)]
         y = _empty(arrays[0])
         groups = -(-u.shape[1] // _LANES)
-        _split(len(u) * groups, lambda i, j: _forward(i, j, *arrays, softplus, y))
+        arguments = [*arrays, softplus, y]
+        _split(len(u) * groups, lambda i, j: _forward(i, j, *arguments))
         return torch.from_numpy(y).to(u.dtype).transpose(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+    def backward(ctx, dy):
         saved = ctx.saved_tensors
-        u, delta, A, B, C, D, bias = saved
-        arrays = (_rows(u), _rows(delta), _plain(A), _rows(B), _rows(C), _plain(D), _plain(bias))
+        arrays = [_array(t) for t in saved]
         batch, _, channels = arrays[0].shape
         du, ddelta = _empty(arrays[0]), _empty(arrays[0])
         dB, dC = np.zeros_like(arrays[3]), np.zeros_like(arrays[4])
-        dA = np.zeros((batch, *A.shape), np.float32)
+        dA = np.zeros((batch, *arrays[2].shape), np.float32)
         dD, dbias = np.zeros((2, batch, channels), np.float32)
-        out = (_rows(dy), du, ddelta, dA, dB, dC, dD, dbias)
-        _split(batch, lambda i, j: _backward(i, j, *arrays, ctx.softplus, *out))
+        arguments = [*arrays, ctx.softplus, _array(dy), du, ddelta, dA, dB, dC, dD, dbias]
+        _split(batch, lambda i, j: _backward(i, j, *arguments))
         grads = (
             *(torch.from_numpy(t).transpose(1, 2) for t in (du, ddelta)),
             torch.from_numpy(dA).sum(dim=0),
@@ -271,22 +260,4 @@ class _Scan(torch.autograd.Function):
         return (*(g.to(t.dtype) for g, t in zip(grads, saved, strict=True)), None)
 
 
-def selective_scan_compiled(
-    u_BDL: torch.Tensor,
-    delta_BDL: torch.Tensor,
-    A_DN: torch.Tensor,
-    B_BNL: torch.Tensor,
-    C_BNL: torch.Tensor,
-    D_D: torch.Tensor | None = None,
-    *,
-    delta_bias_D: torch.Tensor | None = None,
-    delta_softplus: bool = False,
-) -> torch.Tensor:
-    """Scan in float32; differentiable once. Channels that lie together in memory save a copy.
-
-    Returns: `(B, D, L)` in the type of `u_BDL`.
-    """
-    zeros = A_DN.new_zeros(len(A_DN))
-    D = zeros if D_D is None else D_D
-    bias = zeros if delta_bias_D is None else delta_bias_D
-    return _Scan.apply(u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D, bias, delta_softplus)
+selective_scan_compiled = _Scan.apply

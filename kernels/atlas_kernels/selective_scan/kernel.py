@@ -13,8 +13,6 @@ Import this only when it is chosen: whether a kernel is compiled or interpreted 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -31,8 +29,7 @@ FORWARD = {8: ((32, 1), (64, 2), (16, 1), (32, 2)), 16: ((32, 2), (16, 1), (32, 
 """Choices of channels and warps per program by the padded number of states."""
 
 BACKWARD = {8: (2,), 16: (8,)}
-"""Choices of warps per program; any other number spills on one of the targets. All choices compile without a spilled register on A100, H100 and
-MI300 (docs/kernels.md); on a GPU, the fastest is kept for every shape."""
+"""Choices of warps per program; any other number spills on one of the targets (docs/kernels.md)."""
 
 _KEY = ("channels", "states", "length")
 
@@ -212,18 +209,10 @@ def _strides(**tensors: torch.Tensor) -> dict[str, int]:
 
 
 class _Scan(torch.autograd.Function):
+    """Scan with states in float32; differentiable once."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        u: torch.Tensor,
-        delta: torch.Tensor,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        C: torch.Tensor,
-        D: torch.Tensor,
-        bias: torch.Tensor,
-        softplus: bool,
-    ) -> torch.Tensor:
+    def forward(ctx, u, delta, A, B, C, D, bias, softplus):
         batch, channels, length = u.shape
         states = A.shape[1]
         n_chunks = triton.cdiv(length, CHUNK)
@@ -249,7 +238,7 @@ class _Scan(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+    def backward(ctx, dy):
         u, delta, A, B, C, D, bias, saved = ctx.saved_tensors
         batch, channels, length = u.shape
         states = A.shape[1]
@@ -281,22 +270,4 @@ class _Scan(torch.autograd.Function):
         )  # fmt: skip
 
 
-def selective_scan_triton(
-    u_BDL: torch.Tensor,
-    delta_BDL: torch.Tensor,
-    A_DN: torch.Tensor,
-    B_BNL: torch.Tensor,
-    C_BNL: torch.Tensor,
-    D_D: torch.Tensor | None = None,
-    *,
-    delta_bias_D: torch.Tensor | None = None,
-    delta_softplus: bool = False,
-) -> torch.Tensor:
-    """Scan with states in float32; differentiable once.
-
-    Returns: `(B, D, L)` in the type of `u_BDL`.
-    """
-    zeros = A_DN.new_zeros(len(A_DN))
-    D = zeros if D_D is None else D_D
-    bias = zeros if delta_bias_D is None else delta_bias_D
-    return _Scan.apply(u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D, bias, delta_softplus)
+selective_scan_triton = _Scan.apply

@@ -17,17 +17,13 @@ def selective_scan_reference(
     A_DN: torch.Tensor,
     B_BNL: torch.Tensor,
     C_BNL: torch.Tensor,
-    D_D: torch.Tensor | None = None,
-    *,
-    delta_bias_D: torch.Tensor | None = None,
-    delta_softplus: bool = False,
+    D_D: torch.Tensor,
+    bias_D: torch.Tensor,
+    softplus: bool,
 ) -> torch.Tensor:
-    """Scan in the type of the inputs; differentiable; slow.
-
-    Arguments are those of `selective_scan`. Returns: `(B, D, L)`.
-    """
-    delta = delta_BDL if delta_bias_D is None else delta_BDL + delta_bias_D[:, None]
-    if delta_softplus:
+    """Scan in the type of the inputs; differentiable; slow."""
+    delta = delta_BDL + bias_D[:, None]
+    if softplus:
         delta = functional.softplus(delta)
     h_BDN = u_BDL.new_zeros(u_BDL.shape[0], *A_DN.shape)
     y = []
@@ -36,4 +32,4 @@ def selective_scan_reference(
         h_BDN = torch.exp(dt * A_DN) * h_BDN + dt * B * u_BDL[:, :, step, None]
         y.append((C * h_BDN).sum(dim=-1))
     y_BDL = torch.stack(y, dim=-1) if y else torch.zeros_like(u_BDL)
-    return y_BDL if D_D is None else y_BDL + D_D[:, None] * u_BDL
+    return y_BDL + D_D[:, None] * u_BDL

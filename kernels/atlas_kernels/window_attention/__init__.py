@@ -4,16 +4,23 @@
 
 from __future__ import annotations
 
-from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 Implementation = Literal["triton", "torch", "reference"]
+
+_HOME: dict[Implementation, tuple[str, str]] = {
+    "triton": ("atlas_kernels.window_attention.gpu", "window_attention_triton"),
+    "torch": ("atlas_kernels.window_attention.batched", "window_attention_batched"),
+    "reference": ("atlas_kernels.window_attention.reference", "window_attention_reference"),
+}
+"""Module and function; imported when it is chosen."""
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> tuple[Implementation, str]:
@@ -69,26 +76,11 @@ def multiscale_window_attention(
     """
     _check(q, kv, coarse_kv, index, heads, valid, coarse_valid)
     name = implementation or choose(q.device, q.dtype)[0]
-    if name not in get_args(Implementation):
-        raise ValueError(f"no window attention '{name}'; there are {get_args(Implementation)}")
-    return _load(name)(
-        q, kv, coarse_kv, index, heads=heads, valid_NK=valid, coarse_valid=coarse_valid
-    )
-
-
-@cache
-def _load(name: Implementation) -> Callable[..., Any]:
-    if name == "triton":
-        from atlas_kernels.window_attention.gpu import window_attention_triton
-
-        return window_attention_triton
-    if name == "torch":
-        from atlas_kernels.window_attention.batched import window_attention_batched
-
-        return window_attention_batched
-    from atlas_kernels.window_attention.reference import window_attention_reference
-
-    return window_attention_reference
+    if name not in _HOME:
+        raise ValueError(f"no window attention '{name}'; there are {tuple(_HOME)}")
+    module, function = _HOME[name]
+    masks = coarse_valid or [None] * len(coarse_kv)
+    return getattr(import_module(module), function)(heads, valid, masks, index, q, kv, *coarse_kv)
 
 
 def _check(

@@ -9,7 +9,7 @@ backward pass, which is faster than joining them again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
@@ -24,31 +24,21 @@ _BATCH_ENTRIES = 2**24
 
 
 def window_attention_batched(
+    heads: int,
+    valid_NK: torch.Tensor | None,
+    masks: Sequence[torch.Tensor | None],
+    index: Sequence[torch.Tensor],
     q_NTC: torch.Tensor,
     kv_NKC: torch.Tensor,
-    coarse_kv: Sequence[torch.Tensor],
-    index: Sequence[torch.Tensor],
-    *,
-    heads: int,
-    valid_NK: torch.Tensor | None = None,
-    coarse_valid: Sequence[torch.Tensor | None] = (),
+    *coarse: torch.Tensor,
 ) -> torch.Tensor:
-    """Attend with torch's fused attention; differentiable once.
-
-    `kv_NKC`: Own keys and values `(N, K, 2C)`, keys first. `coarse_kv`: Those of every coarser
-    scale, `(M, K', 2C)`. `index`: The coarse window of every window, one `(N,)` a coarser scale.
-    `coarse_valid`: Which coarse keys exist, `(M, K')` a scale. Returns: `(N, T, C)`; zero where no
-    key exists.
-    """
-    if not coarse_kv:
+    """Attend with torch's fused attention; differentiable once."""
+    if not coarse:
         return _attend(q_NTC, kv_NKC, valid_NK, heads)
-    if len(_parts(q_NTC, kv_NKC, coarse_kv)) == 1:
-        kv, valid = join_keys(
-            kv_NKC, coarse_kv, index, valid_NK=valid_NK, coarse_valid=coarse_valid
-        )
+    if len(_parts(q_NTC, kv_NKC, coarse)) == 1:
+        kv, valid = join_keys(valid_NK, masks, index, kv_NKC, coarse)
         return _attend(q_NTC, kv, valid, heads)
-    masks = list(coarse_valid) or [None] * len(coarse_kv)
-    return _Batched.apply(heads, valid_NK, masks, list(index), q_NTC, kv_NKC, *coarse_kv)
+    return _Batched.apply(heads, valid_NK, masks, index, q_NTC, kv_NKC, *coarse)
 
 
 def _attend(
@@ -68,35 +58,26 @@ def _attend(
 
 class _Batched(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        heads: int,
-        valid: torch.Tensor | None,
-        masks: list[torch.Tensor | None],
-        index: list[torch.Tensor],
-        q: torch.Tensor,
-        kv: torch.Tensor,
-        *coarse: torch.Tensor,
-    ) -> torch.Tensor:
+    def forward(ctx, heads, valid, masks, index, q, kv, *coarse):
         ctx.save_for_backward(q, kv, *coarse)
         ctx.rest = heads, valid, masks, index
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for part in _parts(q, kv, coarse):
-            picked = [c[i[part]] for c, i in zip(coarse, index, strict=True)]
-            keys, mask = _join(part, kv, picked, valid, masks, index)
+            keys, mask = _join(part, valid, masks, index, kv, coarse)
             out[part] = _attend(q[part], keys, mask, heads)
         return out
 
     @staticmethod
-    def backward(ctx: Any, dout: torch.Tensor) -> Any:
+    def backward(ctx, dout):
         q, kv, *coarse = ctx.saved_tensors
         heads, valid, masks, index = ctx.rest
         dq, dkv = torch.empty_like(q), torch.empty_like(kv)
-        dcoarse = [torch.zeros_like(c, dtype=_wide(c.dtype)) for c in coarse]
+        dcoarse = [
+            torch.zeros_like(c, dtype=torch.promote_types(c.dtype, torch.float32)) for c in coarse
+        ]
         for part in _parts(q, kv, coarse):
-            picked = [c[i[part]] for c, i in zip(coarse, index, strict=True)]
-            keys, mask = _join(part, kv, picked, valid, masks, index)
-            keys.requires_grad_()
+            keys, mask = _join(part, valid, masks, index, kv, coarse)
+            keys = keys.detach().requires_grad_()
             asked = q[part].detach().requires_grad_()
             with torch.enable_grad():
                 out = _attend(asked, keys, mask, heads)
@@ -108,30 +89,13 @@ class _Batched(torch.autograd.Function):
         return (None, None, None, None, dq, dkv, *grads)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _parts(q: torch.Tensor, kv: torch.Tensor, coarse: Sequence[torch.Tensor]) -> list[slice]:
     entries = sum(k.shape[1] for k in (kv, *coarse)) * kv.shape[2]
     step = max(1, _BATCH_ENTRIES // max(1, entries))
     return [slice(i, i + step) for i in range(0, len(q), step)]
 
 
-def _join(
-    part: slice,
-    kv: torch.Tensor,
-    picked: Sequence[torch.Tensor],
-    valid: torch.Tensor | None,
-    masks: Sequence[torch.Tensor | None],
-    index: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    own = kv[part].detach()
-    every = [torch.arange(len(own), device=own.device)] * len(picked)
-    return join_keys(
-        own,
-        picked,
-        every,
-        valid_NK=None if valid is None else valid[part],
-        coarse_valid=[None if m is None else m[i[part]] for m, i in zip(masks, index, strict=True)],
-    )
+def _join(part, valid, masks, index, kv, coarse):
+    """Join the keys of some windows."""
+    own = None if valid is None else valid[part]
+    return join_keys(own, masks, [i[part] for i in index], kv[part], coarse)

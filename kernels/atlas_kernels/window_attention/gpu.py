@@ -18,6 +18,7 @@ from atlas_kernels.window_attention.kernel import (
     attention_key_gradient_kernel,
     attention_query_gradient_kernel,
 )
+from atlas_kernels.window_attention.reference import complete_masks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,10 @@ def block_d(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
+def _bytes(mask: torch.Tensor | None) -> torch.Tensor | None:
+    return None if mask is None else mask.contiguous().view(torch.uint8)
+
+
 def _rows(t: torch.Tensor) -> torch.Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
@@ -78,9 +83,9 @@ class _Call:
         self.keys, self.dim = kv.shape[1], q.shape[2] // heads
         self.scale = self.dim**-0.5
         self.q, self.kv = _rows(q), _rows(kv)
-        self.valid = None if valid is None else valid.contiguous().view(torch.uint8)
+        self.valid = _bytes(valid)
         self.coarse = [c.contiguous() for c in coarse]
-        self.masks = _same(masks, coarse)
+        self.masks = [_bytes(mask) for mask in complete_masks(masks, coarse)]
         self.bytes = q.element_size()
         # the interpreter's dot misreads bfloat16
         self.upcast = self.bytes == 2 and is_interpreted(attention_forward_kernel)
@@ -165,33 +170,11 @@ class _Call:
         return dkv[0] if splits == 1 else dkv.sum(dim=0).to(kv.dtype)
 
 
-def _same(
-    masks: Sequence[torch.Tensor | None], coarse: Sequence[torch.Tensor]
-) -> list[torch.Tensor | None]:
-    """Return masks as bytes; if one scale has a mask, all get one."""
-    masks = list(masks) or [None] * len(coarse)
-    if all(m is None for m in masks):
-        return masks
-    return [
-        (torch.ones(c.shape[:2], dtype=torch.bool, device=c.device) if m is None else m)
-        .contiguous()
-        .view(torch.uint8)
-        for m, c in zip(masks, coarse, strict=True)
-    ]
-
-
 class _Attention(torch.autograd.Function):
+    """Attend on a GPU; differentiable once."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        heads: int,
-        valid: torch.Tensor | None,
-        masks: Sequence[torch.Tensor | None],
-        index: Sequence[torch.Tensor],
-        q: torch.Tensor,
-        kv: torch.Tensor,
-        *coarse: torch.Tensor,
-    ) -> torch.Tensor:
+    def forward(ctx, heads, valid, masks, index, q, kv, *coarse):
         call = _Call(heads, valid, masks, index, q, kv, coarse)
         out = q.new_empty(q.shape)
         lse = torch.empty(call.windows, heads, call.tokens, device=q.device, dtype=torch.float32)
@@ -202,7 +185,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, dout: torch.Tensor) -> Any:
+    def backward(ctx, dout):
         q, kv, *coarse, out, lse = ctx.saved_tensors
         heads, valid, masks, index = ctx.rest
         call = _Call(heads, valid, masks, index, q, kv, coarse)
@@ -224,21 +207,4 @@ class _Attention(torch.autograd.Function):
         )  # fmt: skip
 
 
-def window_attention_triton(
-    q_NTC: torch.Tensor,
-    kv_NKC: torch.Tensor,
-    coarse_kv: Sequence[torch.Tensor],
-    index: Sequence[torch.Tensor],
-    *,
-    heads: int,
-    valid_NK: torch.Tensor | None = None,
-    coarse_valid: Sequence[torch.Tensor | None] = (),
-) -> torch.Tensor:
-    """Attend on a GPU; differentiable once.
-
-    `kv_NKC`: Own keys and values `(N, K, 2C)`, keys first. `coarse_kv`: Those of every coarser
-    scale, `(M, K', 2C)`. `index`: The coarse window of every window, one `(N,)` a coarser scale.
-    `coarse_valid`: Which coarse keys exist, `(M, K')` a scale. Returns: `(N, T, C)`; zero where no
-    key exists.
-    """
-    return _Attention.apply(heads, valid_NK, coarse_valid, index, q_NTC, kv_NKC, *coarse_kv)
+window_attention_triton = _Attention.apply

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,20 +13,16 @@ if TYPE_CHECKING:
 
 
 def window_attention_reference(
+    heads: int,
+    valid_NK: torch.Tensor | None,
+    masks: Sequence[torch.Tensor | None],
+    index: Sequence[torch.Tensor],
     q_NTC: torch.Tensor,
     kv_NKC: torch.Tensor,
-    coarse_kv: Sequence[torch.Tensor],
-    index: Sequence[torch.Tensor],
-    *,
-    heads: int,
-    valid_NK: torch.Tensor | None = None,
-    coarse_valid: Sequence[torch.Tensor | None] = (),
+    *coarse: torch.Tensor,
 ) -> torch.Tensor:
-    """Attend in the type of the inputs; differentiable; copies coarse keys for every window.
-
-    Arguments are those of `window_attention`. Returns: `(N, T, C)`; zero where no key exists.
-    """
-    kv, valid = join_keys(kv_NKC, coarse_kv, index, valid_NK=valid_NK, coarse_valid=coarse_valid)
+    """Attend in the type of the inputs; differentiable; copies coarse keys for every window."""
+    kv, valid = join_keys(valid_NK, masks, index, kv_NKC, coarse)
     n, t, c = q_NTC.shape
     q_NHTD = q_NTC.view(n, t, heads, c // heads).transpose(1, 2)
     k_NHKD, v_NHKD = kv.view(n, kv.shape[1], 2, heads, c // heads).permute(2, 0, 3, 1, 4)
@@ -41,24 +37,27 @@ def window_attention_reference(
 
 
 def join_keys(
-    kv_NKC: torch.Tensor,
-    coarse_kv: Sequence[torch.Tensor],
-    index: Sequence[torch.Tensor],
-    *,
     valid_NK: torch.Tensor | None,
-    coarse_valid: Sequence[torch.Tensor | None],
+    masks: Sequence[torch.Tensor | None],
+    index: Sequence[torch.Tensor],
+    kv_NKC: torch.Tensor,
+    coarse: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Put own and coarse keys of every window side by side, and which exist (None: all do)."""
-    kv = torch.cat([kv_NKC, *(c[i] for c, i in zip(coarse_kv, index, strict=True))], dim=1)
-    masks = [valid_NK, *(coarse_valid or [None] * len(coarse_kv))]
-    if all(mask is None for mask in masks):
+    kv = torch.cat([kv_NKC, *(c[i] for c, i in zip(coarse, index, strict=True))], dim=1)
+    own, *others = complete_masks([valid_NK, *masks], [kv_NKC, *coarse])
+    if own is None:
         return kv, None
-    n = len(kv_NKC)
-    places = [None, *index]
-    parts = []
-    for mask, place, keys in zip(masks, places, [kv_NKC, *coarse_kv], strict=True):
-        if mask is None:
-            parts.append(torch.ones(n, keys.shape[1], dtype=torch.bool, device=kv.device))
-        else:
-            parts.append(mask if place is None else mask[place])
-    return kv, torch.cat(parts, dim=1)
+    return kv, torch.cat([own, *(m[i] for m, i in zip(others, index, strict=True))], dim=1)
+
+
+def complete_masks(
+    masks: Sequence[torch.Tensor | None], keys: Sequence[torch.Tensor]
+) -> Sequence[Any]:
+    """Give all scales a mask if one has one."""
+    if all(mask is None for mask in masks):
+        return masks
+    return [
+        torch.ones(k.shape[:2], dtype=torch.bool, device=k.device) if m is None else m
+        for m, k in zip(masks, keys, strict=True)
+    ]
