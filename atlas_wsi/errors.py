@@ -1,30 +1,5 @@
 """Errors that a user can act on.
 
-The tree (exit code of the command line in brackets)::
-
-    AtlasError                       [1]
-      SlideError                     [2]
-        UnreadableSlideError             (also OSError)
-        UnreachableSlideError            (also OSError)
-        UnsupportedFormatError
-        MissingResolutionError
-        RegionOutsideSlideError          (also ValueError)
-      ModelError                     [2]
-        UnknownModelError
-        CheckpointMismatchError
-        CellSizeError                    (also ValueError)
-        UntrustedWeightsError
-      ResultError                    [2]
-        ResultExistsError                (also FileExistsError)
-        CorruptResultError
-        OutputNotWritableError           (also OSError)
-      DatasetError                   [2]
-      ArchiveError                   [2]
-      BudgetError                    [3]
-        MemoryBudgetError                (also MemoryError)
-        DiskFullError                    (also OSError)
-      Cancelled                      [130]
-
 Subclasses never override ``__init__``: another signature breaks the pickling by which an error
 reaches a worker's caller.
 """

@@ -84,19 +84,12 @@ def _options(
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
-app.command("predict")(predict.predict)
-app.command("batch")(batch.batch)
-app.command("status")(status.status)
-app.command("report")(report.report)
-app.command("info")(info.info)
-app.command("view")(view.view)
-app.command("tissue")(tissue.tissue)
-app.command("embed")(embed.embed)
-app.command("inspect")(inspect.inspect)
-app.command("export")(export.export)
-app.command("sample")(sample.sample)
-app.command("doctor")(doctor.doctor)
-app.command("bench")(bench.bench)
+for command in (
+    *(predict.predict, batch.batch, status.status, report.report, info.info, view.view),
+    *(tissue.tissue, embed.embed, inspect.inspect, export.export),
+    *(sample.sample, doctor.doctor, bench.bench),
+):
+    app.command()(command)
 app.add_typer(models.app, name="models")
 app.add_typer(train.train_app, name="train")
 app.add_typer(evaluate.evaluate_app, name="evaluate")

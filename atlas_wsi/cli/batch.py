@@ -17,7 +17,7 @@ from atlas_wsi.errors import Cancelled
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from atlas_wsi import ArchiveEstimate, ArchiveStatus, BatchOptions, CancelToken, RunOptions
+    from atlas_wsi import ArchiveEstimate, ArchiveStatus, CancelToken
 
 SOME_FAILED = 2
 
@@ -110,13 +110,11 @@ def batch(
 
     Exit codes: 0 all done, 2 some slides failed, 3 the disk is full, 130 stopped.
     """
-    from atlas_wsi import BatchOptions, RunOptions
+    from atlas_wsi import BatchOptions, RunOptions, estimate_archive, predict_archive
 
     options.one_tissue(tissue, tissue_model)
-    _run(
-        source,
-        out,
-        BatchOptions(
+    common: dict[str, Any] = {
+        "options": BatchOptions(
             model=model,
             trust_model=trust_model,
             mpp=options.one_mpp(mpp, gsd),
@@ -132,47 +130,32 @@ def batch(
             strict=strict,
             distribute_above=distribute_above,
         ),
-        RunOptions(device=device, max_attempts=max_attempts, heartbeat_timeout_s=heartbeat_timeout),
-        {
-            "cluster": cluster,
-            "workers": workers,
-            "cluster_options": cluster_options,
-            "overwrite": overwrite,
-            "retry_failed": retry_failed,
-            "verify": verify,
-        },
-        dry_run=dry_run,
-        quiet=quiet or as_json,
-        as_json=as_json,
-    )
-
-
-def _run(
-    source: str,
-    out: Path,
-    batch_options: BatchOptions,
-    run_options: RunOptions,
-    how: dict[str, Any],
-    *,
-    dry_run: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    from atlas_wsi import estimate_archive, predict_archive
-
+        "run_options": RunOptions(
+            device=device, max_attempts=max_attempts, heartbeat_timeout_s=heartbeat_timeout
+        ),
+    }
     # what dask logs about lost workers and schedulers reaches the user as our line, once
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    common: dict[str, Any] = {"options": batch_options, "run_options": run_options}
+    quiet = quiet or as_json
     title = "sample" if dry_run else "archive"
     with _stoppable() as cancel, console.progress_of(title, quiet=quiet) as report:
         common |= {"progress": report, "cancel": cancel}
         if dry_run:
-            workers = how["workers"] or 1
-            estimate = estimate_archive(source, out, workers=workers, **common)
+            estimate = estimate_archive(source, out, workers=workers or 1, **common)
         else:
-            status = predict_archive(source, out, **common, **how)
+            status = predict_archive(
+                source,
+                out,
+                cluster=cluster,
+                workers=workers,
+                cluster_options=cluster_options,
+                overwrite=overwrite,
+                retry_failed=retry_failed,
+                verify=verify,
+                **common,
+            )
     if dry_run:
-        _show_estimate(estimate, workers, as_json=as_json)
+        _show_estimate(estimate, workers or 1, as_json=as_json)
     else:
         _finish(status, stopped=cancel.is_cancelled, quiet=quiet, as_json=as_json)
 
@@ -201,8 +184,8 @@ def _stoppable() -> Iterator[CancelToken]:
 
     def stop(*_: object) -> None:
         cancel.cancel()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in before:
+            signal.signal(number, signal.default_int_handler)
 
     for number in before:
         signal.signal(number, stop)

@@ -8,13 +8,16 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+from atlas_wsi.errors import AtlasError
 
-    from atlas_wsi import AtlasError, Progress
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from atlas_wsi import Progress
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -46,6 +49,27 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def run_each(
+    items: Sequence[Any], run: Callable[[Any], dict[str, Any]], *, key: str, as_json: bool
+) -> None:
+    """Do each item: one that fails does not stop the others, and the exit code reports it."""
+    done: list[dict[str, Any]] = []
+    worst: AtlasError | None = None
+    for item in items:
+        try:
+            done.append(run(item))
+        except AtlasError as error:
+            if len(items) == 1 or error.exit_code > 100:
+                raise
+            fail(error)
+            done.append({key: str(item), "error": error.message})
+            worst = error
+    if as_json:
+        print_json(done)
+    if worst is not None:
+        raise typer.Exit(worst.exit_code)
+
+
 def print_table(
     rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), wrap: str = ""
 ) -> None:
@@ -68,6 +92,18 @@ def print_confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> 
     print_table(rows, header=("true, predicted", *classes))
 
 
+def format_value(value: Any, *, most: int = 200) -> str:
+    """Format a value of JSON in one line, cut to `most` characters each text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {format_value(v, most=most)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(format_value(v, most=most) for v in value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value).replace("\n", " ")
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def pixel_size(mpp: float, *, is_scene: bool) -> str:
     """Format the size of a pixel: micrometers of a slide, meters of a scene."""
     if not is_scene:
@@ -84,7 +120,7 @@ def progress_of(title: str, *, quiet: bool) -> Iterator[Progress]:
         with _bars(title) as report:
             yield report
     else:
-        yield _Lines(title)
+        yield _lines(title)
 
 
 @contextmanager
@@ -111,16 +147,14 @@ def _bars(title: str) -> Iterator[Progress]:
         yield report
 
 
-class _Lines:
-    """Plain lines for a log: when a step ends, and every ten seconds."""
+def _lines(title: str) -> Progress:
+    last = time.monotonic()
 
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._last = time.monotonic()
-
-    def __call__(self, step: str, done: int, total: int) -> None:
+    def report(step: str, done: int, total: int) -> None:
+        nonlocal last
         now = time.monotonic()
-        if done < total and now - self._last < _LINE_EVERY_S:
-            return
-        self._last = now
-        err.print(escape(f"{self._title}: {step} {done}/{total}"))
+        if done >= total or now - last >= _LINE_EVERY_S:
+            last = now
+            err.print(escape(f"{title}: {step} {done}/{total}"))
+
+    return report

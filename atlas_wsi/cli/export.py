@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from atlas_wsi.cli import console, options
-from atlas_wsi.errors import AtlasError
 
 
 def export(
@@ -45,7 +44,7 @@ def export(
     For QuPath, GIS, the Digital Slide Archive, WSInfer, TRIDENT and others. Files are written atomically. If one of several results cannot be exported, the others still
     are, and the exit code reports it.
     """
-    from atlas_wsi import EXPORT_FORMATS, find_results
+    from atlas_wsi import EXPORT_FORMATS, export_result, find_results
 
     quiet = quiet or as_json
     folders = [folder for path in results for folder in find_results(path)]
@@ -53,37 +52,16 @@ def export(
     if len(folders) > 1 and (is_file or slide):
         option = "--slide" if slide else f"--out {out}"
         raise typer.BadParameter(f"{option} is for one result; {len(folders)} are given")
-    done: list[dict[str, Any]] = []
-    worst: AtlasError | None = None
-    for folder in folders:
-        try:
-            done.append(_export(folder, out, to, slide, overwrite=overwrite, quiet=quiet))
-        except AtlasError as error:
-            if len(folders) == 1:
-                raise
-            console.fail(error)
-            done.append({"result": str(folder), "error": error.message})
-            worst = error
-    if as_json:
-        console.print_json(done)
-    if worst is not None:
-        raise typer.Exit(worst.exit_code)
 
+    def run(folder: Path) -> dict[str, Any]:
+        with console.progress_of(folder.name, quiet=quiet) as report:
+            written = export_result(
+                folder, out, to=to, slide=slide, overwrite=overwrite, progress=report
+            )
+        for warning in written.warnings:
+            console.warn(warning, quiet=quiet)
+        file = str(written.path)
+        console.say(file, quiet=quiet)
+        return {"result": str(folder), "file": file, "warnings": list(written.warnings)}
 
-def _export(
-    folder: Path, out: Path, to: str, slide: str | None, *, overwrite: bool, quiet: bool
-) -> dict[str, Any]:
-    from atlas_wsi import export_result
-
-    with console.progress_of(folder.name, quiet=quiet) as report:
-        written = export_result(
-            folder, out, to=to, slide=slide, overwrite=overwrite, progress=report
-        )
-    for warning in written.warnings:
-        console.warn(warning, quiet=quiet)
-    console.say(str(written.path), quiet=quiet)
-    return {
-        "result": str(folder),
-        "file": str(written.path),
-        "warnings": list(written.warnings),
-    }
+    console.run_each(folders, run, key="result", as_json=as_json)

@@ -29,7 +29,7 @@ def info(
     if facts["gsd_m"]:
         facts["gsd"] = console.pixel_size(facts["gsd_m"][1] * 1e6, is_scene=True)
     console.print_table(
-        (key.replace("_", " "), _text(value))
+        (key.replace("_", " "), console.format_value(value, most=100))
         for key, value in facts.items()
         if value not in (None, "", [], {}) and key != "gsd_m"
     )
@@ -84,12 +84,3 @@ def describe(slide: Slide) -> dict[str, Any]:
             )
         ],
     }
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_text(v) for v in value)
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = str(value)
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -40,14 +40,14 @@ def inspect(
     for name, value in seen.facts.items():
         if value in (None, "", [], {}):
             continue
-        console.say(f"  {name.replace('_', ' ')}: {_text(value)}")
+        console.say(f"  {name.replace('_', ' ')}: {console.format_value(value)}")
     if seen.parts:
         console.say("inside:")
     for part in seen.parts[:_SHOWN]:
         shape = " x ".join(map(str, part.shape))
         console.say(f"  {part.name}  {part.dtype} {shape}".rstrip())
         for name, value in part.attributes.items():
-            console.say(f"    {name}: {_text(value)}")
+            console.say(f"    {name}: {console.format_value(value)}")
     if len(seen.parts) > _SHOWN:
         console.say(f"  and {len(seen.parts) - _SHOWN} more (--json lists them)")
     for warning in seen.warnings:
@@ -56,14 +56,3 @@ def inspect(
         console.say("taken by:")
     for use in seen.uses:
         console.say(f"  {use.replace('FILE', str(file))}")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = str(value).replace("\n", " ")
-    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atlas_wsi.cli import console, options
-from atlas_wsi.errors import AtlasError
 
 if TYPE_CHECKING:
     from atlas_wsi import SlideResult
@@ -69,22 +68,12 @@ def predict(
         "strict": strict,
         "overwrite": overwrite,
     }
-    results: list[dict[str, Any]] = []
-    worst: AtlasError | None = None
-    for path in slides:
-        try:
-            results.append(_predict(path, out, arguments, quiet=quiet))
-        except AtlasError as error:
-            if len(slides) == 1 or error.exit_code > 100:
-                raise
-            # one bad slide does not stop the others; the exit code reports it
-            console.fail(error)
-            results.append({"slide": path, "error": error.message})
-            worst = error
-    if as_json:
-        console.print_json(results)
-    if worst is not None:
-        raise typer.Exit(worst.exit_code)
+    console.run_each(
+        slides,
+        lambda path: _predict(path, out, arguments, quiet=quiet),
+        key="slide",
+        as_json=as_json,
+    )
 
 
 def _predict(path: str, out: Path, arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:

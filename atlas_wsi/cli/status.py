@@ -11,6 +11,7 @@ import typer
 from atlas_wsi.cli import console, options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from rich.console import RenderableType
@@ -108,23 +109,19 @@ def _watch(out: Path, every: float, *, as_json: bool) -> None:
 
     from atlas_wsi import archive_status
 
-    current = archive_status(out)
-    if as_json:
-        typer.echo(json.dumps(current.as_json(), ensure_ascii=False))
-        while _n_open(current):
+    def states() -> Iterator[ArchiveStatus]:
+        yield (current := archive_status(out))
+        while current.count("running") + current.count("waiting"):
             time.sleep(every)
-            current = archive_status(out)
+            yield (current := archive_status(out))
+
+    if as_json:
+        for current in states():
             typer.echo(json.dumps(current.as_json(), ensure_ascii=False))
         return
-    with Live(_page(current), console=console.out, auto_refresh=False) as live:
-        while _n_open(current):
-            time.sleep(every)
-            current = archive_status(out)
+    with Live(console=console.out, auto_refresh=False) as live:
+        for current in states():
             live.update(_page(current), refresh=True)
-
-
-def _n_open(current: ArchiveStatus) -> int:
-    return current.count("running") + current.count("waiting")
 
 
 def _duration(seconds: float) -> str:
