@@ -207,7 +207,7 @@ def test_a_run_is_cancelled_shows_what_it_had_and_goes_on(qtbot, window, huge_pa
     assert predict.status.text() == "Stopped. 'Predict' resumes it."
     assert run.result is None
     assert predict.run_button.isEnabled()
-    kept = work_folder(run.spec.slide)
+    kept = work_folder(run.slide)
     assert sum(file.stat().st_size for file in kept.rglob("*")) > 0
 
     predict.start()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from napari_atlas_wsi._layers import cell_at
+
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
@@ -34,11 +36,7 @@ class AttentionWorker:
 
     def request(self, y: float, x: float) -> None:
         """Request a level-0 position; an earlier request that has not started is dropped."""
-        grid = self.heatmap.grid
-        cell = (
-            int((y - grid.origin_px[0]) // grid.step_px[0]),
-            int((x - grid.origin_px[1]) // grid.step_px[1]),
-        )
+        cell = cell_at(self.heatmap.grid, y, x)
         if cell == self._last:
             return
         self._last = cell
@@ -110,8 +108,6 @@ def show_attention(
     layer.data = weights
     layer.contrast_limits_range = limits
     layer.contrast_limits = limits
-    if "affine" in placement:
-        layer.affine = placement["affine"]
-    else:
-        layer.scale, layer.translate = placement["scale"], placement["translate"]
+    for key in placement.keys() & {"affine", "scale", "translate"}:
+        setattr(layer, key, placement[key])
     return layer

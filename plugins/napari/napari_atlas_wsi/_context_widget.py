@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QSignalBlocker, QTimer
 from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QLabel, QWidget
 
 from napari_atlas_wsi._context import AttentionWorker, describe_fractions, show_attention
@@ -56,18 +56,14 @@ class ContextWidget(QWidget):
         self.request(tuple(event.position[-2:]))
 
     def request(self, world: tuple[float, float]) -> None:
-        """Request what the cell at a position attends to; it is drawn when it is computed.
-
-        `world`: Position `(y, x)` in the viewer.
-        """
+        """Request what the cell at `(y, x)` in the viewer attends to; drawn when it is computed."""
         live = [s for s in shown_in(self.viewer) if s.heatmap.context is not None]
         if not live:
             self.fractions.setText(NEEDS_RUN)
             return
-        if self._shown is not live[-1] or self._worker is None:
-            self._shown, self._worker = live[-1], AttentionWorker(live[-1].heatmap)
-        elif self._worker.heatmap is not live[-1].heatmap:
-            self._worker = AttentionWorker(live[-1].heatmap)
+        self._shown = live[-1]
+        if self._worker is None or self._worker.heatmap is not self._shown.heatmap:
+            self._worker = AttentionWorker(self._shown.heatmap)
         self._worker.request(*self._shown.frame.to_level0(world))
 
     def watch(self) -> None:
@@ -88,10 +84,9 @@ class ContextWidget(QWidget):
         self.fractions.setText(describe_fractions(maps))
         if self.scale_box.count() != len(maps):
             names = [f"{k}: {m.grid.step_px[0]:.0f} px per token" for k, m in enumerate(maps, 1)]
-            self.scale_box.blockSignals(True)
-            self.scale_box.clear()
-            self.scale_box.addItems(names)
-            self.scale_box.blockSignals(False)
+            with QSignalBlocker(self.scale_box):
+                self.scale_box.clear()
+                self.scale_box.addItems(names)
         self._draw()
 
     def _draw(self, _: int = 0) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlas_wsi import DatasetError, write_whole
+from atlas_wsi import Annotation, DatasetError, find_regions, write_annotations, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from atlas_wsi import Annotation, Heatmap
+    from atlas_wsi import Heatmap
     from napari_atlas_wsi._shown import ShownHeatmap
 
 DPI = 100
@@ -39,38 +40,32 @@ def export_areas(heatmap: Heatmap, path: Path, *, threshold: float = 0.0) -> Non
             writer.writerow([*row, "" if score is None else f"{score:.4f}", model])
 
 
-def export_regions(heatmap: Heatmap, path: Path) -> None:
-    """Write the regions of each class as QuPath reads them."""
-    from atlas_wsi import write_geojson
-
-    write_geojson(heatmap, path)
-
-
-def export_corrections(shown: ShownHeatmap, path: Path, *, whole: bool = False) -> int:
+def export_corrections(shown: ShownHeatmap, path: Path, *, whole: bool = False) -> None:
     """Write corrected cells as annotations for training."""
-    from atlas_wsi import write_annotations
-
-    heatmap = shown.corrected(whole=whole)
-    areas = list(annotations_of(heatmap))
-    if not areas:
+    labels = shown.corrected(whole=whole)
+    if not labels.any():
         raise DatasetError(
             "The class map was not changed, so there is nothing to save.",
             hint="Choose a class, press 'Correct by hand' and paint on the class map.",
         )
-    write_annotations(areas, path, heatmap.slide)
-    return len(areas)
+    write_labels(shown.heatmap, labels, path)
 
 
-def annotations_of(heatmap: Heatmap) -> Iterator[Annotation]:
-    """Outline a class map, cell by cell."""
-    from atlas_wsi import Annotation, find_regions
-
-    for region in find_regions(heatmap, min_cells=1, smooth=False).regions:
-        yield Annotation(
+def write_labels(heatmap: Heatmap, labels: NDArray[Any], path: Path) -> None:
+    """Outline a class map, cell by cell, as annotations; 0 is nothing, else a class from 1."""
+    values = np.full(heatmap.probabilities.shape, np.nan, np.float16)
+    for k in range(len(values)):
+        values[k][labels > 0] = labels[labels > 0] == k + 1
+    sure = replace(heatmap, probabilities=values)
+    areas = [
+        Annotation(
             polygon=region.polygon,
             name=heatmap.classes[region.class_index],
             color=heatmap.colors[region.class_index],
         )
+        for region in find_regions(sure, min_cells=1, smooth=False).regions
+    ]
+    write_annotations(areas, path, heatmap.slide)
 
 
 def export_view(
@@ -85,7 +80,9 @@ def export_view(
 
     rows, cols = picture.shape[:2]
     classes = shown.layer("classes")
-    entries = _entries(shown) if classes is not None and classes.visible else []
+    entries = []
+    if classes is not None and classes.visible:
+        entries = list(zip(shown.heatmap.classes, shown.heatmap.colors, strict=True))
     height = max(rows, _ROW_PX * (len(entries) + 6)) + 2 * _MARGIN_PX
     width = cols + _LEGEND_PX + 3 * _MARGIN_PX
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
@@ -97,11 +94,6 @@ def export_view(
     _legend(figure, shown, entries, x_px=cols + 2 * _MARGIN_PX, threshold=threshold)
     with write_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI)
-
-
-def _entries(shown: ShownHeatmap) -> Sequence[tuple[str, str]]:
-    heatmap = shown.heatmap
-    return list(zip(heatmap.classes, heatmap.colors, strict=True))
 
 
 def _legend(

@@ -43,10 +43,7 @@ class Frame:
     def placement(
         self, step: tuple[float, float] = (1, 1), origin: tuple[float, float] = (0, 0)
     ) -> dict[str, Any]:
-        """Return the layer arguments that align cells with the slide.
-
-        `step`: Level-0 pixels per cell `(y, x)`. `origin`: Level-0 corner of the first cell `(y, x)`.
-        """
+        """Return the layer arguments that align cells with the slide; all in level-0 `(y, x)`."""
         cells = np.diag([*step, 1.0])
         cells[:2, 2] = [o + s / 2 for o, s in zip(origin, step, strict=True)]
         world = self.matrix @ cells
@@ -56,17 +53,11 @@ class Frame:
         return {"scale": tuple(np.diag(world)[:2]), "translate": tuple(world[:2, 2]), **units}
 
     def to_level0(self, world: tuple[float, float]) -> tuple[float, float]:
-        """Return the level-0 position `(y, x)`, in pixel edges, of a position in the world.
-
-        `world`: Position `(y, x)` in the viewer.
-        """
+        """Return the level-0 `(y, x)`, in pixel edges, of `(y, x)` in the viewer."""
         y, x, _ = np.linalg.solve(self.matrix, [world[0], world[1], 1.0])
         return float(y), float(x)
 
     def to_world(self, y: float, x: float) -> tuple[float, float]:
-        """Return the position in the world of a level-0 position, in pixel edges.
-
-        Returns: Position `(y, x)` in the viewer.
-        """
+        """Return `(y, x)` in the viewer of a level-0 position, in pixel edges."""
         world = self.matrix @ [y, x, 1.0]
         return float(world[0]), float(world[1])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Shapes
 from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QSignalBlocker, Qt
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -17,7 +17,6 @@ from qtpy.QtWidgets import (
     QFileDialog,
     QGridLayout,
     QGroupBox,
-    QHBoxLayout,
     QHeaderView,
     QLabel,
     QPushButton,
@@ -28,13 +27,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from atlas_wsi import AtlasError
-from napari_atlas_wsi._export import (
-    export_areas,
-    export_corrections,
-    export_regions,
-    export_view,
-)
+from atlas_wsi import AtlasError, write_geojson
+from napari_atlas_wsi._export import export_areas, export_corrections, export_view
 from napari_atlas_wsi._layers import FRAME_KEY, SLIDE_KEY
 from napari_atlas_wsi._settings import settings
 from napari_atlas_wsi._shown import HotSpot, ShownHeatmap, shown_in
@@ -92,30 +86,25 @@ class HeatmapWidget(QWidget):
         column = QVBoxLayout(self)
         column.addWidget(self.result_box)
         column.addWidget(self.table)
-        sliders = QGridLayout()
-        sliders.addWidget(QLabel("Opacity"), 0, 0)
-        sliders.addWidget(self.opacity, 0, 1)
-        sliders.addWidget(QLabel("Hide below"), 1, 0)
-        sliders.addWidget(self.threshold, 1, 1)
-        sliders.addWidget(self.threshold_label, 1, 2)
-        column.addLayout(sliders)
-        walk = QHBoxLayout()
-        walk.addWidget(self.previous)
-        walk.addWidget(self.next)
-        walk.addWidget(self.spot_label, 1)
+        sliders = [
+            [QLabel("Opacity"), self.opacity],
+            [QLabel("Hide below"), self.threshold, self.threshold_label],
+        ]
+        column.addLayout(_grid(sliders))
+        walk = _grid([[self.previous, self.next, self.spot_label]])
+        walk.setColumnStretch(2, 1)
         column.addLayout(walk)
-        hand = QGridLayout()
-        hand.addWidget(self.correct_box, 0, 0)
-        hand.addWidget(self.correct_button, 0, 1)
-        hand.addWidget(self.export_buttons["corrections"], 1, 0)
-        hand.addWidget(self.whole_map, 1, 1)
-        hand.addWidget(self.annotate_button, 2, 0)
-        column.addWidget(_boxed("Correct", hand))
-        exports = QGridLayout()
-        for index, kind in enumerate(("regions", "areas", "view")):
-            exports.addWidget(self.export_buttons[kind], index // 2, index % 2)
-        exports.addWidget(self.save_button, 1, 1)
-        column.addWidget(_boxed("Export", exports))
+        export = self.export_buttons
+        hand = [
+            [self.correct_box, self.correct_button],
+            [export["corrections"], self.whole_map],
+            [self.annotate_button],
+        ]
+        files = [[export["regions"], export["areas"]], [export["view"], self.save_button]]
+        for title, rows in {"Correct": hand, "Export": files}.items():
+            box = QGroupBox(title)
+            box.setLayout(_grid(rows))
+            column.addWidget(box)
         column.addStretch()
 
     def _connect(self) -> None:
@@ -142,15 +131,14 @@ class HeatmapWidget(QWidget):
         known = [self.result_box.itemData(k) for k in range(self.result_box.count())]
         if known == heatmaps:
             return
-        self.result_box.blockSignals(True)
-        self.result_box.clear()
-        for shown in heatmaps:
-            self.result_box.addItem(shown.heatmap.slide.name, shown)
         new = [shown for shown in heatmaps if shown not in known]
         chosen = new[-1] if new else self.shown
         last = len(heatmaps) - 1
-        self.result_box.setCurrentIndex(heatmaps.index(chosen) if chosen in heatmaps else last)
-        self.result_box.blockSignals(False)
+        with QSignalBlocker(self.result_box):
+            self.result_box.clear()
+            for shown in heatmaps:
+                self.result_box.addItem(shown.heatmap.slide.name, shown)
+            self.result_box.setCurrentIndex(heatmaps.index(chosen) if chosen in heatmaps else last)
         self._choose()
 
     def _choose(self, _: int = 0) -> None:
@@ -162,15 +150,12 @@ class HeatmapWidget(QWidget):
             self.table.setRowCount(0)
             return
         self.shown.changed.connect(self.fill)
-        heatmap = self.shown.heatmap
-        self.correct_box.blockSignals(True)
-        self.correct_box.clear()
-        self.correct_box.addItems(["nothing", *heatmap.classes])
-        self.correct_box.setCurrentIndex(self.shown.index + 1)
-        self.correct_box.blockSignals(False)
-        self.threshold.blockSignals(True)
-        self.threshold.setValue(round(100 * self.shown.threshold))
-        self.threshold.blockSignals(False)
+        with QSignalBlocker(self.correct_box):
+            self.correct_box.clear()
+            self.correct_box.addItems(["nothing", *self.shown.heatmap.classes])
+            self.correct_box.setCurrentIndex(self.shown.index + 1)
+        with QSignalBlocker(self.threshold):
+            self.threshold.setValue(round(100 * self.shown.threshold))
         self.fill()
 
     def fill(self) -> None:
@@ -291,7 +276,7 @@ class HeatmapWidget(QWidget):
         assert shown is not None
         try:
             if kind == "regions":
-                export_regions(shown.heatmap, path)
+                write_geojson(shown.heatmap, path)
             elif kind == "areas":
                 export_areas(shown.heatmap, path, threshold=shown.threshold)
             elif kind == "view":
@@ -301,7 +286,7 @@ class HeatmapWidget(QWidget):
             else:
                 export_corrections(shown, path, whole=self.whole_map.isChecked())
         except AtlasError as error:
-            show_error(f"{error.message} {error.hint}".strip())
+            show_error(str(error))
         else:
             show_info(f"Written: {path}")
 
@@ -316,7 +301,7 @@ class HeatmapWidget(QWidget):
             thumbnail = None if slide is None else slide.thumbnail()
             files = heatmap.write(folder, thumbnail=thumbnail)
         except AtlasError as error:
-            show_error(f"{error.message} {error.hint}".strip())
+            show_error(str(error))
         else:
             show_info(f"Written: {', '.join(file.name for file in files.values())} in {folder}")
 
@@ -351,7 +336,9 @@ def _slider(value: int) -> QSlider:
     return slider
 
 
-def _boxed(title: str, layout: Any) -> QGroupBox:
-    box = QGroupBox(title)
-    box.setLayout(layout)
-    return box
+def _grid(rows: list[list[QWidget]]) -> QGridLayout:
+    grid = QGridLayout()
+    for row, widgets in enumerate(rows):
+        for column, widget in enumerate(widgets):
+            grid.addWidget(widget, row, column)
+    return grid

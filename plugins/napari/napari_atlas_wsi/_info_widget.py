@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt
+import numpy as np
+from qtpy.QtCore import QSignalBlocker, Qt
 from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import (
     QComboBox,
@@ -37,7 +38,6 @@ class InfoWidget(QWidget):
         self.viewer = napari_viewer
         self.slide_box = QComboBox()
         self.table = QTableWidget(0, 2)
-        self.table.setHorizontalHeaderLabels(["", ""])
         self.table.horizontalHeader().hide()
         self.table.verticalHeader().hide()
         self.table.horizontalHeader().setSectionResizeMode(1, QHeaderView.ResizeMode.Stretch)
@@ -62,12 +62,11 @@ class InfoWidget(QWidget):
         known = [id(self.slide_box.itemData(k)) for k in range(self.slide_box.count())]
         if known == list(slides):
             return
-        self.slide_box.blockSignals(True)
-        self.slide_box.clear()
-        for slide in slides.values():
-            self.slide_box.addItem(slide.name, slide)
-        self.slide_box.setCurrentIndex(len(slides) - 1)
-        self.slide_box.blockSignals(False)
+        with QSignalBlocker(self.slide_box):
+            self.slide_box.clear()
+            for slide in slides.values():
+                self.slide_box.addItem(slide.name, slide)
+            self.slide_box.setCurrentIndex(len(slides) - 1)
         self.show_slide()
 
     def show_slide(self, _: int = 0) -> None:
@@ -123,8 +122,6 @@ def facts_of(slide: Slide) -> list[tuple[str, str]]:
 
 
 def _pixmap(pixels: NDArray[Any]) -> QPixmap:
-    import numpy as np
-
     rgb = np.ascontiguousarray(pixels[..., :3])
     rows, cols = rgb.shape[:2]
     image = QImage(rgb.data, cols, rows, 3 * cols, QImage.Format.Format_RGB888)

@@ -6,19 +6,15 @@ import hashlib
 import shutil
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 from atlas_wsi import Box, CancelToken, open_slide
-from napari_atlas_wsi._scope import Scope, whole_mask
+from napari_atlas_wsi._scope import whole_mask
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from atlas_wsi import Heatmap, Slide
 
@@ -27,31 +23,13 @@ KEEP_WORK_S = 14 * 24 * 3600
 _UNSTOPPABLE = ("open", "find tissue")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobSpec:
-    """What to predict."""
-
-    slide: Slide
-    """The slide of the layer."""
-    model: str | None
-    """Name or file; None takes the default for the slide."""
-    scope: Scope = "tissue"
-    """Where."""
-    areas: list[NDArray[np.float64]] | None = None
-    """Level-0 areas `(n, 2)` of `(y, x)`, for view and drawn areas."""
-    mpp: float | None = None
-    """Micrometers per pixel of the slide, overriding the file."""
-    device: str = "auto"
-    """As `atlas_wsi.predict` takes it."""
-    memory: str = "1GB"
-    """Fixed, so that a resumed job divides the slide in the same way."""
-
-
 class PredictJob:
     """A prediction that runs in a thread."""
 
-    def __init__(self, spec: JobSpec) -> None:
-        self.spec = spec
+    def __init__(self, slide: Slide, *, mpp: float | None, is_whole: bool, **options: Any) -> None:
+        """Take the slide of a layer; `mpp` overrides its file; others as `predict_to_folder`."""
+        self.slide = slide
+        self._mpp, self._is_whole, self._options = mpp, is_whole, options
         self.error: BaseException | None = None
         self.result: Heatmap | None = None
         self.partial: Heatmap | None = None
@@ -78,11 +56,8 @@ class PredictJob:
 
     @property
     def is_running(self) -> bool:
-        """Whether there is still something to wait for.
-
-        A job that is cancelled while it looks for tissue is abandoned: its thread ends by itself,
-        seconds later, without a result.
-        """
+        """Whether there is still something to wait for."""
+        # the thread of a job cancelled while it looks for tissue ends by itself, seconds later
         is_abandoned = self._cancel.is_cancelled and self.step in _UNSTOPPABLE
         return self._thread.is_alive() and not is_abandoned
 
@@ -113,24 +88,20 @@ class PredictJob:
     def _predict(self) -> Heatmap:
         from atlas_wsi import predict_to_folder  # imports torch, which takes seconds
 
-        spec = self.spec
         # a slide that is opened here stays open as long as the result, whose context reads it
-        slide = open_slide(spec.slide.path, mpp=spec.mpp) if spec.mpp else spec.slide
+        slide = open_slide(self.slide.path, mpp=self._mpp) if self._mpp else self.slide
         slide.require_mpp()
         self._report("find tissue", 0, 1)
         return predict_to_folder(
             slide,
             None,
-            model=spec.model,
-            tissue=whole_mask(slide) if spec.scope == "whole slide" else None,
-            roi=spec.areas,
-            memory=spec.memory,
-            device=spec.device,
+            tissue=whole_mask(slide) if self._is_whole else None,
             work=work_folder(slide),
             preview=self._preview,
             context=True,
             progress=self._report,
             cancel=self._cancel,
+            **self._options,
         ).heatmap
 
     def _report(self, step: str, done: int, total: int) -> None:

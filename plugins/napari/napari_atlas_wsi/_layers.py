@@ -9,7 +9,7 @@ import numpy as np
 from napari_atlas_wsi._frame import Frame
 
 if TYPE_CHECKING:
-    from atlas_wsi import Heatmap, Slide
+    from atlas_wsi import Grid, Heatmap, Slide
 
     LayerTuple = tuple[Any, dict[str, Any], str]
 
@@ -17,7 +17,6 @@ SLIDE_KEY = "atlas_wsi_slide"
 RESULT_KEY = "atlas_wsi_result"
 PART_KEY = "atlas_wsi_part"
 FRAME_KEY = "atlas_wsi_frame"
-UNPREDICTED = 0
 
 
 def slide_layers(slide: Slide) -> list[LayerTuple]:
@@ -32,6 +31,7 @@ def slide_layers(slide: Slide) -> list[LayerTuple]:
     if slide.n_channels == 3 and slide.dtype == np.uint8:
         return [(list(slide.levels), {**common, "name": slide.name, "rgb": True}, "image")]
     thumbnail = slide.thumbnail(512)
+    colors = ("gray",) if slide.n_channels == 1 else ("red", "green", "blue")
     layers = []
     for k in range(slide.n_channels):
         values = thumbnail[..., k]
@@ -39,7 +39,8 @@ def slide_layers(slide: Slide) -> list[LayerTuple]:
         limits = (float(low), float(high) if high > low else float(low) + 1)
         data = [level[..., k] for level in slide.levels]
         facts = {"name": f"{slide.name} [{k + 1}]", "contrast_limits": limits}
-        look = {"blending": "additive", "visible": k < 3, "colormap": _channel_color(slide, k)}
+        color = colors[k] if k < len(colors) else "gray"
+        look = {"blending": "additive", "visible": k < 3, "colormap": color}
         layers.append((data, {**common, **facts, **look}, "image"))
     return layers
 
@@ -48,74 +49,59 @@ def heatmap_layers(
     heatmap: Heatmap, frame: Frame | None = None, *, shown: int | None = None
 ) -> list[LayerTuple]:
     """Show a result: tissue, class map, probabilities of one class."""
+    from napari.utils.colormaps import DirectLabelColormap
+
     if shown is None:
         shown = int(np.argmax(list(heatmap.areas().values())))
     frame = frame or Frame.of(heatmap.slide)
-    placement = frame.placement(heatmap.grid.step_px, heatmap.grid.origin_px)
-    mask = heatmap.tissue
+    name, grid, n = heatmap.slide.name, heatmap.grid, len(heatmap.classes)
 
-    def part(name: str) -> dict[str, Any]:
-        return {"metadata": {RESULT_KEY: heatmap, PART_KEY: name, FRAME_KEY: frame}}
+    def part(key: str, grid: Grid, **look: Any) -> dict[str, Any]:
+        metadata = {RESULT_KEY: heatmap, PART_KEY: key, FRAME_KEY: frame}
+        return {**frame.placement(grid.step_px, grid.origin_px), "metadata": metadata, **look}
 
-    name = heatmap.slide.name
+    colors: dict[int | None, str] = {None: "transparent", 0: "transparent"}
+    tissue = part("tissue", heatmap.tissue.grid, name=f"{name}: tissue", opacity=0.9, visible=False)
+    classes = part(
+        "classes",
+        grid,
+        name=f"{name}: classes",
+        colormap=DirectLabelColormap(color_dict=colors | dict(enumerate(heatmap.colors, 1))),
+        features={"index": list(range(n + 1)), "class": ["not predicted", *heatmap.classes]},
+        opacity=0.5,
+        visible=False,
+    )
+    probability = part(
+        "probability",
+        grid,
+        name=f"{name}: {heatmap.classes[shown]}",
+        colormap="turbo",
+        contrast_limits=(0, 1),
+        opacity=0.5,
+        blending="translucent_no_depth",
+        interpolation2d="nearest",
+    )
+    labels = (heatmap.argmax() + 1).astype(np.uint8 if n < 255 else np.uint16)
     return [
-        (
-            mask.mask.astype(np.uint8),
-            {
-                **frame.placement(mask.grid.step_px, mask.grid.origin_px),
-                **part("tissue"),
-                "name": f"{name}: tissue",
-                "opacity": 0.9,
-                "visible": False,
-            },
-            "labels",
-        ),
-        (
-            (heatmap.argmax() + 1).astype(np.uint8 if len(heatmap.classes) < 255 else np.uint16),
-            {
-                **placement,
-                **part("classes"),
-                "name": f"{name}: classes",
-                "colormap": class_colormap(heatmap),
-                "features": {
-                    "index": list(range(len(heatmap.classes) + 1)),
-                    "class": ["not predicted", *heatmap.classes],
-                },
-                "opacity": 0.5,
-                "visible": False,
-            },
-            "labels",
-        ),
-        (
-            heatmap.probabilities[shown].astype(np.float32),
-            {
-                **placement,
-                **part("probability"),
-                "name": f"{name}: {heatmap.classes[shown]}",
-                "colormap": "turbo",
-                "contrast_limits": (0, 1),
-                "opacity": 0.5,
-                "blending": "translucent_no_depth",
-                "interpolation2d": "nearest",
-            },
-            "image",
-        ),
+        (heatmap.tissue.mask.astype(np.uint8), tissue, "labels"),
+        (labels, classes, "labels"),
+        (heatmap.probabilities[shown].astype(np.float32), probability, "image"),
     ]
 
 
-def class_colormap(heatmap: Heatmap) -> Any:
-    """Return the colors of a class map, in which 0 is transparent."""
-    from napari.utils.colormaps import DirectLabelColormap
-
-    colors: dict[int | None, Any] = {None: "transparent", UNPREDICTED: "transparent"}
-    return DirectLabelColormap(color_dict=colors | dict(enumerate(heatmap.colors, 1)))
+def cell_at(grid: Grid, y: float, x: float) -> tuple[int, int]:
+    """Return row and column of the cell at a level-0 position."""
+    row, col = (
+        int((at - origin) // step)
+        for at, origin, step in zip((y, x), grid.origin_px, grid.step_px, strict=True)
+    )
+    return row, col
 
 
 def describe(heatmap: Heatmap, y: float, x: float) -> str:
     """Describe the prediction at a position."""
     grid = heatmap.grid
-    row = int((y - grid.origin_px[0]) // grid.step_px[0])
-    col = int((x - grid.origin_px[1]) // grid.step_px[1])
+    row, col = cell_at(grid, y, x)
     if not (0 <= row < grid.shape[0] and 0 <= col < grid.shape[1]):
         return ""
     values = heatmap.probabilities[:, row, col].astype(np.float32)
@@ -134,9 +120,3 @@ def format_position(slide: Any, y: float, x: float) -> str:
     if slide.mpp is None:
         return f"y {y:.0f}, x {x:.0f} px"
     return f"y {y * slide.mpp[0]:.0f}, x {x * slide.mpp[1]:.0f} um"
-
-
-def _channel_color(slide: Slide, k: int) -> str:
-    if slide.n_channels == 1:
-        return "gray"
-    return ("red", "green", "blue")[k] if k < 3 else "gray"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari.layers import Shapes
 from napari.utils.notifications import show_error
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QSignalBlocker, QTimer
 from qtpy.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
@@ -23,7 +23,7 @@ from qtpy.QtWidgets import (
 )
 
 from atlas_wsi import AtlasError
-from napari_atlas_wsi._job import JobSpec, PredictJob
+from napari_atlas_wsi._job import PredictJob
 from napari_atlas_wsi._layers import FRAME_KEY, SLIDE_KEY
 from napari_atlas_wsi._scope import SCOPES, areas_of_shapes, areas_of_view
 from napari_atlas_wsi._settings import settings
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from napari import Viewer
     from qtpy.QtGui import QCloseEvent
 
-    from atlas_wsi import Slide
+    from atlas_wsi import Heatmap, Slide
 
 AUTO_MODEL = "default for the slide"
 OTHER_MODEL = "a file …"
@@ -124,11 +124,8 @@ class PredictWidget(QWidget):
 
     def list_layers(self, _: Any = None) -> None:
         """Offer the slides and the drawn layers of the viewer."""
-        slides: dict[int, Slide] = {}
-        for layer in self.viewer.layers:
-            slide = layer.metadata.get(SLIDE_KEY)
-            if slide is not None:
-                slides.setdefault(id(slide), slide)
+        found = [x.metadata[SLIDE_KEY] for x in self.viewer.layers if SLIDE_KEY in x.metadata]
+        slides = {id(slide): slide for slide in found}
         _offer(self.slide_box, [(slide.name, slide) for slide in slides.values()])
         drawn = [(x.name, x) for x in self.viewer.layers if isinstance(x, Shapes)]
         _offer(self.shapes_box, drawn)
@@ -211,19 +208,18 @@ class PredictWidget(QWidget):
     def start(self) -> None:
         """Predict what is chosen; a stopped prediction resumes."""
         try:
-            spec = self._spec()
+            self.job = self._make_job()
         except AtlasError as error:
-            show_error(_message(error))
+            show_error(str(error))
             return
         self.shown = None
-        self.job = PredictJob(spec)
         self.job.start()
         self.run_button.setEnabled(False)
         self.cancel_button.setEnabled(True)
         self.bar.setRange(0, 0)
         self.timer.start()
 
-    def _spec(self) -> JobSpec:
+    def _make_job(self) -> PredictJob:
         slide, scope = self.slide, SCOPES[self.scope_box.currentIndex()]
         if slide is None:
             raise AtlasError("No slide is open.", hint="Open one with File > Open.")
@@ -238,14 +234,14 @@ class PredictWidget(QWidget):
                     "Nothing is drawn.",
                     hint="Add a Shapes layer and draw a rectangle or a polygon on the slide.",
                 )
-        return JobSpec(
-            slide=slide,
-            model=self.model,
-            scope=scope,
-            areas=areas,
+        return PredictJob(
+            slide,
             mpp=self.mpp.value() or None,
+            is_whole=scope == "whole slide",
+            model=self.model,
+            roi=areas,
             device=self.device.currentText(),
-            memory=f"{self.memory.value()}GB",
+            memory=f"{self.memory.value()}GB",  # fixed: a resumed job divides the slide as before
         )
 
     def _frame(self, slide: Slide) -> Any:
@@ -268,12 +264,7 @@ class PredictWidget(QWidget):
         has_ended = not job.is_running
         dirty = job.take_dirty()
         if job.partial is not None and dirty is not None:
-            if self.shown is None:
-                frame = self._frame(job.spec.slide)
-                self.shown = ShownHeatmap(self.viewer, job.partial, frame=frame, index=0)
-                self.shown.set_opacity(settings().opacity)
-                self.shown.set_threshold(self.threshold.value())
-            self.shown.refresh(dirty)
+            self._show(job, job.partial).refresh(dirty)
         self.bar.setRange(0, job.total)
         self.bar.setValue(job.done)
         if has_ended:
@@ -281,6 +272,14 @@ class PredictWidget(QWidget):
         elif self.cancel_button.isEnabled():
             left = "" if job.left_s is None else f", {_clock(job.left_s)} left"
             self.status.setText(f"{job.step}: {job.done} of {job.total}{left}")
+
+    def _show(self, job: PredictJob, heatmap: Heatmap) -> ShownHeatmap:
+        if self.shown is None:
+            frame = self._frame(job.slide)
+            self.shown = ShownHeatmap(self.viewer, heatmap, frame=frame, index=0)
+            self.shown.set_opacity(settings().opacity)
+            self.shown.set_threshold(self.threshold.value())
+        return self.shown
 
     def _end(self, job: PredictJob) -> None:
         self.timer.stop()
@@ -290,19 +289,15 @@ class PredictWidget(QWidget):
         self.bar.setRange(0, 1)
         self.bar.setValue(0)
         if job.result is not None:
-            if self.shown is None:
-                self.shown = ShownHeatmap(
-                    self.viewer, job.result, frame=self._frame(job.spec.slide), index=0
-                )
-            self.shown.take(job.result)
+            self._show(job, job.result).take(job.result)
             self.bar.setValue(1)
             done = f"Done in {_clock(job.result.run.wall_s)}."
             self.status.setText("\n".join([done, *job.result.run.warnings]))
         elif job.was_cancelled:
             self.status.setText("Stopped. 'Predict' resumes it.")
         elif isinstance(job.error, AtlasError):
-            self.status.setText(_message(job.error))
-            show_error(_message(job.error))
+            self.status.setText(str(job.error))
+            show_error(str(job.error))
         else:
             self.status.setText(f"{type(job.error).__name__}: {job.error}")
             assert job.error is not None
@@ -333,7 +328,7 @@ def _card(slide: Slide, model: str | None) -> tuple[Any, Any, Any, str]:
     try:
         chosen, reason = choose_model(slide, model)
     except AtlasError as error:
-        return slide, model, None, _message(error)
+        return slide, model, None, str(error)
     return slide, model, chosen.card, reason
 
 
@@ -352,19 +347,14 @@ def _number(
 def _offer(box: QComboBox, entries: list[tuple[str, Any]]) -> None:
     """Refill a box and keep the choice."""
     chosen = box.currentData()
-    box.blockSignals(True)
-    box.clear()
-    for name, value in entries:
-        box.addItem(name, value)
     matches = [k for k, (_, value) in enumerate(entries) if value is chosen]
-    box.setCurrentIndex(matches[0] if matches else len(entries) - 1)
-    box.blockSignals(False)
+    with QSignalBlocker(box):
+        box.clear()
+        for name, value in entries:
+            box.addItem(name, value)
+        box.setCurrentIndex(matches[0] if matches else len(entries) - 1)
     if not matches:
         box.currentIndexChanged.emit(box.currentIndex())
-
-
-def _message(error: AtlasError) -> str:
-    return f"{error.message} {error.hint}".strip()
 
 
 def _clock(seconds: float) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from atlas_wsi import SlideError
-from napari_atlas_wsi._layers import FRAME_KEY
+import napari
+
+from atlas_wsi import SlideError, open_result, open_slide
+from napari_atlas_wsi._layers import FRAME_KEY, heatmap_layers, slide_layers
 from napari_atlas_wsi._shown import install_hover
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from napari.layers import Layer
     from napari.utils.events import Event
 
     from napari_atlas_wsi._layers import LayerTuple
@@ -28,11 +29,6 @@ def get_reader(
 
 def read(path: str | Sequence[str]) -> list[LayerTuple]:
     """Open slides and results as layers."""
-    import napari
-
-    from atlas_wsi import open_result, open_slide
-    from napari_atlas_wsi._layers import heatmap_layers, slide_layers
-
     layers: list[LayerTuple] = []
     for file in [path] if isinstance(path, str) else path:
         if _is_result(Path(file)):
@@ -40,7 +36,8 @@ def read(path: str | Sequence[str]) -> list[LayerTuple]:
         else:
             layers += slide_layers(open_slide(file))
     viewer = napari.current_viewer()
-    _refuse_mixture([*layers, *(() if viewer is None else map(_facts, viewer.layers))])
+    shown = [] if viewer is None else [layer.metadata for layer in viewer.layers]
+    _refuse_mixture([*shown, *(facts["metadata"] for _, facts, _ in layers)])
     if viewer is not None:
         viewer.layers.events.inserted.connect(_added)
     return layers
@@ -50,14 +47,9 @@ def _added(event: Event) -> None:
     install_hover(event.value)
 
 
-def _facts(layer: Layer) -> LayerTuple:
-    return None, {"metadata": layer.metadata}, ""
-
-
-def _refuse_mixture(layers: list[LayerTuple]) -> None:
+def _refuse_mixture(metadata: list[dict[str, Any]]) -> None:
     """One window shows micrometers or a map: both at once is beyond its range."""
-    frames = [facts["metadata"].get(FRAME_KEY) for _, facts, _ in layers]
-    units = {frame.unit for frame in frames if frame is not None}
+    units = {facts[FRAME_KEY].unit for facts in metadata if FRAME_KEY in facts}
     if len(units) > 1:
         raise SlideError(
             f"Slides and scenes measured in {' and '.join(sorted(units))} cannot share a window.",

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+
+from atlas_wsi import Grid, TissueMask
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from numpy.typing import NDArray
 
-    from atlas_wsi import Slide, TissueMask
+    from atlas_wsi import Slide
     from napari_atlas_wsi._frame import Frame
 
 Scope = Literal["tissue", "whole slide", "current view", "drawn areas"]
-SCOPES: tuple[Scope, ...] = ("tissue", "whole slide", "current view", "drawn areas")
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+DRAWN = ("rectangle", "polygon", "ellipse")
 ELLIPSE_CORNERS = 64
 
 
 def areas_of_view(viewer: ViewerModel, frame: Frame) -> list[NDArray[np.float64]]:
-    """Return the rectangle that the canvas shows.
-
-    Returns: One array `(4, 2)` of level-0 `(y, x)`.
-    """
+    """Return the rectangle that the canvas shows: level-0 `(y, x)` of its four corners."""
     center = np.array(viewer.scene.camera.center[-2:])
     half = np.array(viewer.canvas.size) / viewer.scene.camera.zoom / 2
     signs = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
@@ -30,13 +30,10 @@ def areas_of_view(viewer: ViewerModel, frame: Frame) -> list[NDArray[np.float64]
 
 
 def areas_of_shapes(layer: Any, frame: Frame) -> list[NDArray[np.float64]]:
-    """Return the areas drawn in a shapes layer.
-
-    Returns: Arrays `(n, 2)` of level-0 `(y, x)`.
-    """
+    """Return the areas drawn in a shapes layer: level-0 `(y, x)` of their corners."""
     areas = []
     for kind, corners in zip(layer.shape_type, layer.data, strict=True):
-        if kind not in ("rectangle", "polygon", "ellipse"):
+        if kind not in DRAWN:
             continue
         ring = _ellipse(corners) if kind == "ellipse" else corners
         world = np.array([layer.data_to_world(corner) for corner in ring])
@@ -46,10 +43,8 @@ def areas_of_shapes(layer: Any, frame: Frame) -> list[NDArray[np.float64]]:
 
 def whole_mask(slide: Slide) -> TissueMask:
     """Return a mask of the whole slide."""
-    from atlas_wsi import Grid, TissueMask
-
-    steps = (max(1.0, n / 512) for n in slide.shape)
-    grid = Grid.over(slide.shape, (next(steps), next(steps)))
+    rows, cols = slide.shape
+    grid = Grid.over(slide.shape, (max(1.0, rows / 512), max(1.0, cols / 512)))
     return TissueMask(mask=np.ones(grid.shape, bool), grid=grid, method="whole slide")
 
 

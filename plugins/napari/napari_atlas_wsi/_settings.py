@@ -24,12 +24,7 @@ def settings() -> Settings:
     from napari.settings import get_plugin_settings
 
     try:
-        page = get_plugin_settings("atlas-wsi").predict
+        page: Settings = get_plugin_settings("atlas-wsi").predict
     except (KeyError, AttributeError):  # the plugin is not registered, as in a test of one widget
         return Settings()
-    return Settings(
-        device=page.device,
-        memory_gb=page.memory_gb,
-        refresh_hz=page.refresh_hz,
-        opacity=page.opacity,
-    )
+    return page

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from psygnal import Signal
 
-from napari_atlas_wsi._layers import (
-    FRAME_KEY,
-    PART_KEY,
-    RESULT_KEY,
-    describe,
-    heatmap_layers,
-)
+from napari_atlas_wsi._layers import FRAME_KEY, PART_KEY, RESULT_KEY, describe, heatmap_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,12 +40,7 @@ class HotSpot:
 
 
 class ShownHeatmap:
-    """The layers of one heatmap in a viewer.
-
-    Notes
-    -----
-    A layer that the user removes is not added again; the others still work.
-    """
+    """The layers of one heatmap in a viewer; one that the user removes is not added again."""
 
     changed = Signal()
     """Another class, threshold or heatmap."""
@@ -70,11 +59,9 @@ class ShownHeatmap:
         self.heatmap = heatmap
         self.threshold = 0.0
         layers = list(self._layers())
-        made = (
-            []
-            if layers
-            else [Layer.create(*layer) for layer in heatmap_layers(heatmap, frame, shown=index)]
-        )
+        made = []
+        if not layers:
+            made = [Layer.create(*layer) for layer in heatmap_layers(heatmap, frame, shown=index)]
         parts = {layer.metadata[PART_KEY]: layer for layer in layers + made}
         self.frame: Frame = next(iter(parts.values())).metadata[FRAME_KEY]
         self.index = 0
@@ -139,16 +126,13 @@ class ShownHeatmap:
         if probability is not None:
             plane = values[self.index]
             with np.errstate(invalid="ignore"):
-                drawn = np.where(plane >= self.threshold, plane, np.nan)
-            probability.data[cells] = drawn
+                probability.data[cells] = np.where(plane >= self.threshold, plane, np.nan)
             probability.refresh(extent=False)
         if classes is not None and self._written is not None:
             self.note_edits()
-            known = ~np.isnan(values).any(axis=0)
-            winner = np.where(known, np.where(known, values, 0).argmax(axis=0) + 1, 0)
-            winner[np.where(known, values, 0).max(axis=0) < self.threshold] = 0
-            edited = self._edited[cells]
-            classes.data[cells] = np.where(edited, classes.data[cells], winner)
+            values[np.isnan(values)] = -1
+            winner = np.where(values.max(0) >= self.threshold, values.argmax(0) + 1, 0)
+            classes.data[cells] = np.where(self._edited[cells], classes.data[cells], winner)
             self._written[cells] = classes.data[cells]
             classes.refresh(extent=False)
 
@@ -162,15 +146,11 @@ class ShownHeatmap:
             self._written = classes.data.copy()
         return self._edited
 
-    def corrected(self, *, whole: bool) -> Heatmap:
-        """Return the class map as a person left it."""
+    def corrected(self, *, whole: bool) -> NDArray[Any]:
+        """Return the class map as a person left it, or only what they changed; else 0."""
         edited, classes = self.note_edits(), self.layer("classes")
         labels = np.zeros(self.heatmap.grid.shape, int) if classes is None else classes.data
-        kept = (labels > 0) & (True if whole else edited)
-        values = np.full(self.heatmap.probabilities.shape, np.nan, np.float16)
-        for k in range(len(values)):
-            values[k][kept] = labels[kept] == k + 1
-        return replace(self.heatmap, probabilities=values)
+        return labels if whole else np.where(edited, labels, 0)
 
     # hot spots --------------------------------------------------------------------------------
 
@@ -178,13 +158,11 @@ class ShownHeatmap:
         """Find where the chosen class is probable."""
         from skimage.measure import label, regionprops
 
-        plane = self.heatmap.probabilities[self.index].astype(np.float32)
-        plane = np.nan_to_num(plane)
+        plane = np.nan_to_num(self.heatmap.probabilities[self.index].astype(np.float32))
         hot = label(plane >= max(threshold, 1e-6), connectivity=2)  # type: ignore[no-untyped-call]
-        found = regionprops(hot, plane)  # type: ignore[no-untyped-call]
         grid = self.heatmap.grid
         spots = []
-        for region in found:
+        for region in regionprops(hot, plane):  # type: ignore[no-untyped-call]
             row, col = region.centroid_weighted
             top, left, bottom, right = region.bbox
             center = self.frame.to_world(

@@ -6,24 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
+from napari.layers import Shapes
 
+from atlas_wsi import Annotation, DatasetError, write_annotations
+from napari_atlas_wsi._export import write_labels
 from napari_atlas_wsi._layers import FRAME_KEY, RESULT_KEY, SLIDE_KEY
+from napari_atlas_wsi._scope import DRAWN, areas_of_shapes
 
-DRAWN = ("rectangle", "polygon", "ellipse")
 DEFAULT_CLASS = ("region", "#e64b35")
 
 
 def write_shapes(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
-    """Save drawn areas as GeoJSON for QuPath and for training.
-
-    `data`: Corners of each shape `(n, 2)`.
-    """
-    import shapely
-    from napari.layers import Shapes
-
-    from atlas_wsi import Annotation, DatasetError, write_annotations
-    from napari_atlas_wsi._scope import areas_of_shapes
-
+    """Save drawn areas, given by their corners, as GeoJSON for QuPath and for training."""
     facts = meta.get("metadata", {})
     if SLIDE_KEY not in facts:
         raise DatasetError(
@@ -53,15 +48,7 @@ def write_shapes(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
 
 
 def write_classes(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
-    """Save a class map, corrected or not, as GeoJSON for QuPath and for training.
-
-    `data`: Labels `(row, col)`: 0 nothing, else the class's number from 1.
-    """
-    from dataclasses import replace
-
-    from atlas_wsi import DatasetError, write_annotations
-    from napari_atlas_wsi._export import annotations_of
-
+    """Save a class map, corrected or not, as GeoJSON for QuPath and for training."""
     heatmap = meta.get("metadata", {}).get(RESULT_KEY)
     labels = np.asarray(data)
     if heatmap is None or labels.shape != heatmap.grid.shape:
@@ -69,11 +56,7 @@ def write_classes(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
             "The layer is not the class map of a result.",
             hint="Save the layer that ends in ': classes'.",
         )
-    values = np.full(heatmap.probabilities.shape, np.nan, np.float16)
-    for k in range(len(values)):
-        values[k][labels > 0] = labels[labels > 0] == k + 1
-    areas = list(annotations_of(replace(heatmap, probabilities=values)))
-    if not areas:
+    if not labels.any():
         raise DatasetError("The class map is empty.", hint="Predict or paint first.")
-    write_annotations(areas, Path(path), heatmap.slide)
+    write_labels(heatmap, labels, Path(path))
     return [path]
