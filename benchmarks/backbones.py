@@ -42,11 +42,11 @@ def measure(backbone: str, size: int, precision: str, repeats: int) -> dict[str,
         "atlas": {"dim": 384, "heads": 6, "depths": depths, "n_scales": scales},
         "mambavision": {
             "dim": trunk.level_dim(3), "heads": 12, "depths": (), "n_scales": 1,
-            "mambavision": trunk,
+            "stem": "mambavision", "stem_options": trunk.as_dict(),
         },
         "mambavision+msa": {
             "dim": trunk.level_dim(2), "heads": 6, "depths": depths, "n_scales": scales,
-            "mambavision": trunk,
+            "stem": "mambavision", "stem_options": trunk.as_dict(),
         },
     }  # fmt: skip
     classes = tuple(ModelClass(name=f"c{i}", color="#000000") for i in range(10))

@@ -107,11 +107,12 @@ def make_model(backbone: str, seed: int) -> Model:
     """Make a tiny model with random weights."""
     torch.manual_seed(seed)
     trunk = MambaVisionConfig(dim=16, in_dim=16, depths=(1, 1, 2, 2), num_heads=(1, 1, 2, 4))
+    stem = {"stem": "mambavision", "stem_options": trunk.as_dict()}
     sizes = {
         "atlas": {"dim": 64, "heads": 2, "depths": (1, 1), "n_scales": 3},
-        "mambavision": {"dim": 128, "heads": 4, "depths": (), "n_scales": 1, "mambavision": trunk},
+        "mambavision": {"dim": 128, "heads": 4, "depths": (), "n_scales": 1, **stem},
         "mambavision+msa": {
-            "dim": 64, "heads": 2, "depths": (1, 1), "n_scales": 3, "mambavision": trunk,
+            "dim": 64, "heads": 2, "depths": (1, 1), "n_scales": 3, **stem,
         },
     }  # fmt: skip
     model = Model(AtlasConfig(n_classes=2, **sizes[backbone]), CARD)

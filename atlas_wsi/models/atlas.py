@@ -1,8 +1,6 @@
-"""The Atlas encoder: a convolution stem under Multi-Scale Attention.
+"""The Atlas encoder: a stem under Multi-Scale Attention.
 
-A MambaVision can take the stem's place, with Multi-Scale Attention over it (``mambavision+msa``)
-or with nothing over it (``mambavision``: no cell sees further than the windows around it). So can a
-network of timm (``timm+msa``).
+A MambaVision can also stand alone: no cell sees further than the windows around it then.
 
 Source: arXiv 2503.12355; published implementation (Apache-2.0), whose checkpoints load.
 """
@@ -11,8 +9,7 @@ Source: arXiv 2503.12355; published implementation (Apache-2.0), whose checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,16 +20,14 @@ from atlas_wsi.models.checkpoints import load_exactly, rename_published
 from atlas_wsi.models.layout import Alignment, Layout, plan_layout
 from atlas_wsi.models.mambavision import MambaVisionConfig
 from atlas_wsi.models.msa import MsaBlock, pool, spread
-from atlas_wsi.models.stems.base import Stem, load_stem
-from atlas_wsi.models.stems.convolution import ConvolutionStem
-from atlas_wsi.models.stems.mambavision_tokens import MambaVisionStem
-from atlas_wsi.models.stems.timm_network import TimmStem, timm_tokens
+from atlas_wsi.models.stems.registry import make_stem
+from atlas_wsi.models.stems.timm_network import timm_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 Backbone = Literal["atlas", "mambavision", "mambavision+msa", "timm+msa"]
-"""What makes the tokens, and whether coarse scales lie over them."""
+"""The backbones that can be trained by name; see `AtlasConfig.backbone`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,51 +52,47 @@ class AtlasConfig:
     """Channels of an image."""
     alignment: Alignment = "spatial"
     """Which coarse window a window looks up to."""
-    mambavision: MambaVisionConfig | None = None
-    """The MambaVision that replaces the convolution stem."""
-    timm: str | None = None
-    """Name in timm of the network that replaces the convolution stem."""
-    stem: str | None = None
-    """Name of the stem of another package that replaces the convolution stem."""
+    stem: str = "convolution"
+    """Name of the stem: a key of `STEMS`, or an entry point of another package."""
+    stem_options: Mapping[str, Any] = field(default_factory=dict)
+    """What else the stem is made of: the fields of a `MambaVisionConfig`, timm's ``name``."""
     token_px: int = 16
     """Working pixels along a token's side: the stride of the stem."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))
-        stored: object = self.mambavision
-        if isinstance(stored, Mapping):
-            object.__setattr__(self, "mambavision", MambaVisionConfig(**stored))
-        replaced = [v for v in (self.stem, self.timm, self.mambavision) if v is not None]
-        if len(replaced) > 1:
-            raise ValueError("a model has one stem: stem, timm and mambavision exclude each other")
-        is_convolution = self.timm is None and self.stem is None
-        quarters = 4 if is_convolution else 1  # the stem has a quarter of the channels
-        if self.dim % quarters or self.dim % self.heads or self.window % self.ratio:
+        options = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in self.stem_options.items()
+        }
+        object.__setattr__(self, "stem_options", options)
+        if self.dim % self.heads or self.window % self.ratio:
             raise ValueError(
-                f"dim {self.dim} must be divisible by {quarters} and by heads {self.heads}, "
+                f"dim {self.dim} must be divisible by heads {self.heads}, "
                 f"window {self.window} by ratio {self.ratio}"
             )
-        if self.mambavision is None:
-            if not self.depths:
-                raise ValueError("an Atlas needs at least one stage of blocks; depths is empty")
-            return
-        made = self.mambavision.level_dim(2 if self.depths else 3)
-        if self.dim != made or self.in_channels != self.mambavision.in_chans:
-            raise ValueError(
-                f"dim {self.dim} and {self.in_channels} channels do not fit this MambaVision: its "
-                f"tokens have {made} and its images {self.mambavision.in_chans}"
-            )
+        if not self.depths and self.stem != "mambavision":
+            raise ValueError("an Atlas needs at least one stage of blocks; depths is empty")
         if not self.depths and self.n_scales != 1:
             raise ValueError(f"a MambaVision alone has one scale, not {self.n_scales}")
 
+    @classmethod
+    def of_stored(cls, stored: Mapping[str, Any]) -> AtlasConfig:
+        """Read the fields from JSON, also of files with a key of its own for each kind of stem."""
+        fields = {name: value for name, value in stored.items() if value is not None}
+        trunk, timm = fields.pop("mambavision", None), fields.pop("timm", None)
+        if trunk is not None:
+            fields |= {"stem": "mambavision", "stem_options": trunk}
+        elif timm is not None:
+            fields |= {"stem": "timm", "stem_options": {"name": timm}}
+        return cls(**fields)
+
     @property
-    def backbone(self) -> Backbone:
+    def backbone(self) -> str:
         """What makes the tokens, and whether coarse scales lie over them."""
-        if self.timm is not None:
-            return "timm+msa"
-        if self.mambavision is None:
+        if self.stem == "convolution":
             return "atlas"
-        return "mambavision+msa" if self.depths else "mambavision"
+        return f"{self.stem}+msa" if self.depths else self.stem
 
     @property
     def window_px(self) -> int:
@@ -123,35 +114,24 @@ def make_config(
     timm: str | None = None,
 ) -> AtlasConfig:
     """Choose the sizes of a small model of a backbone."""
-    token_px = 16
+    stem: dict[str, Any] = {}
     if timm is not None:
         dim, token_px = timm_tokens(timm)
+        stem = {"stem": "timm", "stem_options": {"name": timm}, "token_px": token_px}
     heads = next(n for n in range(max(1, dim // 32), 0, -1) if dim % n == 0)
-    if backbone in {"atlas", "timm+msa"}:
-        return AtlasConfig(
-            dim=dim,
-            heads=heads,
-            depths=depths,
-            n_scales=n_scales,
-            n_classes=n_classes,
-            timm=timm,
-            token_px=token_px,
+    if backbone.startswith("mambavision"):
+        trunk = MambaVisionConfig(
+            dim=dim // 4,
+            in_dim=32,
+            depths=(1, 1, 4, 2),
+            num_heads=(1, 1, heads, 2 * heads),
+            window_size=(8, 8, 16, 8),
         )
-    trunk = MambaVisionConfig(
-        dim=dim // 4,
-        in_dim=32,
-        depths=(1, 1, 4, 2),
-        num_heads=(1, 1, heads, 2 * heads),
-        window_size=(8, 8, 16, 8),
-    )
-    alone = backbone == "mambavision"
+        stem = {"stem": "mambavision", "stem_options": trunk.as_dict()}
+    if backbone == "mambavision":
+        dim, depths, n_scales = 2 * dim, (), 1
     return AtlasConfig(
-        dim=2 * dim if alone else dim,
-        heads=heads,
-        depths=() if alone else depths,
-        n_scales=1 if alone else n_scales,
-        n_classes=n_classes,
-        mambavision=trunk,
+        dim=dim, heads=heads, depths=depths, n_scales=n_scales, n_classes=n_classes, **stem
     )
 
 
@@ -184,7 +164,7 @@ class Atlas(nn.Module):
     def __init__(self, config: AtlasConfig) -> None:
         super().__init__()
         self.config = config
-        self.stem = _make_stem(config)
+        self.stem = make_stem(config)
         self.stages = nn.ModuleList(
             nn.ModuleList(
                 MsaBlock(config.dim, config.heads, n_scales=max(1, config.n_scales - i))
@@ -312,25 +292,6 @@ class Atlas(nn.Module):
         shape = (x_BCYX.shape[-2], x_BCYX.shape[-1])
         layout = self.plan(shape, n_images=len(x_BCYX), active_windows=active_windows)
         return self.fc(self.fc_norm(self.pooled(self.encode(x_BCYX, layout))))
-
-
-def _make_stem(config: AtlasConfig) -> Stem:
-    """Make the stem that a configuration names; its tokens must be those that were planned for."""
-    stem: Stem
-    if config.stem is not None:
-        stem = load_stem(config)
-    elif config.timm is not None:
-        stem = TimmStem(config.timm, window_px=config.window_px)
-    elif config.mambavision is not None:
-        stem = MambaVisionStem(config.mambavision, last_level=2 if config.depths else 3)
-    else:
-        stem = ConvolutionStem(config.dim // 4, in_channels=config.in_channels)
-    if (stem.dim, stem.stride_px) != (config.dim, config.token_px):
-        raise ValueError(
-            f"{type(stem).__name__} makes tokens of {stem.dim} channels and {stem.stride_px} px, "
-            f"the configuration says {config.dim} and {config.token_px}"
-        )
-    return stem
 
 
 def initial_tokens(x_NTC: torch.Tensor, layout: Layout) -> list[torch.Tensor]:

@@ -221,12 +221,12 @@ class Model(nn.Module):
         state, metadata = read_safetensors(path)
         facts = _facts(metadata, path)
         try:
-            config = AtlasConfig(**facts["config"])
+            config = AtlasConfig.of_stored(facts["config"])
             card = ModelCard.model_validate(facts["card"])
             with torch.device("meta"):
                 _check_size(Model(config, card), state, path)
             model = cls(config, card)
-        except (TypeError, ValueError, KeyError, ValidationError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, ValidationError) as error:
             raise CheckpointMismatchError(f"{path}: its card is damaged: {error}") from error
         load_exactly(model, {k: v.float() for k, v in state.items()}, source=str(path))
         model.sha256 = sha256_of(path)

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -44,13 +44,14 @@ _TEST_CARD = ModelCard(
 _TEST_TRUNK = MambaVisionConfig(
     dim=8, in_dim=8, depths=(1, 1, 2, 2), num_heads=(1, 1, 2, 2), window_size=(8, 8, 14, 7)
 )
+_TEST_STEM: dict[str, Any] = {"stem": "mambavision", "stem_options": _TEST_TRUNK.as_dict()}
 TEST_CONFIGS = {
     "atlas_test": AtlasConfig(dim=16, heads=2, depths=(1, 1), n_scales=2, n_classes=3),
     "mambavision_test": AtlasConfig(
-        dim=64, heads=2, depths=(), n_scales=1, n_classes=3, mambavision=_TEST_TRUNK
+        dim=64, heads=2, depths=(), n_scales=1, n_classes=3, **_TEST_STEM
     ),
     "mambavision_msa_test": AtlasConfig(
-        dim=32, heads=2, depths=(1, 1), n_scales=2, n_classes=3, mambavision=_TEST_TRUNK
+        dim=32, heads=2, depths=(1, 1), n_scales=2, n_classes=3, **_TEST_STEM
     ),
 }
 """Tiny models with random weights, one a backbone, for tests and benchmarks."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import nn
 
 from atlas_wsi.grid import Box
@@ -101,3 +102,16 @@ class StemTests:
         image = torch.randn(1, 3, 130, 97)
         folded = copy.deepcopy(stem).fold_()
         torch.testing.assert_close(folded(image), stem(image), atol=1e-4, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_the_same_pixels_give_the_same_tokens(self, stem: Stem) -> None:
+        image = torch.randn(1, 3, 130, 97)
+        assert torch.equal(stem(image), stem(image))
+
+    @torch.no_grad()
+    def test_stored_weights_load_strictly_and_give_the_same_tokens(self, stem: Stem) -> None:
+        image, again = torch.randn(1, 3, 130, 97), copy.deepcopy(stem)
+        for parameter in again.parameters():
+            parameter.normal_()
+        again.load_state_dict(load(save(stem.state_dict())), strict=True)
+        assert torch.equal(again(image), stem(image))

@@ -1,8 +1,6 @@
-"""The contract of a stem, and the table of stems.
+"""The contract of a stem.
 
 A stem turns pixels into the tokens of the finest scale, one per `stride_px` x `stride_px` pixels.
-Other packages add stems through entry points of the group ``atlas_wsi.stems``, each a function that
-takes an `AtlasConfig` and returns a `Stem` with ``config.dim`` channels.
 """
 
 # B images, C channels, Y rows, X columns
@@ -10,20 +8,14 @@ takes an `AtlasConfig` and returns a `Stem` with ``config.dim`` channels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Self
 
 from torch import nn
 
-from atlas_wsi.errors import UnknownModelError
 from atlas_wsi.grid import Box
 
 if TYPE_CHECKING:
     import torch
-
-    from atlas_wsi.models.atlas import AtlasConfig
-
-ENTRY_POINTS = "atlas_wsi.stems"
 
 
 class Stem(nn.Module, ABC):
@@ -96,29 +88,6 @@ class Stem(nn.Module, ABC):
             Itself, with the same outputs to rounding.
         """
         return self
-
-
-def load_stem(config: AtlasConfig) -> Stem:
-    """Make the stem of another package that a configuration names."""
-    for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name != config.stem:
-            continue
-        try:
-            make = entry.load()
-        except Exception as error:
-            package = entry.dist.name if entry.dist else "an unknown package"
-            raise UnknownModelError(
-                f"The stem {config.stem} of {package} cannot be loaded: {error}",
-                hint=f"Install {package} again.",
-            ) from error
-        stem = make(config)
-        if not isinstance(stem, Stem):
-            raise TypeError(f"The stem {config.stem} is a {type(stem).__name__}, not a Stem.")
-        return stem
-    raise UnknownModelError(
-        f"No installed package provides the stem {config.stem}.",
-        hint=f"Install the package whose entry point {ENTRY_POINTS} has this name.",
-    )
 
 
 def grow(box: Box, by: int) -> Box:

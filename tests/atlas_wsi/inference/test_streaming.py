@@ -32,16 +32,17 @@ def make_model(
     window: int,
     ratio: int,
     mamba: tuple[int, ...] = (),
-    stem: str | None = None,
+    stem: str = "convolution",
 ) -> Model:
     torch.manual_seed(1)
     dim = 16
-    trunk = None
+    options = {}
     if mamba:
         trunk = MambaVisionConfig(
             dim=4, in_dim=4, depths=(1, 1, 2, 2), num_heads=(1, 1, 2, 2), window_size=(8, 8, *mamba)
         )
         dim = trunk.level_dim(2 if depths else 3)
+        stem, options = "mambavision", trunk.as_dict()
     config = AtlasConfig(
         dim=dim,
         heads=2,
@@ -50,9 +51,9 @@ def make_model(
         window=window,
         ratio=ratio,
         n_classes=3,
-        mambavision=trunk,
         stem=stem,
-        token_px=14 if stem else 16,
+        stem_options=options,
+        token_px=14 if stem == "patch14" else 16,
     )
     model = Model(config, CARD).eval()
     for module in model.modules():  # statistics and weights that matter

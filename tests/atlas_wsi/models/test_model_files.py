@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError, UntrustedWeightsError
 from atlas_wsi.models import Model, load_model, shipped_models
-from atlas_wsi.models.checkpoints import read_weights
+from atlas_wsi.models.checkpoints import read_safetensors, read_weights
 from atlas_wsi.models.model import read_card
 
 
@@ -38,7 +38,6 @@ def test_half_precision_files_are_half_as_large(model, tmp_path):
 
 def test_the_first_mismatched_weight_is_named(model, tmp_path):
     path = model.save(tmp_path / "m.safetensors")
-    from atlas_wsi.models.checkpoints import read_safetensors
 
     state, metadata = read_safetensors(path)
     other = tmp_path / "other.safetensors"  # the tensors are views of the file that was read
@@ -54,7 +53,6 @@ def test_the_first_mismatched_weight_is_named(model, tmp_path):
 
 def test_a_card_that_asks_for_more_weights_than_the_file_holds_is_refused(model, tmp_path):
     path = model.save(tmp_path / "m.safetensors")
-    from atlas_wsi.models.checkpoints import read_safetensors
 
     state, metadata = read_safetensors(path)
     facts = json.loads(metadata["atlas_wsi"])
@@ -116,3 +114,15 @@ def test_a_card_is_read_without_its_weights(tmp_path):
     path.write_bytes(whole[:200])
     with pytest.raises(CheckpointMismatchError, match="not a readable model"):
         read_card(path)
+
+
+def test_a_file_with_a_key_for_each_kind_of_stem_is_read(tmp_path):
+    model = load_model("mambavision_msa_test")
+    path = model.save(tmp_path / "m.safetensors")
+    state, metadata = read_safetensors(path)
+    facts = json.loads(metadata["atlas_wsi"])
+    options = facts["config"].pop("stem_options")
+    facts["config"] |= {"stem": None, "timm": None, "mambavision": options}
+    older = tmp_path / "older.safetensors"
+    save_file(state, older, metadata={"atlas_wsi": json.dumps(facts)})
+    assert load_model(older).config == model.config

@@ -172,7 +172,7 @@ def test_tiles_train_on_a_timm_network(tmp_path, tile_folder):
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
     model = load_model(out)
-    assert model.config.timm == "test_resnet"
+    assert model.config.stem_options == {"name": "test_resnet"}
     assert model.card.training["encoder"] == "timm:test_resnet"
     assert model.card.training["backbone"] == "timm+msa"
     assert all(p.isfinite().all() for p in model.parameters())
