@@ -22,11 +22,10 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 import atlas_wsi
-from atlas_wsi.inference.predict import plan_layout
+from atlas_wsi.inference.predict import plan_slide
 from atlas_wsi.slides.synthetic import make_svs
 from atlas_wsi.streaming.shard import macro_tiles
 from atlas_wsi.streaming.working_image import open_working_image
-from atlas_wsi.tissue.windows import plan_windows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,10 +47,7 @@ def main(out: Path) -> None:
         model = atlas_wsi.load_model("atlas_test")
         with atlas_wsi.open_slide(path) as slide:
             image = open_working_image(slide, mpp=1.0)
-            windows = plan_windows(
-                slide.shape, (1.0, 1.0), atlas_wsi.tissue_mask(slide), mpp=1.0, window_px=256
-            )
-            layout = plan_layout(model, image, windows)
+            layout = plan_slide(model, image, atlas_wsi.tissue_mask(slide))
             tiles = macro_tiles(model, layout, image.shape, 8)
             thumbnail = np.asarray(slide.thumbnail(900))
     rows, cols = image.shape

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_wsi.errors import SlideError
-from atlas_wsi.inference.predict import plan_layout, predict
+from atlas_wsi.inference.predict import plan_slide, predict
 from atlas_wsi.inference.provenance import peak_memory_bytes
 from atlas_wsi.models.registry import DEFAULTS, load_model
 from atlas_wsi.slides.open import open_slide
@@ -25,7 +25,6 @@ from atlas_wsi.streaming.shard import macro_tiles, read_threads
 from atlas_wsi.streaming.token_store import RamTokens
 from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.tissue.mask import tissue_mask
-from atlas_wsi.tissue.windows import plan_windows
 
 if TYPE_CHECKING:
     import os
@@ -126,16 +125,9 @@ def benchmark(
         source = opened.enter_context(open_slide(slide, mpp=mpp))
         mask = tissue_mask(source)
         image = open_working_image(source, mpp=loaded.card.mpp)
-        windows = plan_windows(
-            source.shape,
-            source.require_mpp(),
-            mask,
-            mpp=image.mpp,
-            window_px=loaded.config.window_px,
-        )
-        if not windows.n_active:
+        layout = plan_slide(loaded, image, mask)
+        if layout is None:
             raise SlideError(f"{source.name} has no tissue; there is nothing to time.")
-        layout = plan_layout(loaded, image, windows)
         tiles = macro_tiles(loaded, layout, image.shape, _SIDE)
         window_mpx = (layout.scales[0].side * loaded.config.token_px) ** 2 / 1e6
         sample = tiles[:: max(1, len(tiles) // _SAMPLE_TILES)]
@@ -155,11 +147,12 @@ def benchmark(
             memory=memory,
             progress=progress,
         )
-    megapixels = windows.n_active * window_mpx
+    n_windows = layout.scales[0].n_windows
+    megapixels = n_windows * window_mpx
     whole = megapixels / result.run.stages_s["encode"]
     slower = min(decode, encode)
     return Benchmark(
-        windows=windows.n_active,
+        windows=n_windows,
         megapixels=megapixels,
         decode_mpx_s=decode,
         encode_mpx_s=encode,

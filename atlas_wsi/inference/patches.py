@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from atlas_wsi.grid import Box
-from atlas_wsi.inference.provenance import (
-    MIN_CELL_TISSUE,
-    Clock,
-    empty_heatmap,
-    find_mask,
-    finished,
-    reporter,
-    starting_warnings,
-)
+from atlas_wsi.inference.provenance import reporter
 from atlas_wsi.streaming.plan import MacroTile, plan_macro_tiles
 from atlas_wsi.streaming.prefetch import prefetch
 from atlas_wsi.streaming.shard import read_threads
-from atlas_wsi.streaming.working_image import WorkingImage, open_working_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,21 +19,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.heatmap.heatmap import Heatmap
+    from atlas_wsi.inference.provenance import RunningPrediction
     from atlas_wsi.models.tile_classifier import TileClassifier
     from atlas_wsi.progress import CancelToken, Progress
-    from atlas_wsi.slides.slide import Slide
-    from atlas_wsi.tissue.mask import TissueMask
+    from atlas_wsi.streaming.working_image import WorkingImage
 
 _SIDE_PX = 1024  # side of the block that is read at once, about
 _BATCH = 16
 
 
 def predict_by_tile(
-    slide: Slide,
+    run: RunningPrediction,
     model: TileClassifier,
     *,
-    reason: str,
-    tissue: TissueMask | None,
     device: torch.device,
     batch_size: int | None,
     report: Progress,
@@ -54,51 +42,27 @@ def predict_by_tile(
     Patches are edge to edge from the slide's origin; those at its far borders are padded with
     background.
     """
-    clock = Clock()
-    slide.require_mpp()
-    image = open_working_image(slide, mpp=model.card.mpp)
-    warnings = starting_warnings(image, model.card)
-    clock.lap("open")
-    mask = tissue if tissue is not None else find_mask(slide, report)
-    clock.lap("tissue")
-    empty = empty_heatmap(
-        image,
-        model.card,
-        sha256=model.sha256,
-        reason=reason,
-        cell_px=model.patch_px,
-        tissue=mask,
-        started=clock.started,
-    )
-    indices = np.argwhere(mask.coverage(empty.grid) >= MIN_CELL_TISSUE)
+    indices = np.argwhere(run.wanted_cells())
     batch = batch_size or _BATCH
-    probabilities = empty.probabilities.copy()
-    scores: dict[str, float] = {}
+    probabilities = run.heatmap.probabilities.copy()
+    scores: list[float] = []
     if len(indices):
         step = reporter(report, cancel, {"classify": len(indices)})
         model.net.to(device)
-        for block, patches in read_patches(image, indices, model.patch_px):
+        for block, patches in read_patches(run.image, indices, model.patch_px):
             for start in range(0, len(block), batch):
                 rows, cols = block[start : start + batch].T
                 values = model.probabilities(patches[start : start + batch], device=device)
                 probabilities[:, rows, cols] = values.T
                 step("classify", len(rows))
-        means = np.nanmean(probabilities, axis=(1, 2)).tolist()
-        scores = dict(zip(model.card.class_names, means, strict=True))
-    else:
-        warnings.append("No tissue was found; the result is empty.")
-    clock.lap("classify")
-    parameters: dict[str, object] = {
-        "cell_px": model.patch_px,
+        scores = np.nanmean(probabilities, axis=(1, 2)).tolist()
+    run.parameters |= {
         "by_tile": True,
         "device": str(device),
         "batch": batch,
         "patches": len(indices),
-        "tissue_method": mask.method,
-        "tissue_fraction": round(mask.fraction, 6),
     }
-    run = finished(empty.run, slide, clock, parameters=parameters, warnings=warnings)
-    return replace(empty, probabilities=probabilities, scores=scores, run=run)
+    return run.finish("classify", probabilities, scores)
 
 
 def read_patches(

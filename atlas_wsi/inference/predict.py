@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 import torch
 
 from atlas_wsi.errors import CellSizeError
 from atlas_wsi.inference.attention import CoarseContext
 from atlas_wsi.inference.patches import predict_by_tile
 from atlas_wsi.inference.preview import Preview, into_heatmap
-from atlas_wsi.inference.provenance import (
-    MIN_CELL_TISSUE,
-    Clock,
-    empty_heatmap,
-    find_mask,
-    finished,
-    reporter,
-    starting_warnings,
-)
+from atlas_wsi.inference.provenance import RunningPrediction, reporter
 from atlas_wsi.models.model import Model
 from atlas_wsi.models.registry import DEFAULTS, is_tile_classifier, load_model
 from atlas_wsi.models.tile_classifier import TileClassifier, load_tile_classifier
@@ -34,10 +24,9 @@ from atlas_wsi.slides.slide import Slide
 from atlas_wsi.streaming.device import Precision, choose_device, choose_dtype, prepare
 from atlas_wsi.streaming.fine_windows import fine_blocks
 from atlas_wsi.streaming.forward import SlideLogits, StreamedPass
-from atlas_wsi.streaming.plan import MemoryPlan, parse_bytes
+from atlas_wsi.streaming.plan import MemoryPlan, memory_budget
 from atlas_wsi.streaming.shard import open_share, plan_for
-from atlas_wsi.streaming.working_image import WorkingImage, open_working_image
-from atlas_wsi.tissue.windows import WindowGrid, plan_windows
+from atlas_wsi.tissue.windows import plan_windows
 
 if TYPE_CHECKING:
     import os
@@ -46,6 +35,7 @@ if TYPE_CHECKING:
     from atlas_wsi.heatmap.heatmap import Heatmap
     from atlas_wsi.models.layout import Layout
     from atlas_wsi.streaming.shard import OpenShares
+    from atlas_wsi.streaming.working_image import WorkingImage
     from atlas_wsi.tissue.mask import TissueMask
 
 
@@ -199,8 +189,8 @@ def predict(
             chosen,
             reason=reason,
             tissue=tissue,
-            cell_px=cell_px,
-            memory=memory,
+            cell_px=check_cell_px(chosen, cell_px),
+            budget=memory_budget(memory),
             precision=precision,
             device=choose_device(device),
             batch_size=batch_size,
@@ -222,8 +212,8 @@ def run_model(
     *,
     reason: str,
     tissue: TissueMask | None,
-    cell_px: int | None,
-    memory: int | str | None,
+    cell_px: int,
+    budget: int,
     precision: Precision,
     device: torch.device,
     batch_size: int | None,
@@ -237,100 +227,65 @@ def run_model(
     """Predict a heatmap of an open slide with a model that was chosen for `reason`."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    cell_px = check_cell_px(model, cell_px)
-    budget = parse_bytes(memory) if memory is not None else psutil.virtual_memory().available // 2
+    is_by_tile = isinstance(model, TileClassifier)
+    if is_by_tile and (preview is not None or shards is not None or context):
+        raise ValueError("a tile classifier has no preview, no shards and no context")
+    run = RunningPrediction(
+        slide, model, reason=reason, tissue=tissue, cell_px=cell_px, report=report
+    )
     if isinstance(model, TileClassifier):
-        if preview is not None or shards is not None or context:
-            raise ValueError("a tile classifier has no preview, no shards and no context")
         return predict_by_tile(
-            slide,
-            model,
-            reason=reason,
-            tissue=tissue,
-            device=device,
-            batch_size=batch_size,
-            report=report,
-            cancel=cancel,
+            run, model, device=device, batch_size=batch_size, report=report, cancel=cancel
         )
-    clock = Clock()
-    slide.require_mpp()
-    image = open_working_image(slide, mpp=model.card.mpp)
-    warnings = starting_warnings(image, model.card)
-    clock.lap("open")
-    mask = tissue if tissue is not None else find_mask(slide, report)
-    windows = plan_windows(
-        slide.shape,
-        slide.require_mpp(),
-        mask,
-        mpp=image.mpp,
-        window_px=model.config.window_px,
-    )
-    clock.lap("tissue")
     dtype = choose_dtype(device, precision)
-    empty = empty_heatmap(
-        image,
-        model.card,
-        sha256=model.sha256,
-        reason=reason,
-        cell_px=cell_px,
-        tissue=mask,
-        started=clock.started,
-    )
-    probabilities = empty.probabilities.copy()
-    scores: dict[str, float] = {}
-    seen: CoarseContext | None = None
-    parameters: dict[str, object] = {
-        "cell_px": cell_px,
+    layout = plan_slide(model, run.image, run.tissue)
+    probabilities = run.heatmap.probabilities.copy()
+    run.parameters |= {
         "device": str(device),
         "precision": str(dtype).removeprefix("torch."),
         "memory_bytes": budget,
-        "windows": windows.n_active,
-        "tissue_method": mask.method,
-        "tissue_fraction": round(mask.fraction, 6),
+        "windows": layout.scales[0].n_windows if layout else 0,
     }
-    if windows.n_active:
-        layout = plan_layout(model, image, windows)
-        plan = plan_for(model, layout, budget, itemsize=dtype.itemsize, batch=batch_size)
-        parameters |= {
-            "batch": plan.batch,
-            "macro_side": plan.macro_side,
-            "tokens_in_ram": plan.tokens_in_ram,
-            "scales": len(layout.scales),
-        }
-        wanted = mask.coverage(empty.grid) >= MIN_CELL_TISSUE
-        temperature = model.card.temperature
-        logits, seen, n_shards = _encode(
-            prepare(model, device=device, dtype=dtype),
-            layout,
-            image,
-            plan,
-            cell_px=cell_px,
-            work=work,
-            preview=preview and into_heatmap(empty, preview, layout, wanted, temperature),
-            shards=shards,
-            context=context,
-            report=report,
-            cancel=cancel,
-        )
-        if shards is not None:
-            parameters["shards"] = n_shards
-        shown = logits.valid.numpy() & wanted
-        probabilities[:, shown] = torch.softmax(logits.cells / temperature, dim=0).numpy()[:, shown]
-        slide_scores = torch.softmax(logits.slide / temperature, dim=0).tolist()
-        scores = dict(zip(model.card.class_names, slide_scores, strict=True))
-    else:
-        warnings.append("No tissue was found; the result is empty.")
-    clock.lap("encode")
-    run = finished(empty.run, slide, clock, parameters=parameters, warnings=warnings)
-    return replace(empty, probabilities=probabilities, scores=scores, context=seen, run=run)
+    if layout is None:
+        return run.finish("encode", probabilities, ())
+    plan = plan_for(model, layout, budget, itemsize=dtype.itemsize, batch=batch_size)
+    run.parameters |= {
+        "batch": plan.batch,
+        "macro_side": plan.macro_side,
+        "tokens_in_ram": plan.tokens_in_ram,
+        "scales": len(layout.scales),
+    }
+    wanted, temperature = run.wanted_cells(), model.card.temperature
+    logits, seen, n_shards = _encode(
+        prepare(model, device=device, dtype=dtype),
+        layout,
+        run.image,
+        plan,
+        cell_px=cell_px,
+        work=work,
+        preview=preview and into_heatmap(run.heatmap, preview, layout, wanted, temperature),
+        shards=shards,
+        context=context,
+        report=report,
+        cancel=cancel,
+    )
+    if shards is not None:
+        run.parameters["shards"] = n_shards
+    shown = logits.valid.numpy() & wanted
+    probabilities[:, shown] = torch.softmax(logits.cells / temperature, dim=0).numpy()[:, shown]
+    scores = torch.softmax(logits.slide / temperature, dim=0).tolist()
+    return run.finish("encode", probabilities, scores, seen)
 
 
-def plan_layout(model: Model, image: WorkingImage, windows: WindowGrid) -> Layout:
-    """List the windows of every scale of a slide."""
-    active = windows.active
-    if max(image.shape) <= model.config.window_px:
-        active = np.ones((1, 1), dtype=bool)
-    return model.encoder.plan(image.shape, active_windows=active)
+def plan_slide(model: Model, image: WorkingImage, tissue: TissueMask) -> Layout | None:
+    """List the windows of every scale of a slide that hold tissue; None if there are none."""
+    slide, window_px = image.slide, model.config.window_px
+    windows = plan_windows(
+        slide.shape, slide.require_mpp(), tissue, mpp=image.mpp, window_px=window_px
+    )
+    if not windows.n_active:
+        return None
+    return model.encoder.plan(image.shape, active_windows=windows.active)
 
 
 def _encode(

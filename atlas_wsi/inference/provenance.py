@@ -6,6 +6,7 @@ import datetime as dt
 import platform
 import sys
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,15 +17,19 @@ import psutil
 from atlas_wsi.grid import Grid
 from atlas_wsi.heatmap.heatmap import Heatmap
 from atlas_wsi.heatmap.records import MAX_LISTED, ModelUsed, RunRecord, SlideInfo, Unreadable
+from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.tissue.mask import TissueMask, tissue_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from atlas_wsi.models.card import ModelCard
+    from numpy.typing import NDArray
+
+    from atlas_wsi.inference.attention import CoarseContext
+    from atlas_wsi.models.model import Model
+    from atlas_wsi.models.tile_classifier import TileClassifier
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.slides.slide import Slide
-    from atlas_wsi.streaming.working_image import WorkingImage
 
 MIN_CELL_TISSUE = 0.2
 """Least fraction of tissue of a cell that is shown; cells with less are left empty."""
@@ -32,97 +37,112 @@ MIN_CELL_TISSUE = 0.2
 _VERSIONS = ("atlas-wsi", "torch", "numpy", "openslide-python", "tifffile", "rasterio", "zarr")
 
 
-class Clock:
-    """Seconds per stage."""
+class RunningPrediction:
+    """A prediction while it is computed: image, tissue, the heatmap without values, times."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        slide: Slide,
+        model: Model | TileClassifier,
+        *,
+        reason: str,
+        tissue: TissueMask | None,
+        cell_px: int,
+        report: Progress,
+    ) -> None:
         self.started = dt.datetime.now().astimezone().isoformat(timespec="seconds")
-        self.stages: dict[str, float] = {}
+        self._stages: dict[str, float] = {}
         self._first = self._last = time.perf_counter()
+        card = model.card
+        self.image = open_working_image(slide, mpp=card.mpp)
+        self.warnings = [*slide.meta.warnings, *self.image.warnings]
+        domain = "scene" if slide.is_georeferenced else "slide"
+        if card.domain != domain:
+            self.warnings.append(
+                f"The model {card.name} was made for {card.domain}s, this is a {domain}."
+            )
+        self._end_stage("open")
+        if tissue is None:
+            report("find tissue", 0, 1)
+            tissue = tissue_mask(slide)
+            report("find tissue", 1, 1)
+        self.tissue = tissue
+        self._end_stage("tissue")
+        self.heatmap = self._empty_heatmap(model, reason, cell_px)
+        self.parameters: dict[str, object] = {
+            "cell_px": cell_px,
+            "tissue_method": tissue.method,
+            "tissue_fraction": round(tissue.fraction, 6),
+        }
 
-    def lap(self, stage: str) -> None:
-        """End a stage."""
+    def wanted_cells(self) -> NDArray[np.bool_]:
+        """Return which cells have enough tissue to be shown."""
+        return self.tissue.coverage(self.heatmap.grid) >= MIN_CELL_TISSUE
+
+    def finish(
+        self,
+        stage: str,
+        probabilities: NDArray[np.float32],
+        scores: Sequence[float],
+        context: CoarseContext | None = None,
+    ) -> Heatmap:
+        """Return the heatmap; without scores, no tissue was found."""
+        self._end_stage(stage)
+        slide, empty = self.image.slide, self.heatmap
+        if not scores:
+            self.warnings.append("No tissue was found; the result is empty.")
+        lost = slide.unreadable
+        if lost:
+            self.warnings.append(
+                f"{len(lost)} tiles could not be read and were replaced by background."
+            )
+        run = empty.run.model_copy(
+            update={
+                "parameters": self.parameters,
+                "versions": _versions(),
+                "wall_s": round(self._last - self._first, 3),
+                "stages_s": self._stages,
+                "peak_memory_bytes": peak_memory_bytes(),
+                "warnings": tuple(self.warnings),
+                "n_unreadable": len(lost),
+                "unreadable": _unreadable(slide),
+            }
+        )
+        return replace(
+            empty,
+            probabilities=probabilities,
+            scores=dict(zip(empty.classes, scores, strict=True)) if scores else {},
+            context=context,
+            run=run,
+        )
+
+    def _end_stage(self, stage: str) -> None:
         now = time.perf_counter()
-        self.stages[stage] = round(now - self._last, 3)
+        self._stages[stage] = round(now - self._last, 3)
         self._last = now
 
-    def total(self) -> float:
-        """Return the seconds since the clock was made."""
-        return round(time.perf_counter() - self._first, 3)
-
-
-def find_mask(slide: Slide, report: Progress) -> TissueMask:
-    """Find tissue and report progress."""
-    report("find tissue", 0, 1)
-    mask = tissue_mask(slide)
-    report("find tissue", 1, 1)
-    return mask
-
-
-def empty_heatmap(
-    image: WorkingImage,
-    card: ModelCard,
-    *,
-    sha256: str,
-    reason: str,
-    cell_px: int,
-    tissue: TissueMask,
-    started: str,
-) -> Heatmap:
-    """Make a heatmap without predictions."""
-    cells = Grid(
-        shape=(-(-image.shape[0] // cell_px), -(-image.shape[1] // cell_px)),
-        step_px=(image.grid.step_px[0] * cell_px, image.grid.step_px[1] * cell_px),
-    )
-    return Heatmap(
-        probabilities=np.full((len(card.classes), *cells.shape), np.nan, dtype=np.float32),
-        grid=cells,
-        classes=card.class_names,
-        colors=card.colors,
-        scores={},
-        tissue=tissue,
-        slide=SlideInfo.of(image.slide),
-        run=RunRecord(
-            model=ModelUsed(name=card.name, version=card.version, sha256=sha256, reason=reason),
-            mpp_asked=(card.mpp, card.mpp),
-            mpp_used=image.mpp,
-            started=started,
-        ),
-    )
-
-
-def starting_warnings(image: WorkingImage, card: ModelCard) -> list[str]:
-    """Collect warnings about a slide and a model, before any result."""
-    warnings = [*image.slide.meta.warnings, *image.warnings]
-    domain = "scene" if image.slide.is_georeferenced else "slide"
-    if card.domain != domain:
-        warnings.append(f"The model {card.name} was made for {card.domain}s, this is a {domain}.")
-    return warnings
-
-
-def finished(
-    run: RunRecord,
-    slide: Slide,
-    clock: Clock,
-    *,
-    parameters: Mapping[str, object],
-    warnings: Sequence[str],
-) -> RunRecord:
-    """Complete the record at the end of a run."""
-    lost = slide.unreadable
-    more = [f"{len(lost)} tiles could not be read and were replaced by background."] if lost else []
-    return run.model_copy(
-        update={
-            "parameters": dict(parameters),
-            "versions": _versions(),
-            "wall_s": clock.total(),
-            "stages_s": clock.stages,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "warnings": (*warnings, *more),
-            "n_unreadable": len(lost),
-            "unreadable": _unreadable(slide),
-        }
-    )
+    def _empty_heatmap(self, model: Model | TileClassifier, reason: str, cell_px: int) -> Heatmap:
+        card, image = model.card, self.image
+        cells = Grid(
+            shape=(-(-image.shape[0] // cell_px), -(-image.shape[1] // cell_px)),
+            step_px=(image.grid.step_px[0] * cell_px, image.grid.step_px[1] * cell_px),
+        )
+        used = ModelUsed(name=card.name, version=card.version, sha256=model.sha256, reason=reason)
+        return Heatmap(
+            probabilities=np.full((len(card.classes), *cells.shape), np.nan, dtype=np.float32),
+            grid=cells,
+            classes=card.class_names,
+            colors=card.colors,
+            scores={},
+            tissue=self.tissue,
+            slide=SlideInfo.of(image.slide),
+            run=RunRecord(
+                model=used,
+                mpp_asked=(card.mpp, card.mpp),
+                mpp_used=image.mpp,
+                started=self.started,
+            ),
+        )
 
 
 def reporter(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 
 from atlas_wsi.errors import (
@@ -32,7 +31,7 @@ from atlas_wsi.progress import CancelToken, Progress, silent
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.slide import Slide
 from atlas_wsi.streaming.device import Precision, choose_device
-from atlas_wsi.streaming.plan import parse_bytes
+from atlas_wsi.streaming.plan import memory_budget
 
 if TYPE_CHECKING:
     import os
@@ -181,7 +180,7 @@ def predict_to_folder(
     choose_formats(formats)
     if context and not isinstance(slide, Slide):
         raise ValueError("context reads the slide later: give an open slide")
-    budget = parse_bytes(memory) if memory is not None else psutil.virtual_memory().available // 2
+    budget = memory_budget(memory)
     computer = choose_device(device)
     report, cancel = progress or silent, cancel or CancelToken()
     with ExitStack() as opened:
@@ -213,7 +212,7 @@ def predict_to_folder(
                 reason=reason,
                 tissue=mask,
                 cell_px=cell_px,
-                memory=budget,
+                budget=budget,
                 precision=precision,
                 device=computer,
                 batch_size=batch_size,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 
 from atlas_wsi.errors import MemoryBudgetError
 from atlas_wsi.grid import Box
@@ -109,6 +110,11 @@ def parse_bytes(text: str | int) -> int:
     if not match:
         raise ValueError(f"'{text}' is not an amount of memory; expected such as 4GB or 800MB")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def memory_budget(memory: str | int | None) -> int:
+    """Return the bytes that may be taken; by default half of the free memory."""
+    return psutil.virtual_memory().available // 2 if memory is None else parse_bytes(memory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

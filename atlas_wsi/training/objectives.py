@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from atlas_wsi.inference.predict import plan_layout
+from atlas_wsi.inference.predict import plan_slide
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.streaming.device import has_bfloat16
 from atlas_wsi.streaming.plan import parse_bytes
 from atlas_wsi.streaming.sampled import sampled_logits
 from atlas_wsi.streaming.shard import plan_for
 from atlas_wsi.streaming.working_image import open_working_image
-from atlas_wsi.tissue.windows import plan_windows
 from atlas_wsi.training import distributed
 from atlas_wsi.training.data.augment import vary_colors
 from atlas_wsi.training.data.labeled import LabeledTiles
@@ -164,14 +163,8 @@ class SlideObjective:
         mask = self.slides.masks[i]
         with open_slide(row.slide, row.mpp) as slide:
             image = open_working_image(slide, mpp=card.mpp)
-            windows = plan_windows(
-                slide.shape,
-                slide.require_mpp(),
-                replace(mask, mask=mask.mask[::up, ::left]),
-                mpp=image.mpp,
-                window_px=self.model.config.window_px,
-            )
-            layout = plan_layout(self.model, image, windows)
+            layout = plan_slide(self.model, image, replace(mask, mask=mask.mask[::up, ::left]))
+            assert layout is not None
 
             def read(box: Box) -> NDArray[np.uint8]:
                 pixels = image.read(_mirrored(box, image.shape, up, left))[::up, ::left]
