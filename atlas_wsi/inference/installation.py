@@ -16,8 +16,8 @@ import psutil
 import torch
 
 import atlas_wsi
+from atlas_kernels import explain
 from atlas_wsi.errors import AtlasError
-from atlas_wsi.models.kernels import name_kernels
 from atlas_wsi.models.registry import DEFAULTS, load_model
 from atlas_wsi.slides.registry import slide_formats
 from atlas_wsi.streaming.device import choose_device, choose_dtype, has_bfloat16
@@ -95,7 +95,7 @@ def _accelerators() -> Iterator[Check]:
     if not torch.cuda.is_available():
         yield Check("cuda", "no GPU is visible to torch; the CPU is used", "missing")
     device = choose_device()
-    for kernel, text in name_kernels(device, choose_dtype(device)).items():
+    for kernel, text in explain(device, dtype=choose_dtype(device)).items():
         yield Check(kernel, f"on {device}: {text}")
 
 

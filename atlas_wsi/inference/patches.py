@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from atlas_wsi.grid import Box
 from atlas_wsi.inference.provenance import reporter
+from atlas_wsi.models.stems.base import times
 from atlas_wsi.streaming.plan import MacroTile, plan_macro_tiles
 from atlas_wsi.streaming.prefetch import prefetch
 from atlas_wsi.streaming.shard import read_threads
@@ -72,14 +72,7 @@ def read_patches(
 
     def read(tile: MacroTile) -> NDArray[np.uint8]:
         area = tile.area
-        pixels = image.read(
-            Box(
-                row=area.row * side,
-                col=area.col * side,
-                rows=area.rows * side,
-                cols=area.cols * side,
-            )
-        )
+        pixels = image.read(times(area, side))
         blocks = pixels.reshape(area.rows, side, area.cols, side, 3).swapaxes(1, 2)
         row, col = (indices[tile.windows] - (area.row, area.col)).T
         return blocks[row, col]

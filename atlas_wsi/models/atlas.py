@@ -19,7 +19,7 @@ from torch import nn
 from atlas_wsi.models.checkpoints import load_exactly, rename_published
 from atlas_wsi.models.layout import Alignment, Layout, plan_layout
 from atlas_wsi.models.mambavision import MambaVisionConfig
-from atlas_wsi.models.msa import MsaBlock, pool, spread
+from atlas_wsi.models.msa import MsaBlock, coarse_tokens, pool
 from atlas_wsi.models.stems.registry import make_stem
 from atlas_wsi.models.stems.timm_network import timm_tokens
 
@@ -148,14 +148,16 @@ class Encoding:
 
     def last(self) -> list[torch.Tensor]:
         """Return the tokens of every scale after the last stage that had it, finest first."""
-        if not self.stages:
-            return list(self.initial)
-        out: list[torch.Tensor] = []
-        n = len(self.layout.scales)
-        for scale in range(n):
-            having = [stage for stage in self.stages if n - len(stage) <= scale]
-            out.append(having[-1][scale - (n - len(having[-1]))])
-        return out
+        return last_of_each([self.initial, *self.stages])
+
+
+def last_of_each(stages: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+    """Return the tokens of every scale after the last stage that had it."""
+    n = len(stages[0])
+    return [
+        next(s[scale - (n - len(s))] for s in reversed(stages) if n - len(s) <= scale)
+        for scale in range(n)
+    ]
 
 
 class Atlas(nn.Module):
@@ -251,7 +253,10 @@ class Atlas(nn.Module):
                 n_images=len(x_BCYX),
             )
         layout = layout.to(x_BCYX.device)
-        tokens = initial_tokens(layout.from_map(self.stem(x_BCYX)), layout)
+        x_NTC, finest = layout.from_map(self.stem(x_BCYX)), layout.scales[0]
+        tokens = [x_NTC]
+        if len(layout.scales) > 1:
+            tokens += coarse_tokens(pool(x_NTC, finest, layout.ratio), layout)
         initial, done = tuple(tokens), []
         for i, blocks in enumerate(self.stages):
             if i and len(tokens) > 1:
@@ -292,19 +297,6 @@ class Atlas(nn.Module):
         shape = (x_BCYX.shape[-2], x_BCYX.shape[-1])
         layout = self.plan(shape, n_images=len(x_BCYX), active_windows=active_windows)
         return self.fc(self.fc_norm(self.pooled(self.encode(x_BCYX, layout))))
-
-
-def initial_tokens(x_NTC: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
-    """Pool the stem's tokens to every scale.
-
-    Returns: One `(N, T, C)` a scale, finest first.
-    """
-    tokens = [x_NTC]
-    for s, at in enumerate(layout.scales[:-1]):
-        above = layout.scales[s + 1]
-        like = x_NTC.new_empty(above.n_windows, above.side**2, x_NTC.shape[-1])
-        tokens.append(spread(pool(tokens[s], at, layout.ratio), at, like))
-    return tokens
 
 
 def _init(module: nn.Module) -> None:

@@ -62,6 +62,11 @@ class ScaleLayout:
         """Windows in the list."""
         return len(self.where)
 
+    def parts(self, batch: int | None) -> list[slice]:
+        """Return slices of at most `batch` windows; None takes all at once."""
+        step = batch or self.n_windows
+        return [slice(start, start + step) for start in range(0, self.n_windows, step or 1)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:

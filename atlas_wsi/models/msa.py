@@ -11,6 +11,7 @@ Source: arXiv 2503.12355, section 3, and the published implementation.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -117,28 +118,41 @@ class MsaBlock(nn.Module):
         assert isinstance(unit, ScaleUnit)
         return unit
 
-    def forward(self, tokens: Sequence[torch.Tensor], layout: Layout) -> list[torch.Tensor]:
-        """Update the tokens of all scales.
+    def forward(
+        self, tokens: Sequence[torch.Tensor], layout: Layout, *, batch: int | None = None
+    ) -> list[torch.Tensor]:
+        """Update the tokens of all scales, `batch` windows at a time.
 
         `tokens`: One `(N, T, C)` a scale that is left, finest first.
         """
         scales = layout.scales[len(layout.scales) - len(tokens) :]
         x = [t + self.unit(s).position(scales[s].side) for s, t in enumerate(tokens)]
-        for s in range(len(x) - 1):
-            x[s + 1] = x[s + 1] + spread(pool(x[s], scales[s], layout.ratio), scales[s], x[s + 1])
-        x[1:], kv = self.down_coarse(x[1:], scales[1:], first=1)
-        x[0] = self.down(0, x[0], scales[0], kv, scales[1:])
-        return self.up(x, scales)
+        x = pool_up(x, scales, layout.ratio, batch=batch)
+        x[1:], kv = self.down_coarse(x[1:], scales[1:], first=1, batch=batch)
+        at = scales[0]
+        x[0] = torch.cat(
+            [self.down(0, x[0][p], at, kv, scales[1:], part=p) for p in at.parts(batch)]
+        )
+        return self.up(x, scales, first=0, batch=batch)
 
     def down_coarse(
-        self, x: Sequence[torch.Tensor], scales: Sequence[ScaleLayout], *, first: int
+        self,
+        x: Sequence[torch.Tensor],
+        scales: Sequence[ScaleLayout],
+        *,
+        first: int,
+        batch: int | None,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Do the way down (step 3) of several scales, coarsest first."""
+        """Do the way down (step 3) of several scales, coarsest first; return keys and values too."""
         x = list(x)
         kv: list[torch.Tensor] = []
         for s in range(len(x) - 1, -1, -1):
-            x[s] = self.down(first + s, x[s], scales[s], kv, scales[s + 1 :])
-            kv.insert(0, self.unit(first + s).keys_values(x[s]))
+            at, unit = scales[s], self.unit(first + s)
+            parts = at.parts(batch)
+            x[s] = torch.cat(
+                [self.down(first + s, x[s][p], at, kv, scales[s + 1 :], part=p) for p in parts]
+            )
+            kv.insert(0, torch.cat([unit.keys_values(x[s][p]) for p in parts]))
         return x, kv
 
     def down(
@@ -165,14 +179,23 @@ class MsaBlock(nn.Module):
             coarse_valid=[None if c.is_full else c.valid for c in coarse],
         )
 
-    def up(self, x: Sequence[torch.Tensor], scales: Sequence[ScaleLayout]) -> list[torch.Tensor]:
+    def up(
+        self,
+        x: Sequence[torch.Tensor],
+        scales: Sequence[ScaleLayout],
+        *,
+        first: int,
+        batch: int | None,
+    ) -> list[torch.Tensor]:
         """Let every coarser scale attend to the windows under it (step 4)."""
         x = list(x)
         for s in range(1, len(x)):
-            below = scales[s - 1]
-            kv = self.unit(s - 1).keys_values(x[s - 1])
-            new = self.up_parts(s, x[s], below, kv)
-            x[s] = replace(x[s], new, below)
+            below, unit = scales[s - 1], self.unit(first + s - 1)
+            new = [
+                self.up_parts(first + s, x[s], below, unit.keys_values(x[s - 1][p]), part=p)
+                for p in below.parts(batch)
+            ]
+            x[s] = replace(x[s], torch.cat(new), below)
         return x
 
     def up_parts(
@@ -210,8 +233,32 @@ def pool(x_NTC: torch.Tensor, at: ScaleLayout, ratio: int, *, part: Part = _ALL)
     return torch.where(x == lowest, 0, x)
 
 
-def spread(parts_NPC: torch.Tensor, below: ScaleLayout, like_NTC: torch.Tensor) -> torch.Tensor:
-    """Put what lies over each window below into the window order of its own scale.
+def pool_up(
+    x: Sequence[torch.Tensor], scales: Sequence[ScaleLayout], ratio: int, *, batch: int | None
+) -> list[torch.Tensor]:
+    """Add to the tokens of every coarser scale what is pooled from the scale below (step 2)."""
+    x = list(x)
+    for s, at in enumerate(scales[: len(x) - 1]):
+        pooled = torch.cat([pool(x[s][p], at, ratio, part=p) for p in at.parts(batch)])
+        x[s + 1] = x[s + 1] + place_parts(pooled, at, x[s + 1])
+    return x
+
+
+def coarse_tokens(parts_NPC: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
+    """Make the initial tokens of the coarser scales from the pooled tokens of the finest one."""
+    tokens: list[torch.Tensor] = []
+    for below, above in pairwise(layout.scales):
+        if tokens:
+            parts_NPC = pool(tokens[-1], below, layout.ratio)
+        like = parts_NPC.new_empty(above.n_windows, above.side**2, parts_NPC.shape[-1])
+        tokens.append(place_parts(parts_NPC, below, like))
+    return tokens
+
+
+def place_parts(
+    parts_NPC: torch.Tensor, below: ScaleLayout, like_NTC: torch.Tensor
+) -> torch.Tensor:
+    """Put the parts over each window below into the window order of their own scale.
 
     Returns: Shape of `like_NTC`; zero where nothing lies below.
     """
@@ -224,7 +271,7 @@ def replace(x_NTC: torch.Tensor, parts_NPC: torch.Tensor, below: ScaleLayout) ->
     Returns: Shape of `x_NTC`; tokens over no window are kept (they are invalid).
     """
     has_part = (below.down < below.up.numel()).view(*x_NTC.shape[:2], 1)
-    return torch.where(has_part, spread(parts_NPC, below, x_NTC), x_NTC)
+    return torch.where(has_part, place_parts(parts_NPC, below, x_NTC), x_NTC)
 
 
 def _rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from importlib import resources
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from atlas_wsi.errors import UnknownModelError
+from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError
 from atlas_wsi.models.atlas import AtlasConfig
 from atlas_wsi.models.card import ModelCard, ModelClass
+from atlas_wsi.models.checkpoints import digest_of, read_metadata
 from atlas_wsi.models.hub import HUB, from_hub
 from atlas_wsi.models.mambavision import MambaVisionConfig
 from atlas_wsi.models.model import Model
@@ -155,12 +155,9 @@ def cached_models() -> dict[str, Path]:
 
 def is_model(path: Path) -> bool:
     """Tell whether a file is a model that this program wrote."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            return "atlas_wsi" in (file.metadata() or {})
-    except (SafetensorError, OSError):
+        return "atlas_wsi" in read_metadata(path)
+    except CheckpointMismatchError:
         return False
 
 
@@ -169,8 +166,5 @@ def _test_model(name: str) -> Model:
         torch.manual_seed(0)
         card = _TEST_CARD.model_copy(update={"name": name})
         model = Model(TEST_CONFIGS[name], card).eval()
-    digest = hashlib.sha256()
-    for value in model.state_dict().values():
-        digest.update(value.numpy().tobytes())
-    model.sha256 = digest.hexdigest()
+    model.sha256 = digest_of(model)
     return model

@@ -8,6 +8,7 @@ in one process, or one in each worker of a cluster.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,7 +20,7 @@ from atlas_wsi.models.layout import pad_map
 from atlas_wsi.models.msa import MsaBlock, pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -84,6 +85,8 @@ class FineWindows:
     first of each window seen alone, then seen with its context.
     """
 
+    learns = False
+
     def __init__(
         self,
         model: Model,
@@ -121,10 +124,14 @@ class FineWindows:
         self._total = torch.zeros(model.config.dim)
         self._count = 0
 
-    @torch.inference_mode()
+    @property
+    def _mode(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.learns else torch.inference_mode()
+
     def encode(self) -> Pooled:
         """Read and encode every window (pass 0)."""
-        return self._encode()
+        with self._mode:
+            return self._encode()
 
     def _encode(self) -> Pooled:
         at, dim = self.at, self.model.config.dim
@@ -141,12 +148,12 @@ class FineWindows:
             self._take_in(windows, x_NTC, out)
         return out
 
-    @torch.inference_mode()
     def attend(
         self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
     ) -> Attended:
         """Run one block over every window (pass b)."""
-        return self._attend(number, coarse, kv)
+        with self._mode:
+            return self._attend(number, coarse, kv)
 
     def _attend(
         self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
@@ -160,7 +167,7 @@ class FineWindows:
         pooled = self._empty(*(shape if following else (0, 0, 0)))
         position = block.unit(0).position(at.side)
         store = self.scratch if number else self.store
-        for part in self._parts():
+        for part in at.parts(self.batch):
             x_NTC = store.read(part).to(self.device, self.dtype, non_blocking=True) + position
             x_NTC = block.down(0, x_NTC, at, kv, coarser, part=part)
             if coarse is not None:
@@ -254,10 +261,6 @@ class FineWindows:
         )
         return summed.cpu()
 
-    def _parts(self) -> Iterator[slice]:
-        for start in range(0, self.at.n_windows, self.batch):
-            yield slice(start, min(start + self.batch, self.at.n_windows))
-
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
@@ -269,22 +272,10 @@ class LearningWindows(FineWindows):
     again, a macro-tile at a time.
     """
 
-    def encode(self) -> Pooled:
-        """Read and encode every window with a gradient."""
-        return self._encode()
-
-    def attend(
-        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
-    ) -> Attended:
-        """Run one block over every window with a gradient."""
-        return self._attend(number, coarse, kv)
+    learns = True
 
     def tokens_of_tile(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
-        """Encode the windows of one macro-tile; its maps are not kept.
-
-        `pixels`: uint8, what the tile says to read. Returns: Tokens `(n, T, C)`, zero where
-        invalid.
-        """
+        """Encode the windows of one macro-tile; its maps are not stored."""
         return checkpoint(super().tokens_of_tile, tile, pixels, use_reentrant=False)
 
 

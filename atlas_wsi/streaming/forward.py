@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from atlas_wsi.models.msa import MsaBlock, pool, replace, spread
+from atlas_wsi.models.atlas import last_of_each
+from atlas_wsi.models.msa import MsaBlock, coarse_tokens, place_parts, pool_up, replace
 from atlas_wsi.streaming.fine_windows import (
     Fine,
     FineReading,
@@ -27,13 +28,13 @@ from atlas_wsi.streaming.fine_windows import (
 from atlas_wsi.streaming.heap import kept_heap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from atlas_wsi.models import Model
-    from atlas_wsi.models.layout import Layout, ScaleLayout
+    from atlas_wsi.models.layout import Layout
 
 T = TypeVar("T")
 
@@ -87,28 +88,19 @@ class StreamedPass:
         """Encode and read a whole image with the gradient that its shares keep, for training."""
         made = self._each(lambda share: share.encode())
         pooled = self._gather([one.placed for one in made])
-        coarse = self._coarse_start(self._gather([one.raw for one in made]))
+        coarse = coarse_tokens(self._gather([one.raw for one in made]), self.layout)
         for number, block in enumerate(self.fine_blocks):
             coarse, pooled = self._pass_fine(number, block, coarse, pooled)
         last = [coarse]
         for stage in self.later_stages:
             for block in stage:
-                coarse = self._pass_coarse(block, coarse)
+                coarse = block(coarse, self.layout, batch=self.batch)
             last.append(coarse)
             if stage is not self.later_stages[-1] and len(coarse) > 1:
                 coarse = coarse[1:]
         readings = self._each(lambda share: share.reading())
-        cells, valid = self._cells(readings, _last_of_each(last), cell_tokens=cell_tokens)
+        cells, valid = self._cells(readings, last_of_each(last), cell_tokens=cell_tokens)
         return SlideLogits(cells=cells, valid=valid, slide=self._slide(readings, coarse))
-
-    def _coarse_start(self, raw: torch.Tensor) -> list[torch.Tensor]:
-        coarse: list[torch.Tensor] = []
-        for s, above in enumerate(self.scales[1:]):
-            below = self.scales[s]
-            made = raw if s == 0 else pool(coarse[-1], below, self.layout.ratio)
-            like = self._empty(above.n_windows, above.side**2, self.model.config.dim)
-            coarse.append(spread(made, below, like))
-        return coarse
 
     def _pass_fine(
         self, number: int, block: MsaBlock, coarse: list[torch.Tensor], pooled: torch.Tensor
@@ -118,15 +110,16 @@ class StreamedPass:
             x + block.unit(s).position(self.scales[s].side) for s, x in enumerate(coarse, start=1)
         ]
         if coarse:
-            coarse[0] = coarse[0] + spread(pooled, at, coarse[0])
-        coarse, kv = self._down(block, coarse, first=1)
+            coarse[0] = coarse[0] + place_parts(pooled, at, coarse[0])
+        coarse = pool_up(coarse, self.scales[1:], self.layout.ratio, batch=self.batch)
+        coarse, kv = block.down_coarse(coarse, self.scales[1:], first=1, batch=self.batch)
         if self.keep_context:
             self.coarse_kv.append(kv)
         nearest = coarse[0] if coarse else None
         attended = self._each(lambda share: share.attend(number, nearest, kv))
         if coarse:
             coarse[0] = replace(coarse[0], self._gather([one.parts for one in attended]), at)
-            coarse = self._up(block, coarse, first=1)
+            coarse = block.up(coarse, self.scales[1:], first=1, batch=self.batch)
         return coarse, self._gather([one.pooled for one in attended])
 
     def _each(self, ask: Callable[[Fine], T]) -> list[T]:
@@ -144,52 +137,6 @@ class StreamedPass:
             for members, part in zip(self.members, parts, strict=True):
                 whole[members] = part
         return whole.to(self.device)
-
-    # passes over the coarse scales, in memory -----------------------------------------------
-
-    def _pass_coarse(self, block: MsaBlock, x: list[torch.Tensor]) -> list[torch.Tensor]:
-        first = len(self.scales) - len(x)
-        scales = self.scales[first:]
-        x = [t + block.unit(s).position(scales[s].side) for s, t in enumerate(x)]
-        x, _ = self._down(block, x, first=0)
-        return self._up(block, x, first=0)
-
-    def _down(
-        self, block: MsaBlock, x: list[torch.Tensor], *, first: int
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Do steps 2 and 3 of the scales in memory; `first` is the place of the finest of them."""
-        scales = self.scales[len(self.scales) - len(x) :]
-        for s in range(len(x) - 1):
-            lifted = self._pool(x[s], scales[s])
-            x[s + 1] = x[s + 1] + spread(lifted, scales[s], x[s + 1])
-        kv: list[torch.Tensor] = []
-        for s in range(len(x) - 1, -1, -1):
-            at = scales[s]
-            keys = x[s].new_empty(*x[s].shape[:2], 2 * x[s].shape[2])
-            new = torch.empty_like(x[s])
-            for part in self._parts(at):
-                some = block.down(first + s, x[s][part], at, kv, scales[s + 1 :], part=part)
-                keys[part] = block.unit(first + s).keys_values(some)
-                new[part] = some
-            x[s] = new
-            kv.insert(0, keys)
-        return x, kv
-
-    def _up(self, block: MsaBlock, x: list[torch.Tensor], *, first: int) -> list[torch.Tensor]:
-        """Do step 4 of the scales in memory that have one of them below."""
-        scales = self.scales[len(self.scales) - len(x) :]
-        for s in range(1, len(x)):
-            below = scales[s - 1]
-            new = x[s].new_empty(*below.up.shape, x[s].shape[2])
-            for part in self._parts(below):
-                kv = block.unit(first + s - 1).keys_values(x[s - 1][part])
-                new[part] = block.up_parts(first + s, x[s], below, kv, part=part)
-            x[s] = replace(x[s], new, below)
-        return x
-
-    def _pool(self, x_NTC: torch.Tensor, at: ScaleLayout) -> torch.Tensor:
-        parts = [pool(x_NTC[p], at, self.layout.ratio, part=p) for p in self._parts(at)]
-        return torch.cat(parts)
 
     # reading out ----------------------------------------------------------------------------
 
@@ -217,26 +164,10 @@ class StreamedPass:
         total = torch.stack([one.total for one in readings]).sum(dim=0)
         count = sum(one.count for one in readings)
         for x_NTC, at in zip(reversed(coarse), reversed(self.scales), strict=False):
-            for part in self._parts(at):
+            for part in at.parts(self.batch):
                 valid = at.valid[part]
                 normed = torch.where(valid[..., None], encoder.readout_norm(x_NTC[part]).float(), 0)
                 total = total + normed.sum(dim=(0, 1)).cpu()
                 count += int(valid.sum())
         mean = (total[None] / max(1, count)).to(self.device, self.dtype)
         return encoder.fc(encoder.fc_norm(mean))[0].float().cpu()
-
-    def _parts(self, at: ScaleLayout) -> Iterator[slice]:
-        for start in range(0, at.n_windows, self.batch):
-            yield slice(start, min(start + self.batch, at.n_windows))
-
-    def _empty(self, *shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
-
-
-def _last_of_each(stages: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-    """Return the tokens of every coarse scale after the last stage that had it."""
-    n = len(stages[0])
-    return [
-        next(s[scale - (n - len(s))] for s in reversed(stages) if n - len(s) <= scale)
-        for scale in range(n)
-    ]

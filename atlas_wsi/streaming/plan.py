@@ -11,6 +11,7 @@ import psutil
 
 from atlas_wsi.errors import MemoryBudgetError
 from atlas_wsi.grid import Box
+from atlas_wsi.models.stems.base import times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,12 +54,7 @@ def plan_macro_tiles(
         area = Box(
             row=int(row), col=int(col), rows=int(last_row - row) + 1, cols=int(last_col - col) + 1
         )
-        want = Box(
-            row=area.row * window_px,
-            col=area.col * window_px,
-            rows=area.rows * window_px,
-            cols=area.cols * window_px,
-        ).clip(image_shape)
+        want = times(area, window_px).clip(image_shape)
         return MacroTile(windows=members, area=area, want=want, read=reach(want, image_shape))
 
     def cut(tile: MacroTile) -> list[MacroTile]:

@@ -28,71 +28,39 @@ class Stem(nn.Module, ABC):
     floats_per_pixel: float
     """Peak number of values in its maps per pixel; memory is planned by it."""
 
-    @abstractmethod
     def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
-        """Encode whole images.
-
-        Parameters
-        ----------
-        x_BCYX
-            Normalized pixels.
-
-        Returns
-        -------
-        torch.Tensor
-            Tokens ``(B, dim, ceil(Y / stride_px), ceil(X / stride_px))``.
-        """
+        """Return the tokens ``(B, dim, ceil(Y / stride_px), ceil(X / stride_px))`` of images."""
+        rows, cols = x_BCYX.shape[-2:]
+        return self.part(x_BCYX, Box(row=0, col=0, rows=rows, cols=cols), (rows, cols))
 
     @abstractmethod
     def reach(self, want: Box, image: tuple[int, int]) -> Box:
-        """Return the pixels that the tokens of a region depend on, inside the image.
+        """Return the pixels that the tokens of a region of whole tokens depend on.
 
-        Parameters
-        ----------
-        want
-            A region in pixels, whole tokens.
-        image
-            Rows and columns of the image.
-
-        Returns
-        -------
-        Box
-            Begins at a multiple of `stride_px`.
+        The box is inside the image and begins at a multiple of `stride_px`.
         """
 
     @abstractmethod
     def part(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:
         """Encode a region exactly as it would be encoded in the whole image.
 
-        Parameters
-        ----------
-        x_BCYX
-            The pixels of ``reach(want, image)``.
-        want
-            A region in pixels, whole tokens.
-        image
-            Rows and columns of the image.
-
-        Returns
-        -------
-        torch.Tensor
-            Tokens ``(B, dim, rows, cols)`` of the part of `want` inside the image.
+        `x_BCYX`: The pixels of ``reach(want, image)``. Returns: Tokens ``(B, dim, rows, cols)`` of
+        the part of `want` inside the image.
         """
 
     def fold_(self) -> Self:
-        """Prepare for inference in place, such as by folding batch norms; nothing by default.
-
-        Returns
-        -------
-        Stem
-            Itself, with the same outputs to rounding.
-        """
+        """Prepare for inference in place; the outputs stay the same to rounding."""
         return self
 
 
 def grow(box: Box, by: int) -> Box:
     """Return a box with a margin."""
     return Box(row=box.row - by, col=box.col - by, rows=box.rows + 2 * by, cols=box.cols + 2 * by)
+
+
+def times(box: Box, by: int) -> Box:
+    """Return a box of cells in the parts of a cell, `by` along each side."""
+    return Box(row=box.row * by, col=box.col * by, rows=box.rows * by, cols=box.cols * by)
 
 
 def tokens_of(pixels: Box, *, stride: int) -> Box:

@@ -82,15 +82,10 @@ class ConvolutionStem(Stem):
         return grow(want, HALO_PX).clip(image)
 
     def part(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:
-        """Encode a region exactly as it would be encoded in the whole image.
-
-        Returns: Tokens ``(B, C, rows, cols)`` of what `want` has inside the image.
-        """
+        """Encode a region exactly as it would be encoded in the whole image."""
         read = self.reach(want, image)
-        return crop(self(x_BCYX), self._tokens(want.clip(image)), self._tokens(read))
-
-    def _tokens(self, pixels: Box) -> Box:
-        return tokens_of(pixels, stride=self.stride_px)
+        inside, have = (tokens_of(box, stride=self.stride_px) for box in (want.clip(image), read))
+        return crop(self(x_BCYX), inside, have)
 
     def fold_(self) -> Self:
         """Fold batch norms into the convolutions before them, in place; for inference only."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from atlas_wsi.grid import Box
 from atlas_wsi.models.mambavision import Level, MambaVision
-from atlas_wsi.models.stems.base import Stem, crop, grow, tokens_of
+from atlas_wsi.models.stems.base import Stem, crop, grow, times, tokens_of
 
 if TYPE_CHECKING:
     from atlas_wsi.models.mambavision import MambaVisionConfig
@@ -49,28 +49,13 @@ class MambaVisionStem(Stem):
             config.in_dim / 4 + 4 * config.dim / 16 + 14 * config.level_dim(2) / STRIDE_PX**2
         )
 
-    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
-        """Return tokens ``(B, dim, ceil(Y / 16), ceil(X / 16))``."""
-        rows, cols = x_BCYX.shape[-2:]
-        whole = Box(row=0, col=0, rows=rows, cols=cols)
-        return self.part(x_BCYX, whole, (rows, cols))
-
     def reach(self, want: Box, image: tuple[int, int]) -> Box:
         """Return the pixels that the tokens of a region depend on."""
         level2, _ = self._maps(want, image)
-        pixels = Box(
-            row=level2.row * STRIDE_PX,
-            col=level2.col * STRIDE_PX,
-            rows=level2.rows * STRIDE_PX,
-            cols=level2.cols * STRIDE_PX,
-        )
-        return grow(pixels, self.halo_px).clip(image)
+        return grow(times(level2, STRIDE_PX), self.halo_px).clip(image)
 
     def part(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:
-        """Encode a region exactly as it would be encoded in the whole image.
-
-        Returns: Tokens ``(B, dim, rows, cols)`` of what `want` has inside the image.
-        """
+        """Encode a region exactly as it would be encoded in the whole image."""
         read = tokens_of(self.reach(want, image), stride=STRIDE_PX)
         level2, level3 = self._maps(want, image)
         inside = tokens_of(want.clip(image), stride=STRIDE_PX)
@@ -81,9 +66,9 @@ class MambaVisionStem(Stem):
         if level3 is None:
             return crop(x, inside, level2)
         # an even start keeps the stride's phase; at the image's start zero padding acts as there
-        x = crop(self._down(2, x), level3, _half(level2))
+        x = crop(self._down(2, x), level3, tokens_of(level2, stride=2))
         x = self._level(3)(x).repeat_interleave(2, -2).repeat_interleave(2, -1)
-        return crop(x, inside, _double(level3))
+        return crop(x, inside, times(level3, 2))
 
     def fold_(self) -> Self:
         """Fold batch norms into the convolutions before them, in place; for inference only."""
@@ -109,7 +94,7 @@ class MambaVisionStem(Stem):
             return _whole(tokens_of(inside, stride=STRIDE_PX), window[2]).clip(fine), None
         coarse = _ceil(fine, 2)
         level3 = _whole(tokens_of(inside, stride=2 * STRIDE_PX), window[3]).clip(coarse)
-        asked = _double(level3)
+        asked = times(level3, 2)
         # one token before, for the convolution between the levels
         before = Box(row=asked.row - 1, col=asked.col - 1, rows=asked.rows + 1, cols=asked.cols + 1)
         return _whole(before.clip(fine), window[2], even=True).clip(fine), level3
@@ -123,18 +108,5 @@ def _whole(box: Box, window: int, *, even: bool = False) -> Box:
     """Grow a box to whole windows; with `even`, it starts at an even token."""
     start = 2 * window if even and window % 2 else window
     row, col = box.row // start * start, box.col // start * start
-    return Box(
-        row=row,
-        col=col,
-        rows=-(-box.row_end // window) * window - row,
-        cols=-(-box.col_end // window) * window - col,
-    )
-
-
-def _half(box: Box) -> Box:
-    row, col = box.row // 2, box.col // 2
-    return Box(row=row, col=col, rows=-(-box.row_end // 2) - row, cols=-(-box.col_end // 2) - col)
-
-
-def _double(box: Box) -> Box:
-    return Box(row=2 * box.row, col=2 * box.col, rows=2 * box.rows, cols=2 * box.cols)
+    end = times(tokens_of(box, stride=window), window)
+    return Box(row=row, col=col, rows=end.row_end - row, cols=end.col_end - col)

@@ -9,7 +9,6 @@ tokens through Multi-Scale Attention alone. The result does not depend on how a 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,13 +18,14 @@ from torch import nn
 
 from atlas_wsi.errors import CheckpointMismatchError, UnknownModelError
 from atlas_wsi.files import require_extra, sha256_of
-from atlas_wsi.grid import Box
-from atlas_wsi.models.checkpoints import read_weights, strip_prefixes
+from atlas_wsi.models.checkpoints import digest_of, read_weights, strip_prefixes
 from atlas_wsi.models.hub import download
-from atlas_wsi.models.stems.base import Stem, crop, tokens_of
+from atlas_wsi.models.stems.base import Stem, crop, times, tokens_of
 
 if TYPE_CHECKING:
     import os
+
+    from atlas_wsi.grid import Box
 
 PREFIX = "timm:"
 NO_WEIGHTS = "none"
@@ -48,27 +48,12 @@ class TimmStem(Stem):
         # every stage holds a few maps of its size at once
         self.floats_per_pixel = 4 * sum(channels / stride**2 for channels, stride in maps)
 
-    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
-        """Return tokens ``(B, dim, ceil(Y / stride_px), ceil(X / stride_px))``."""
-        rows, cols = x_BCYX.shape[-2:]
-        return self.part(x_BCYX, Box(row=0, col=0, rows=rows, cols=cols), (rows, cols))
-
     def reach(self, want: Box, image: tuple[int, int]) -> Box:
         """Return the pixels that the tokens of a region depend on."""
-        side = self.window_px
-        row, col = want.row // side * side, want.col // side * side
-        return Box(
-            row=row,
-            col=col,
-            rows=-(-want.row_end // side) * side - row,
-            cols=-(-want.col_end // side) * side - col,
-        ).clip(image)
+        return times(tokens_of(want, stride=self.window_px), self.window_px).clip(image)
 
     def part(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:
-        """Encode a region exactly as it would be encoded in the whole image.
-
-        Returns: Tokens ``(B, dim, rows, cols)`` of what `want` has inside the image.
-        """
+        """Encode a region exactly as it would be encoded in the whole image."""
         rows, cols = (
             min(self.window_px, -(-side // self.step_px) * self.step_px) for side in image
         )
@@ -105,7 +90,7 @@ class TimmEncoder(nn.Module):
         config = self.net.pretrained_cfg
         self.mean: tuple[float, ...] = tuple(config["mean"])
         self.std: tuple[float, ...] = tuple(config["std"])
-        self.sha256 = _digest(self.net) if path is None else sha256_of(path)
+        self.sha256 = digest_of(self.net) if path is None else sha256_of(path)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Describe tiles by what the network gives before its classifier.
@@ -203,10 +188,3 @@ def _weights_file(name: str, weights: str | os.PathLike[str] | None) -> Path | N
     repo, _, revision = config.hf_hub_id.partition("@")
     files = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES
     return download(repo, files, revision=revision or None, what=f"timm:{name} ({repo})")
-
-
-def _digest(net: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for value in net.state_dict().values():
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()

@@ -9,17 +9,16 @@ from typer.testing import CliRunner
 
 from atlas_kernels import explain
 from atlas_wsi.cli.app import app
-from atlas_wsi.models.kernels import name_kernels
 
 
 def test_kernels_are_named_with_a_reason():
-    named = name_kernels(torch.device("cpu"), torch.float32)
+    named = explain(torch.device("cpu"), dtype=torch.float32)
     assert named == explain("cpu")
     assert named["selective_scan"].startswith("numba: ")
 
 
 def test_the_choice_follows_the_type():
-    named = name_kernels(torch.device("cpu"), torch.float64)
+    named = explain(torch.device("cpu"), dtype=torch.float64)
     assert named["selective_scan"].startswith("torch: ")
 
 
