@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,13 @@ SLOW = ("torch", "dask", "zarr", "rasterio", "skimage", "matplotlib", "napari")
 def test_all_names_resolve():
     for name in atlas_wsi.__all__:
         assert getattr(atlas_wsi, name) is not None
+
+
+def test_a_star_import_brings_all_names_of_the_stub():
+    names = {}
+    exec("from atlas_wsi import *", names)
+    stub = Path(atlas_wsi.__file__).with_suffix(".pyi").read_text()
+    assert names.keys() >= set(re.findall(r"import \w+ as (\w+)", stub)) | {"__version__"}
 
 
 def test_dir_lists_the_public_names():

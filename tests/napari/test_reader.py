@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ import atlas_wsi
 from atlas_wsi.slides.synthetic_scenes import make_scene
 from napari_atlas_wsi._layers import RESULT_KEY, Frame, describe, heatmap_layers, slide_layers
 from napari_atlas_wsi._reader import get_reader
+from napari_atlas_wsi._writer import write_classes
 
 
 def show(layers):
@@ -117,6 +119,15 @@ def test_a_scene_lies_on_the_map_in_meters(tmp_path):
 def test_every_layer_of_a_result_knows_it(result):
     for _, facts, _ in heatmap_layers(result):
         assert facts["metadata"][RESULT_KEY] is result
+
+
+def test_painted_numbers_beyond_the_classes_are_not_saved(result, tmp_path):
+    labels = np.zeros(result.grid.shape, int)
+    labels[0, 0], labels[3, 3] = 2, len(result.classes) + 1
+    path = str(tmp_path / "map.geojson")
+    write_classes(path, labels, {"metadata": {RESULT_KEY: result}})
+    (feature,) = json.loads((tmp_path / "map.geojson").read_text())["features"]
+    assert feature["properties"]["classification"]["name"] == result.classes[1]
 
 
 def test_a_folder_that_is_none_of_ours_is_left_to_others(tmp_path):

@@ -54,8 +54,9 @@ def export_corrections(shown: ShownHeatmap, path: Path, *, whole: bool = False) 
 def write_labels(heatmap: Heatmap, labels: NDArray[Any], path: Path) -> None:
     """Outline a class map, cell by cell, as annotations; 0 is nothing, else a class from 1."""
     values = np.full(heatmap.probabilities.shape, np.nan, np.float16)
+    known = (labels > 0) & (labels <= len(values))  # napari lets any number be painted
     for k in range(len(values)):
-        values[k][labels > 0] = labels[labels > 0] == k + 1
+        values[k][known] = labels[known] == k + 1
     sure = replace(heatmap, probabilities=values)
     areas = [
         Annotation(
