@@ -40,12 +40,7 @@ _ANY_ITEM = 16  # bytes of the largest number
 
 
 class BoundedStore(WrapperStore[Store]):
-    """A store whose arrays refuse chunks that decode to far more than the array says.
-
-    zarr decodes a chunk whole before it looks at its size, so that a few megabytes may become
-    gigabytes. The metadata that this store gives out names codecs that stop there, instead of
-    gzip, zstd, blosc, zlib, bz2, lzma and lz4; other codecs stay.
-    """
+    """A store that names bounded codecs in its metadata: zarr itself decodes a chunk of any size."""
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -63,8 +58,11 @@ class BoundedStore(WrapperStore[Store]):
             return data  # zarr reports the fault
         if not isinstance(facts, dict):
             return data
-        bounded = _bound_v2(facts) if name == ".zarray" else _bound_v3(facts)
-        changed: Buffer = prototype.buffer.from_bytes(json.dumps(bounded).encode())
+        if name == ".zarray":
+            facts = _bound_v2(facts)
+        elif isinstance(facts.get("codecs"), list):
+            facts |= {"codecs": [_bounded_codec(codec) for codec in facts["codecs"]]}
+        changed: Buffer = prototype.buffer.from_bytes(json.dumps(facts).encode())
         return changed
 
 
@@ -120,14 +118,8 @@ def _most(size: int) -> int:
     return 2 * size + 2**16
 
 
-def _bound_v3(facts: dict[str, Any]) -> dict[str, Any]:
-    """Put bounded codecs into the metadata of an array, also of those in its shards."""
-    if not isinstance(facts.get("codecs"), list):
-        return facts
-    return facts | {"codecs": [_bounded_codec(codec) for codec in facts["codecs"]]}
-
-
 def _bounded_codec(given: Any) -> Any:
+    """Replace a codec of Zarr 3, and those in a codec of shards."""
     codec = {"name": given} if isinstance(given, str) else given
     if not isinstance(codec, dict):
         return given

@@ -38,9 +38,6 @@ _STALE_S = 24 * 3600
 _HIDDEN = re.compile(r"\.(.+)\.(partial|replaced)-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
 
 
-# Writing ---------------------------------------------------------------------------------------
-
-
 @contextmanager
 def write_whole(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
     """Write a file or folder that appears under its name only when it is complete.
@@ -187,15 +184,8 @@ def folder_name(name: str) -> str:
     return safe
 
 
-# Reading ---------------------------------------------------------------------------------------
-
-
 class BoundedFile(io.BufferedReader):
-    """A file to read that asks for no more memory than the file is large.
-
-    Python reserves the requested size before it reads, and decoders request the size that a damaged
-    header claims.
-    """
+    """A file that reserves no more memory than it is large, whatever a damaged header claims."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
@@ -255,10 +245,7 @@ def read_csv(
     *,
     error: type[AtlasError] = DatasetError,
 ) -> tuple[list[str], list[dict[str, str]]]:
-    """Read the column names and the rows of a CSV file or URL that has some columns.
-
-    Cells are stripped; missing ones are empty. Empty lines are left out.
-    """
+    """Read the column names and the rows of a CSV file or URL, stripped; empty lines are left out."""
     import fsspec
 
     try:

@@ -42,6 +42,13 @@ class Context(Protocol):
         """Return the attention of the cell at level-0 row `y`, column `x`: one map per coarse scale."""
 
 
+def most_probable(probabilities: NDArray[Any]) -> NDArray[np.int16]:
+    """Return the index of the most probable class of each cell, -1 where a class is NaN."""
+    known = ~np.isnan(probabilities).any(axis=0)
+    winner = np.where(known, probabilities, 0).argmax(axis=0)
+    return np.where(known, winner, -1).astype(np.int16)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Heatmap:
     """Class probabilities over a slide, with all metadata needed to interpret them."""
@@ -103,11 +110,7 @@ class Heatmap:
             `(row, col)` index into `classes`, -1 where nothing was predicted.
         """
         # Compared as float16, the stored precision: a result read back gives the same classes.
-        stored = self.probabilities.astype(np.float16, copy=False)
-        known = ~np.isnan(stored).any(axis=0)
-        winner: NDArray[np.int16] = np.where(known, stored, 0).argmax(axis=0).astype(np.int16)
-        winner[~known] = -1
-        return winner
+        return most_probable(self.probabilities.astype(np.float16, copy=False))
 
     def areas(self, *, threshold: float = 0.0) -> dict[str, float]:
         """Measure the area of each class.

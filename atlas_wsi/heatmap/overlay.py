@@ -15,11 +15,7 @@ _FAINTEST, _STRONGEST = 0.22, 0.72  # opacity at chance and at certainty
 
 
 def paint_classes(heatmap: Heatmap) -> NDArray[np.uint8]:
-    """Color each cell by its most probable class: `(rows, cols, 4)`, RGBA.
-
-    Opacity is that class's probability on a fixed scale from chance (faint) to certainty, so
-    pictures of several slides compare.
-    """
+    """Color each cell by its most probable class, opaque by its probability: `(rows, cols, 4)`."""
     winner = heatmap.argmax()
     known = winner >= 0
     top = np.where(known, heatmap.probabilities.astype(np.float32), 0).max(axis=0)
@@ -45,11 +41,7 @@ def extent_on_slide(heatmap: Heatmap) -> dict[str, float]:
 
 
 def backdrop(heatmap: Heatmap, thumbnail: NDArray[Any] | None) -> NDArray[np.uint8]:
-    """Make a slide fit to be looked at: `(rows, cols, 3)`.
-
-    `thumbnail`: Picture of the slide, `(rows, cols, channels)` in its own dtype; None draws the
-    tissue mask.
-    """
+    """Convert a thumbnail of any dtype, or else the tissue mask, to 8 bits: `(rows, cols, 3)`."""
     if thumbnail is None:
         gray = np.where(heatmap.tissue.mask, 222, 250).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)

@@ -26,13 +26,7 @@ MAX_MASK_PIXELS = 64 * 10**6
 
 
 def read_areas(path: str | os.PathLike[str], slide: Slide) -> list[shapely.Polygon]:
-    """Read the polygons of a GeoJSON file.
-
-    `path`: A geometry, a feature, a collection or a list of features, such as QuPath writes. For
-    slides the coordinates are level-0 pixels `(x, y)`; for georeferenced scenes those of the file's
-    ``crs`` member, or longitude and latitude without one. Returns: In level-0 pixels `(x, y)`,
-    holes kept; lines and points are left out.
-    """
+    """Read the polygons of a GeoJSON file, in level-0 pixels `(x, y)`."""
     path = Path(path)
     data = read_json(path, "GeoJSON")
     return to_level0(shapes_of(data, path), crs_of(data, slide, path), slide, path)[0]

@@ -88,12 +88,12 @@ def _read_tiles(file: Any, path: Path, slide: Slide) -> tuple[NDArray[np.float64
     coords = _read_coords(file["coords"], path)
     attrs = file["coords"].attrs
     if layout == "STAMP":
-        if _text(file.attrs["unit"]) != "um":
+        if file.attrs["unit"] not in ("um", b"um"):
             raise DatasetError(f"{path} has coordinates in {file.attrs['unit']}, expected um.")
         mpp = slide.require_mpp()
         size = _number(file.attrs, "tile_size_um", path) / mpp[1]
-        return _check(coords / mpp[::-1], size, path), size, layout
-    if layout == "TRIDENT":
+        coords = coords / mpp[::-1]
+    elif layout == "TRIDENT":
         if "patch_size_level0" in attrs:
             size = _number(attrs, "patch_size_level0", path)
         else:
@@ -103,14 +103,16 @@ def _read_tiles(file: Any, path: Path, slide: Slide) -> tuple[NDArray[np.float64
             size = _number(attrs, "patch_size", path) * ratio
         expected = [attrs.get("level0_width"), attrs.get("level0_height")]
         _check_slide([n for n in expected if n is not None], slide, path)
-        return _check(coords, size, path), size, layout
-    if "patch_size" not in attrs:
+    elif "patch_size" not in attrs:
         raise DatasetError(
             f"{path} does not state the size of its tiles: 'coords' has no 'patch_size'.",
             hint="CLAM's feature files do not contain it; give its patch file.",
         )
-    size = _number(attrs, "patch_size", path) * _clam_downsample(attrs, path, slide)
-    return _check(coords, size, path), size, layout
+    else:
+        size = _number(attrs, "patch_size", path) * _clam_downsample(attrs, path, slide)
+    if not (np.isfinite(coords).all() and 0 < size < 1e7):
+        raise DatasetError(f"{path} holds tiles of {size:g} pixels or invalid corners.")
+    return coords, size, layout
 
 
 def _clam_downsample(attrs: Any, path: Path, slide: Slide) -> float:
@@ -153,12 +155,6 @@ def _check_chunks(coords: Any, path: Path) -> None:
             raise DatasetError(f"{path}: a chunk of 'coords' grows beyond {MAX_CHUNK_BYTES} bytes.")
 
 
-def _check(corners: NDArray[np.float64], size: float, path: Path) -> NDArray[np.float64]:
-    if not (np.isfinite(corners).all() and 0 < size < 1e7):
-        raise DatasetError(f"{path} holds tiles of {size:g} pixels or invalid corners.")
-    return corners
-
-
 def _check_slide(width_height: list[Any], slide: Slide, path: Path) -> None:
     rows, cols = slide.shape
     if len(width_height) == 2 and [int(n) for n in width_height] != [cols, rows]:
@@ -177,10 +173,6 @@ def _number(attrs: Any, name: str, path: Path, *, least: float = 1e-9) -> float:
     return float(value[0])
 
 
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
 def _union(corners: NDArray[np.float64], size: float, grid: Grid) -> NDArray[np.bool_]:
     """Count the tiles over each cell by the sums of steps up and down at their corners."""
     steps = np.zeros((grid.shape[0] + 1, grid.shape[1] + 1), np.int32)
@@ -191,12 +183,9 @@ def _union(corners: NDArray[np.float64], size: float, grid: Grid) -> NDArray[np.
         last = np.clip(np.rint((place + size) / step), first + 1, n).astype(np.intp)
         ends.append((first, last))
     (top, bottom), (left, right) = ends
-    for rows, cols, sign in (
-        (top, left, 1),
-        (bottom, right, 1),
-        (top, right, -1),
-        (bottom, left, -1),
-    ):
-        np.add.at(steps, (rows, cols), sign)
+    for rows, cols in ((top, left), (bottom, right)):
+        np.add.at(steps, (rows, cols), 1)
+    for rows, cols in ((top, right), (bottom, left)):
+        np.add.at(steps, (rows, cols), -1)
     covered: NDArray[np.bool_] = steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
     return covered

@@ -32,21 +32,9 @@ _STRIP_ROWS = 256
 def segment_tissue(
     pixels: NDArray[Any], *, cell_um: float, valid: Mask, keep_fat: bool = False
 ) -> tuple[Mask, str]:
-    """Tell tissue from glass, pen marks and black borders.
+    """Tell tissue from glass, pen marks and black borders, and name the method.
 
-    `pixels`: `(rows, cols, channels)` of any real type: bright field in red, green, blue, or
-    fluorescence in any number of channels. `valid`: bool `(rows, cols)`: where there is a picture
-    at all. Returns: The mask, bool `(rows, cols)`, and how it was found: ``"brightfield"`` or
-    ``"fluorescence"``.
-
-    Notes
-    -----
-    Bright field: the glass is the brightest colorless mode. Stain is what absorbs one color
-    more than another; glass, shadows and most dust are gray. Otsu's threshold on it is held
-    between two bounds, so that a picture that is all tissue is not split and one that is all
-    glass stays empty. Ink is a broad area whose color no common stain has (pure green, blue or
-    red, or black); green counterstains are therefore taken for ink. Fluorescence: brighter than
-    the dark mode by more than its noise, in any channel.
+    `pixels` are `(rows, cols, channels)`; `valid`, `(rows, cols)`, is where there is a picture.
     """
     picture = _as_8_bit(np.moveaxis(pixels, -1, 0))
     if not valid.any():
@@ -118,7 +106,7 @@ def _find_lit(picture: Source, valid: Mask, cell_um: float) -> Mask:
 
 
 def _find_stained(rgb: Source, valid: Mask, cell_um: float) -> tuple[Mask, Mask]:
-    """Tell what is stained, and what is ink."""
+    """Tell what is stained (absorbs one color more than another), and what is ink."""
     from skimage.filters import threshold_otsu
 
     glass = _glass_color(rgb, valid)
@@ -142,7 +130,7 @@ def _find_stained(rgb: Source, valid: Mask, cell_um: float) -> tuple[Mask, Mask]
     if judged.size == 0:
         return np.zeros(valid.shape, bool), ink
     judged = judged[:: max(1, judged.size // _COUNTED_PIXELS)]
-    threshold = _STAIN_FLOOR
+    threshold = _STAIN_FLOOR  # bounds keep a picture that is all tissue whole, and all glass empty
     if judged.max() > judged.min():
         split = threshold_otsu(judged)  # type: ignore[no-untyped-call]
         threshold = float(np.clip(split, _STAIN_FLOOR, _STAIN_CEILING))
@@ -185,7 +173,7 @@ def _glass_color(rgb: Source, valid: Mask) -> Picture:
 
 
 def _inks(density: Picture) -> tuple[Mask, Mask]:
-    """Tell the hues of ink, and those that only the faded edge of a stroke has."""
+    """Tell hues that only ink has (and green counterstains), and those of a stroke's faded edge."""
     red, green, blue = density
     is_green = (green < 0.5 * red) & (green <= blue) & (red > 0.25)
     is_blue = (red > 0.6) & (blue < 0.25 * red) & (green > 0.4 * red) & (green < 0.85 * red)

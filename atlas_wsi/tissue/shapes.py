@@ -55,14 +55,9 @@ def to_level0(
     slide: Slide,
     path: Path,
 ) -> tuple[list[shapely.Polygon], NDArray[np.int64]]:
-    """Bring shapes to level-0 pixels of a slide, and keep the polygons that touch it.
+    """Bring shapes to level-0 pixels `(x, y)` of a slide; return the polygons that touch it.
 
-    Straight edges of one coordinate reference system are curves in another: points are put in
-    between first, 64 or more on the length of the scene.
-
-    `crs`: Their coordinate reference system, in any form that rasterio knows; not looked at on
-    slides without one, whose shapes are in level-0 pixels `(x, y)`. Returns: Polygons in level-0
-    pixels `(x, y)`, and the place in `shapes` of each.
+    The second array is the index in `shapes` of each. `crs` matters to georeferenced scenes only.
     """
     import shapely
 
@@ -129,8 +124,7 @@ def _to_scene(
             hint="Assign one: ogr2ogr -a_srs or gdal_edit.py -a_srs.",
         )
     assert slide.transform is not None
-    to_scene = Affine(*slide.transform)
-    to_pixels = ~to_scene
+    to_scene, to_pixels = slide.transform, tuple(~Affine(*slide.transform))
 
     def move(xy: NDArray[np.float64], source: CRS, target: CRS) -> NDArray[np.float64]:
         if source == target or not len(xy):
@@ -140,14 +134,14 @@ def _to_scene(
     try:
         theirs, ours = CRS.from_user_input(crs), CRS.from_user_input(slide.crs)
         frame, length = _neighborhood(
-            slide.shape, lambda xy: move(_apply(to_scene, xy), ours, theirs)
+            slide.shape, lambda xy: move(apply_affine(to_scene, xy), ours, theirs)
         )
         near = shapely.intersection(shapes, frame)
-        if theirs != ours:
+        if theirs != ours:  # straight edges of one system are curves in another
             longest = float(np.nansum(shapely.length(near))) / _MOST_POINTS
             near = shapely.segmentize(near, max(length, longest))
         found = shapely.transform(
-            near, lambda xy: _apply(to_pixels, move(np.asarray(xy), theirs, ours))
+            near, lambda xy: apply_affine(to_pixels, move(np.asarray(xy), theirs, ours))
         )
     except Exception as error:  # GDAL has errors of its own for systems that do not meet
         raise DatasetError(
@@ -176,11 +170,11 @@ def _neighborhood(
     return box, float(min(np.nanmedian(way) for way in ways))
 
 
-def _apply(affine: Any, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+def apply_affine(transform: Sequence[float], xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Move points `(n, 2)` by an affine (a, b, c, d, e, f), as of `Slide.transform`."""
+    a, b, c, d, e, f = transform[:6]
     x, y = xy[:, 0], xy[:, 1]
-    return np.stack(
-        [affine.a * x + affine.b * y + affine.c, affine.d * x + affine.e * y + affine.f], axis=1
-    )
+    return np.column_stack([a * x + b * y + c, d * x + e * y + f])
 
 
 def _short(crs: str | None) -> str:

@@ -46,11 +46,7 @@ def plan_windows(
     window_px: int = 256,
     min_tissue: float = 0.05,
 ) -> WindowGrid:
-    """Lay windows over a slide and pick those with enough tissue.
-
-    `slide_mpp`: Micrometers per level-0 pixel `(y, x)`. `mpp`: Micrometers per working pixel, one
-    number or `(y, x)`.
-    """
+    """Lay windows over a slide and pick those with enough tissue; resolutions are `(y, x)`."""
     mpp_yx = (mpp, mpp) if isinstance(mpp, int | float) else mpp
     if min(*slide_shape, *slide_mpp, *mpp_yx, window_px) <= 0:
         raise ValueError(
@@ -60,30 +56,22 @@ def plan_windows(
     if not 0 <= min_tissue <= 1:
         raise ValueError(f"min_tissue={min_tissue} is not between 0 and 1.")
     zoom = (slide_mpp[0] / mpp_yx[0], slide_mpp[1] / mpp_yx[1])
-    image_shape = (
-        max(1, math.ceil(slide_shape[0] * zoom[0] - 1e-6)),
-        max(1, math.ceil(slide_shape[1] * zoom[1] - 1e-6)),
-    )
+    rows, cols = (max(1, math.ceil(n * z - 1e-6)) for n, z in zip(slide_shape, zoom, strict=True))
     grid = Grid(
-        shape=(-(-image_shape[0] // window_px), -(-image_shape[1] // window_px)),
+        shape=(-(-rows // window_px), -(-cols // window_px)),
         step_px=(window_px / zoom[0], window_px / zoom[1]),
     )
     if mask is None:
         active = np.ones(grid.shape, bool)
     else:
-        share = mask.coverage(grid) / _share_on_slide(grid, slide_shape)
+        on_slide = (
+            np.clip(size / step - np.arange(n), 1e-9, 1)
+            for size, step, n in zip(slide_shape, grid.step_px, grid.shape, strict=True)
+        )
+        share = mask.coverage(grid) / np.outer(*on_slide)
         active = share > 0
         if not mask.is_drawn:
             active &= share >= min_tissue - 1e-6
     return WindowGrid(
-        grid=grid, active=active, window_px=window_px, image_shape=image_shape, mpp=mpp_yx
+        grid=grid, active=active, window_px=window_px, image_shape=(rows, cols), mpp=mpp_yx
     )
-
-
-def _share_on_slide(grid: Grid, slide_shape: tuple[int, int]) -> NDArray[np.float64]:
-    rows, cols = (
-        np.clip(size / step - np.arange(n), 1e-9, 1)
-        for size, step, n in zip(slide_shape, grid.step_px, grid.shape, strict=True)
-    )
-    share: NDArray[np.float64] = rows[:, None] * cols[None, :]
-    return share

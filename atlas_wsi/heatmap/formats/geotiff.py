@@ -15,13 +15,7 @@ _UM_PER_CM = 10_000
 
 
 def write_geotiff(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
-    """Write one band per class; georeferenced if the slide is.
-
-    Notes
-    -----
-    A slide has no CRS: its transform gives level-0 pixels (y down) and the resolution tags
-    give the size of a cell.
-    """
+    """Write one band per class: of a scene in its CRS, of a slide in level-0 pixels (y down)."""
     from affine import Affine
     from rasterio.crs import CRS
     from rasterio.io import MemoryFile

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from atlas_wsi.errors import CorruptResultError
-from atlas_wsi.heatmap.heatmap import Heatmap
+from atlas_wsi.heatmap.heatmap import Heatmap, most_probable
 from atlas_wsi.heatmap.records import HeatmapRecord
 from atlas_wsi.tissue.mask import TissueMask
 
@@ -28,16 +28,7 @@ MAX_BYTES = 1 << 33
 
 
 def write_omezarr(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
-    """Write a heatmap as an OME-Zarr image with the most probable class and the tissue as labels.
-
-    Notes
-    -----
-    Layout: OME-NGFF 0.5. A value belongs to the center of its cell, and the center of level-0
-    pixel 0 is the origin, so level ``l`` has the translation
-    ``(origin + step * 2**l / 2 - 0.5) * mpp``. A coarse value is the mean of the known ones
-    among its 2 x 2 finer values. Slides are in micrometers, georeferenced scenes in meters.
-    The labels have levels of their own size: the tissue mask is usually finer than the heatmap.
-    """
+    """Write a heatmap as an OME-Zarr image with the most probable class and the tissue as labels."""
     import zarr
 
     unit, per_um = ("meter", 1e-6) if heatmap.slide.is_georeferenced else ("micrometer", 1.0)
@@ -66,8 +57,9 @@ def write_omezarr(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
     labels = root.create_group("labels")
     labels.attrs["ome"] = {"version": "0.5", "labels": ["classes", "tissue"]}
     legend = [("not predicted", "#000000"), *zip(heatmap.classes, heatmap.colors, strict=True)]
-    most_probable = [_label_classes(level) for level in levels]
-    _write_label(labels, "classes", most_probable, heatmap.grid, pixel, unit, legend)
+    dtype = np.uint8 if len(heatmap.classes) < 255 else np.uint16
+    winners = [(most_probable(level) + 1).astype(dtype) for level in levels]
+    _write_label(labels, "classes", winners, heatmap.grid, pixel, unit, legend)
     tissue = [heatmap.tissue.mask.astype(np.float32)]
     while len(tissue) < n_levels:
         tissue.append(_halve(tissue[-1]))
@@ -93,7 +85,7 @@ def _write_label(
         "image-label": {
             "version": "0.5",
             "colors": [
-                {"label-value": value, "rgba": [*_rgb(color), 255 if value else 0]}
+                {"label-value": value, "rgba": [*bytes.fromhex(color[1:]), 255 if value else 0]}
                 for value, (_, color) in enumerate(legend)
             ],
             "properties": [
@@ -128,6 +120,7 @@ def _write_array(
 def _multiscale(
     name: str, axes: str, grid: Grid, n_levels: int, pixel: tuple[float, float], unit: str
 ) -> dict[str, Any]:
+    # A value belongs to the center of its cell, and the center of level-0 pixel 0 is the origin.
     first = [1.0] * (len(axes) - 2)
     datasets = []
     for number in range(n_levels):
@@ -182,22 +175,8 @@ def _halve(values: NDArray[Any]) -> NDArray[Any]:
     return halved
 
 
-def _label_classes(probabilities: NDArray[Any]) -> NDArray[Any]:
-    known = ~np.isnan(probabilities).any(axis=0)
-    winner = np.where(known, probabilities, 0).argmax(axis=0) + 1
-    dtype = np.uint8 if len(probabilities) < 255 else np.uint16
-    return np.where(known, winner, 0).astype(dtype)
-
-
-def _rgb(color: str) -> list[int]:
-    return list(bytes.fromhex(color.removeprefix("#")))
-
-
 def read_omezarr(path: Path) -> Heatmap:
-    """Read back what `write_omezarr` wrote.
-
-    Returns: The result, probabilities in float16.
-    """
+    """Read back what `write_omezarr` wrote; the probabilities are float16."""
     import zarr
     from zarr.storage import LocalStore
 

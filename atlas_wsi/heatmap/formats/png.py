@@ -28,11 +28,7 @@ _LONGEST, _SHORTEST = 6.6, 0.9
 
 
 def write_png(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> tuple[str, ...]:
-    """Draw the slide, the classes laid over it, a legend with areas, and a scale bar.
-
-    `thumbnail`: Picture of the whole slide, `(rows, cols, channels)` in its own dtype; None draws the
-    tissue mask instead.
-    """
+    """Draw the slide (the tissue mask without a thumbnail), the classes, a legend and a scale bar."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
