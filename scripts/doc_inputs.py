@@ -33,9 +33,9 @@ def _slides(folder: Path) -> None:
     (folder / "slides").mkdir()
     rows = ["slide,regions"]
     for seed in range(4):
-        make_svs(folder / "slides" / f"{seed}.svs", (768, 1024), seed=seed, tissue=0.5)
+        make_svs(folder / "slides" / f"{seed}.svs", (512, 768), seed=seed, tissue=0.5)
         rows.append(f"slides/{seed}.svs,slides/{seed}.geojson")
-        pink, violet = ((0, 0, 384, 512), (384, 0, 768, 512))
+        pink, violet = ((0, 0, 256, 512), (256, 0, 512, 512))
         areas = [_area(pink, "pink"), _area(violet, "violet")]
         _write_areas(folder / "slides" / f"{seed}.geojson", areas)
     (folder / "regions.csv").write_text("\n".join(rows) + "\n")
