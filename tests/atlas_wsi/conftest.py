@@ -12,6 +12,13 @@ import fsspec
 import pytest
 import s3fs
 
+from atlas_wsi.batch.archive import write_archive
+from atlas_wsi.batch.journal import Journal
+from atlas_wsi.batch.options import BatchOptions, RunOptions
+from atlas_wsi.batch.start_run import begin
+from atlas_wsi.batch.task import do_slide
+from atlas_wsi.batch.worker import BatchWorker
+
 SERVER = Path(__file__).with_name("s3_server.py")
 
 
@@ -65,6 +72,23 @@ def s3(s3_server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
     fsspec.filesystem("s3").clear_instance_cache()
     return s3_server
+
+
+@pytest.fixture(scope="session")
+def make_archive():
+    """Do an archive in this process, as a worker does, for each worker takes seconds to start."""
+
+    def make(source, out):
+        journal, options = Journal(out), BatchOptions(model="atlas_test", precision="float32")
+        begin(journal, source, options)
+        worker = BatchWorker(str(journal.out), "run", options, RunOptions())
+        worker.setup(None)
+        for slide in worker.slides:
+            do_slide(worker, slide)
+        write_archive(journal)
+        return journal.out
+
+    return make
 
 
 @pytest.fixture

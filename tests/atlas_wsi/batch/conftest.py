@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from distributed import LocalCluster
 from torch import nn
 from typer.testing import CliRunner
 
@@ -164,6 +165,13 @@ def processes(tmp_path):
     yield make
     for one in made:
         one.end()
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A cluster of one worker that many archives may share, for it takes seconds to start."""
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

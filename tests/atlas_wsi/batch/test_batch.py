@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import dask
 import pyarrow.parquet as pq
 import pytest
 
@@ -29,7 +30,7 @@ def dozen(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_an_archive_is_done_told_verified_and_done_again_where_it_is_damaged(
-    few_slides, tmp_path, command, caplog
+    few_slides, tmp_path, command, cluster, caplog
 ):
     out = tmp_path / "out"
     table = tmp_path / "slides.csv"
@@ -37,6 +38,7 @@ def test_an_archive_is_done_told_verified_and_done_again_where_it_is_damaged(
     rows = [f"{few_slides / 'slide0.svs'},0.5", f"{few_slides / 'slide1.svs'},", "bad.svs,"]
     table.write_text("\n".join(["wsi,mpp", *rows]))
     asked = ("batch", table, "-o", out, *command.plain, "--cell-px", 64)
+    asked += ("--cluster", cluster.scheduler_address)
 
     done = command.here(*asked)
     assert done.exit_code == 2, done.stderr
@@ -72,7 +74,8 @@ def test_an_archive_is_done_told_verified_and_done_again_where_it_is_damaged(
 def test_two_launchers_do_no_slide_twice(dozen, tmp_path, command):
     out, finished = tmp_path / "out", tmp_path / "finished"
     faults = command.with_faults | {"FAULTS_FINISHED": str(finished)}
-    both = [command.start("batch", dozen, "-o", out, *command.plain, **faults) for _ in range(2)]
+    asked = ("batch", dozen, "-o", out, *command.plain, "--format", "ome-zarr")
+    both = [command.start(*asked, **faults) for _ in range(2)]
     for launcher in both:
         said, _ = launcher.communicate(timeout=120)
         assert launcher.returncode == 0, said
@@ -86,10 +89,10 @@ def test_two_launchers_do_no_slide_twice(dozen, tmp_path, command):
 
 @pytest.mark.slow
 def test_ctrl_c_finishes_what_is_begun_and_the_same_command_goes_on(
-    dozen, tmp_path, command, wait_until
+    dozen, tmp_path, command, cluster, wait_until
 ):
     out = tmp_path / "out"
-    asked = ("batch", dozen, "-o", out, *command.plain)
+    asked = ("batch", dozen, "-o", out, *command.plain, "--format", "ome-zarr")
     launcher = command.start(*asked)
     journal = Journal(out)
     wait_until(lambda: len(journal.ended()) > 1, what="two slides have ended")
@@ -102,17 +105,20 @@ def test_ctrl_c_finishes_what_is_begun_and_the_same_command_goes_on(
     assert stopped.count("running") == stopped.count("failed") == 0
     assert not list(journal.leases_folder.iterdir())
     assert not list(journal.folder.glob("stop-*"))
-    on = command.here(*asked)
+    on = command.here(*asked, "--cluster", cluster.scheduler_address)
     assert on.exit_code == 0, on.stderr
     assert "12 done" in on.stdout
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_cleanly_and_keeps_what_is_finished(few_slides, tmp_path, command):
+def test_a_full_disk_stops_cleanly_and_keeps_what_is_finished(
+    few_slides, tmp_path, command, monkeypatch
+):
     out = tmp_path / "out"
-    asked = ("batch", few_slides, "-o", out, *command.plain)
-    full = command.run(*asked, **command.with_faults, FAULTS_FILE_BYTES="20000")
-    assert full.returncode == 3, full.stderr
+    monkeypatch.setenv("FAULTS_FILE_BYTES", "20000")
+    with dask.config.set({"distributed.worker.preload": list(command.with_faults.values())}):
+        full = command.here("batch", few_slides, "-o", out, *command.plain)
+    assert full.exit_code == 3, full.stderr
     assert "disk is full" in full.stderr
     status = archive_status(out)
     assert status.count("failed") == status.count("running") == 0

@@ -43,12 +43,12 @@ def test_slurm_gets_jobs_with_the_options_of_the_file_and_they_do_the_slides(
     options |= {"interface": "lo", "workers": 2, "job_script_prologue": []}
     asked.write_text(yaml.safe_dump(options))
     monkeypatch.chdir(tmp_path)
-    done = command.run(
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    done = command.here(
         *("batch", few_slides, "-o", tmp_path / "out", *command.plain),
         *("--cluster", "slurm", "--cluster-options", asked),
-        PATH=f"{programs}{os.pathsep}{os.environ['PATH']}",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "3 done" in done.stdout
     scripts = [path.read_text() for path in log.glob("job-*.sh")]
     assert len(scripts) == 2

@@ -73,9 +73,10 @@ def test_batch_and_predict_write_the_same_bytes_with_a_tile_classifier(
 def compare(slides, tmp_path, command, arguments):
     sources = [slides / "a.svs", slides / "b.svs"]
     archive, alone = tmp_path / "archive", tmp_path / "alone"
-    # both in fresh processes: the last bit of a sum may depend on what else a process has loaded
-    done = command.run("batch", str(slides / "*.svs"), "-o", archive, *arguments)
-    assert done.returncode == 0, done.stderr
+    # The worker is a fresh process, and so must the other be: the last bit of a sum may depend on
+    # what else a process has loaded.
+    done = command.here("batch", slides / "*.svs", "-o", archive, *arguments)
+    assert done.exit_code == 0, done.stderr
     done = command.run("predict", *sources, "-o", alone, *arguments)
     assert done.returncode == 0, done.stderr
     for name in ("a", "b"):

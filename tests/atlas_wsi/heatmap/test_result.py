@@ -28,15 +28,22 @@ from atlas_wsi.heatmap.result import (
     open_result,
     read_summary,
 )
+from atlas_wsi.testing.writers import make_heatmap as make
 
 if TYPE_CHECKING:
     from atlas_wsi.heatmap.heatmap import Heatmap
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """The folder of a result that no test changes."""
+    return make().write(tmp_path_factory.mktemp("written"))["json"].parent
+
+
 @pytest.fixture
-def folder(heatmap: Heatmap, tmp_path: Path) -> Path:
+def folder(written: Path, tmp_path: Path) -> Path:
     """The result's folder as it was written."""
-    return heatmap.write(tmp_path)["json"].parent
+    return shutil.copytree(written, tmp_path / written.name)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -28,11 +28,8 @@ def exported(heatmap, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def archive(slide, tmp_path_factory, run):
-    out = tmp_path_factory.mktemp("archive")
-    done = run("batch", slide, "-o", out, "--model", "atlas_test", "--workers", 1)
-    assert done.exit_code == 0, done.output
-    return out
+def archive(slide, tmp_path_factory, make_archive):
+    return make_archive(slide, tmp_path_factory.mktemp("archive"))
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ class TestJpegTiles(BackendTests):
 class TestPyramidalOmeTiff(BackendTests):
     open_file = open_tiff
 
-    @pytest.fixture
-    def path(self, tmp_path, pixels):
-        path = tmp_path / "pyramid.ome.tif"
+    @pytest.fixture(scope="class")
+    def path(self, tmp_path_factory, pixels):
+        path = tmp_path_factory.mktemp("slides") / "pyramid.ome.tif"
         channels = np.moveaxis(pixels, -1, 0).astype(np.uint16) * 257
         metadata = {"axes": "CYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5}
         with tifffile.TiffWriter(path, bigtiff=True) as tif:
@@ -61,9 +61,9 @@ class TestPyramidalOmeTiff(BackendTests):
 class TestStrippedTiff(BackendTests):
     open_file = open_tiff
 
-    @pytest.fixture
-    def path(self, tmp_path, pixels):
-        path = tmp_path / "strips.tif"
+    @pytest.fixture(scope="class")
+    def path(self, tmp_path_factory, pixels):
+        path = tmp_path_factory.mktemp("slides") / "strips.tif"
         tifffile.imwrite(path, pixels, photometric="rgb", rowsperstrip=7, compression="lzw")
         return path
 
@@ -74,9 +74,9 @@ class TestStrippedTiff(BackendTests):
 class TestOmeZarr(BackendTests):
     open_file = open_omezarr
 
-    @pytest.fixture
-    def path(self, tmp_path, pixels):
-        path = tmp_path / "image.ome.zarr"
+    @pytest.fixture(scope="class")
+    def path(self, tmp_path_factory, pixels):
+        path = tmp_path_factory.mktemp("slides") / "image.ome.zarr"
         make_ome_zarr(path, pixels, levels=3, chunk=128)
         return path
 
@@ -87,9 +87,9 @@ class TestOmeZarr(BackendTests):
 class TestRaster(BackendTests):
     open_file = open_raster
 
-    @pytest.fixture
-    def path(self, tmp_path):
-        path = tmp_path / "scene.tif"
+    @pytest.fixture(scope="class")
+    def path(self, tmp_path_factory):
+        path = tmp_path_factory.mktemp("slides") / "scene.tif"
         make_scene(path, (600, 800), bands=4, dtype="uint16", nodata=0)
         return path
 
@@ -97,9 +97,9 @@ class TestRaster(BackendTests):
 class TestImage(BackendTests):
     open_file = open_image
 
-    @pytest.fixture
-    def path(self, tmp_path, pixels):
-        path = tmp_path / "image.png"
+    @pytest.fixture(scope="class")
+    def path(self, tmp_path_factory, pixels):
+        path = tmp_path_factory.mktemp("slides") / "image.png"
         Image.fromarray(pixels).save(path)
         return path
 

@@ -1,6 +1,8 @@
 """Write losses and gradients of some steps by all processes, and by the first one alone.
 
-torchrun --nproc-per-node 2 gradients_of_steps.py FOLDER OUT
+torchrun --nproc-per-node 2 gradients_of_steps.py FOLDER OUT COMMAND...
+
+Then run a command of `atlas-wsi` in the same processes: each takes seconds to start.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from atlas_wsi.cli.app import app
 from atlas_wsi.models.card import ModelCard, ModelClass
 from atlas_wsi.training import distributed
 from atlas_wsi.training.data.mosaics import make_batch
@@ -20,7 +23,7 @@ from atlas_wsi.training.recipe import Recipe
 from atlas_wsi.training.trainer import new_model
 
 RECIPE = Recipe(dim=32, depths=(1, 1), n_scales=2, megapixels=0.3)
-STEPS = (0, 1, 2, 4)  # single tiles, one large mosaic, some mosaics
+STEPS = (0, 17, 2, 4)  # single tiles, one large mosaic, some mosaics
 
 
 def main(folder: Path, out: Path) -> None:
@@ -63,3 +66,4 @@ def gradients(tiles):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    app(sys.argv[3:])

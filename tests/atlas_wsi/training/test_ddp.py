@@ -20,27 +20,32 @@ from atlas_wsi.training.data.tile_folder import read_tiles
 from atlas_wsi.training.recipe import Recipe
 
 SCRIPT = Path(__file__).with_name("gradients_of_steps.py")
-TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# the large mosaic of the first steps is a small one for this seed
+TRAIN = ["--mpp", "1", "--dim", "32", "--epochs", "6", "--megapixels", "0.3", "--seed", "14"]
+TRAIN += ["--validation-fraction", "0.25", "--precision", "float32", "--lr", "1e-4", "--json"]
 
 
-def run(*arguments):
+@pytest.fixture(scope="module")
+def two(tile_folder, tmp_path_factory):
+    """What two processes wrote and said: gradients of steps, then a model."""
+    out = tmp_path_factory.mktemp("two")
+    command = ["train", "tiles", tile_folder, *TRAIN, "-o", out / "two.safetensors"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [sys.executable, *torchrun, SCRIPT, tile_folder, out / "steps.pt", *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    return done
+    return out, done.stdout
 
 
 @pytest.fixture(scope="module")
-def steps(tile_folder, tmp_path_factory):
+def steps(two):
     """The same steps by one process and by two."""
-    out = tmp_path_factory.mktemp("steps") / "steps.pt"
-    run(*TWO, SCRIPT, tile_folder, out)
-    found = torch.load(out, weights_only=True)
+    found = torch.load(two[0] / "steps.pt", weights_only=True)
     return [found["one"], found["two"]]
 
 
@@ -85,22 +90,23 @@ def test_parts_of_a_batch_are_the_batch_without_repeats(tile_folder, n, step):
 
 
 @pytest.mark.slow
-def test_torchrun_trains_writes_once_and_follows_the_curve_of_one_process(tile_folder, tmp_path):
-    command = ["train", "tiles", tile_folder, "--mpp", "1", "--dim", "32", "--epochs", "6"]
-    command += ["--megapixels", "0.3", "--validation-fraction", "0.25", "--precision", "float32"]
-    command += ["--lr", "1e-4", "--json", "-o"]
-    alone = CliRunner().invoke(app, [str(a) for a in (*command, tmp_path / "one.safetensors")])
+def test_torchrun_trains_writes_once_and_follows_the_curve_of_one_process(
+    two, tile_folder, tmp_path
+):
+    one = tmp_path / "one.safetensors"
+    command = ["train", "tiles", tile_folder, *TRAIN, "-o", one]
+    alone = CliRunner().invoke(app, [str(a) for a in command])
     assert alone.exit_code == 0, alone.output
-    said = run(*TWO, "-m", "atlas_wsi", *command, tmp_path / "two.safetensors").stdout
+    out, said = two
     assert said.count('"card"') == 1
     rows = []
-    for name in ("one", "two"):
-        with (tmp_path / f"{name}.training.csv").open(newline="") as file:
+    for name in (tmp_path / "one", out / "two"):
+        with name.with_suffix(".training.csv").open(newline="") as file:
             rows.append(list(csv.DictReader(file)))
     assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] == ["1", "2", "3", "4"]
     losses = [[float(row["loss"]) for row in side] for side in rows]
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
     # AdamW takes the sign of gradients that are zero but for rounding
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
-    assert load_model(tmp_path / "two.safetensors").card.metrics
-    assert not list(tmp_path.glob("*.resume.pt"))
+    assert load_model(out / "two.safetensors").card.metrics
+    assert not list(out.glob("*.resume.pt"))

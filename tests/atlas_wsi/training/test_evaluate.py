@@ -25,7 +25,7 @@ from atlas_wsi.training.data.region_table import read_regions
 from atlas_wsi.training.segmentation import cell_labels, measure_cells, predict_cells
 
 STAIN = {"Stroma": (205, 120, 180), "Tumor": (110, 80, 170)}
-SIDE = 512
+SIDE = 256
 UTM = "EPSG:32633"
 CORNER = (5e5, 5.2e6)
 
@@ -81,6 +81,7 @@ def folder(tmp_path_factory):
             1,
         ),
         *("--tile-px", 128, "--dim", 32, "--epochs", 3, "--test-fraction", 0.34, "-q"),
+        *("--megapixels", 0.2, "--seed", 14),
     )
     assert done.exit_code == 0, done.stderr
     return folder

@@ -16,9 +16,10 @@ from atlas_wsi.models.registry import load_model
 from atlas_wsi.training.data.region_table import read_regions
 
 SHADE = {"Stroma": 200, "Tumor": 90}
+SIDE = 256
 
 
-def feature(name: str, x: int, size: int = 512) -> dict:
+def feature(name: str, x: int, size: int = SIDE) -> dict:
     ring = [[x, 0], [x + size, 0], [x + size, size], [x, size], [x, 0]]
     return {
         "type": "Feature",
@@ -36,8 +37,8 @@ def table(tmp_path):
     rows = [("slide", "regions", "group")]
     rng = np.random.default_rng(0)
     for i in range(4):
-        pixels = np.empty((512, 1024, 3))
-        pixels[:, :512], pixels[:, 512:] = SHADE["Tumor"], SHADE["Stroma"]
+        pixels = np.empty((SIDE, 2 * SIDE, 3))
+        pixels[:, :SIDE], pixels[:, SIDE:] = SHADE["Tumor"], SHADE["Stroma"]
         pixels += rng.normal(0, 8, pixels.shape)
         tifffile.imwrite(
             tmp_path / f"{i}.tif",
@@ -47,7 +48,7 @@ def table(tmp_path):
             resolution=(10000, 10000),
             resolutionunit="CENTIMETER",
         )
-        drawn = [feature("Tumor", 0), feature("Stroma", 512)]
+        drawn = [feature("Tumor", 0), feature("Stroma", SIDE)]
         (tmp_path / f"{i}.geojson").write_text(
             json.dumps({"type": "FeatureCollection", "features": drawn})
         )
@@ -70,7 +71,8 @@ def test_tiles_come_from_inside_the_polygons_of_their_class(table):
 @pytest.mark.slow
 def test_a_model_is_trained_and_measured_on_slides_it_did_not_see(table, tmp_path):
     out = tmp_path / "mine.safetensors"
-    options = ("--work-mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "2", "-q")
+    options = ("--work-mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "3", "-q")
+    options += ("--megapixels", "0.2", "--seed", "14")
     done = CliRunner().invoke(
         app, ["train", "regions", str(table), "-o", str(out), "--test-fraction", "0.25", *options]
     )
@@ -86,6 +88,7 @@ def test_a_model_is_trained_and_measured_on_slides_it_did_not_see(table, tmp_pat
 def test_slides_are_dealt_to_folds_as_a_whole(table, tmp_path):
     out = tmp_path / "mine.safetensors"
     options = ("--work-mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "0.5", "-q")
+    options += ("--megapixels", "0.2", "--seed", "14")
     done = CliRunner().invoke(
         app, ["train", "regions", str(table), "-o", str(out), "--folds", "2", *options]
     )

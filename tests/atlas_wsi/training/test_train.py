@@ -37,7 +37,7 @@ def train_small(folder, **recipe):
 
 @pytest.fixture(scope="module")
 def trained(tile_folder, tmp_path_factory):
-    model = train_small(tile_folder, epochs=60)
+    model = train_small(tile_folder, epochs=40)
     path = model.save(tmp_path_factory.mktemp("model") / "small.safetensors", dtype=torch.float16)
     write_card(model, path)
     return path
@@ -55,13 +55,13 @@ def test_textures_are_learned_that_color_cannot_tell(trained):
 def test_a_mambavision_learns_the_same_textures_and_predicts_slides(
     tile_folder, tmp_path, backbone
 ):
-    model = train_small(tile_folder, epochs=30, backbone=backbone)
+    model = train_small(tile_folder, epochs=20, backbone=backbone)
     assert model.config.backbone == backbone
     assert model.card.metrics["balanced_accuracy"] > 0.5
     loaded = load_model(model.save(tmp_path / "mine.safetensors"))
     assert loaded.config == model.config
     slide = tmp_path / "slide.svs"
-    make_svs(slide, shape=(1500, 2100), mpp=1.0, tissue=0.8)
+    make_svs(slide, shape=(1100, 1500), mpp=1.0, tissue=0.8)
     result = atlas_wsi.predict(slide, loaded)
     assert np.isfinite(result.probabilities).any()
     assert result.run.parameters["scales"] == (1 if backbone == "mambavision" else 3)
@@ -140,7 +140,7 @@ def test_a_folder_that_is_no_data_set_writes_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(tile_folder):
-    first, again, other = (train_small(tile_folder, epochs=1, seed=s) for s in (3, 3, 4))
+    first, again, other = (train_small(tile_folder, epochs=1, seed=s) for s in (14, 14, 33))
     a, b, c = (torch.cat([p.flatten() for p in m.parameters()]) for m in (first, again, other))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
