@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 import yaml
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from atlas_wsi.errors import ArchiveError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KINDS = ("local", "cuda", "slurm", "kubernetes")
-_PACKAGES = {
+_CLASSES = {
+    "local": ("distributed", "LocalCluster", "pip install distributed"),
     "cuda": ("dask_cuda", "LocalCUDACluster", "pip install dask-cuda"),
     "slurm": ("dask_jobqueue", "SLURMCluster", "pip install 'atlas-wsi[cluster]'"),
     "kubernetes": ("dask_kubernetes.operator", "KubeCluster", "pip install 'atlas-wsi[cluster]'"),
@@ -45,26 +45,15 @@ def connect(
     chosen = cluster or "local"
     with dask.config.set(_SETTINGS), ExitStack() as opened:
         try:
-            client = _open(opened, chosen, workers, dict(options or {}))
+            address: Any = chosen
+            if "://" not in chosen:
+                address = opened.enter_context(_start(chosen, workers, dict(options or {})))
+            client = opened.enter_context(Client(address, set_as_default=False))
         except ArchiveError:
             raise
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise ArchiveError(f"The cluster '{chosen}' cannot be opened: {error}.") from error
         yield client
-
-
-def _open(opened: ExitStack, chosen: str, workers: int | None, options: dict[str, Any]) -> Client:
-    address: Any = chosen
-    if "://" not in chosen:
-        if chosen not in KINDS:
-            raise ArchiveError(
-                f"There is no cluster '{chosen}'.",
-                hint=f"Give one of {', '.join(KINDS)}, or a scheduler's address such as "
-                "tcp://host:8786.",
-            )
-        address = opened.enter_context(_OPEN[chosen](workers, options))
-    client: Client = opened.enter_context(Client(address, set_as_default=False))
-    return client
 
 
 def read_cluster_options(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -80,52 +69,42 @@ def read_cluster_options(path: str | os.PathLike[str]) -> dict[str, Any]:
     return options
 
 
-def _local(workers: int | None, options: dict[str, Any]) -> Any:
-    workers = options.pop("workers", None) if workers is None else workers
-    defaults = {
-        "n_workers": workers or 1,
-        "threads_per_worker": 1,
-        "dashboard_address": "localhost:0",
-    }
-    return LocalCluster(**(defaults | options))
-
-
-def _cuda(workers: int | None, options: dict[str, Any]) -> Any:
-    workers = options.pop("workers", None) if workers is None else workers
-    defaults = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "localhost:0"}
-    return _class_of("cuda")(**(defaults | options))
-
-
-def _slurm(workers: int | None, options: dict[str, Any]) -> Any:
-    defaults = {"cores": 1, "processes": 1} | options
-    # one slide at a time; the cores of the job are for torch and for decoding
-    defaults["worker_extra_args"] = [*defaults.get("worker_extra_args", ()), "--nthreads 1"]
-    return _scaled(_class_of("slurm"), workers, defaults)
-
-
-def _kubernetes(workers: int | None, options: dict[str, Any]) -> Any:
-    defaults = {"name": "atlas-wsi", "worker_command": ["dask-worker", "--nthreads", "1"]} | options
-    return _scaled(_class_of("kubernetes"), workers, defaults)
-
-
-_OPEN = {"local": _local, "cuda": _cuda, "slurm": _slurm, "kubernetes": _kubernetes}
-
-
 @contextmanager
-def _scaled(kind: Any, workers: int | None, options: dict[str, Any]) -> Iterator[Any]:
-    """Open a cluster, then set its number of workers."""
-    adapt = options.pop("adapt", None)
-    in_file = options.pop("workers", None)
-    with kind(**options) as cluster:
+def _start(kind: str, workers: int | None, options: dict[str, Any]) -> Iterator[Any]:
+    """Start a cluster with workers that do one slide at a time."""
+    start = _class_of(kind)
+    in_file, adapt = options.pop("workers", None), None
+    n_workers = workers or in_file
+    defaults: dict[str, Any] = {"threads_per_worker": 1, "dashboard_address": "localhost:0"}
+    if kind == "local":
+        defaults["n_workers"] = n_workers or 1
+    elif kind == "cuda":
+        defaults["n_workers"] = n_workers
+    elif kind == "slurm":
+        defaults = {"cores": 1, "processes": 1}
+        # the cores of the job are for torch and for decoding
+        options["worker_extra_args"] = [*options.get("worker_extra_args", ()), "--nthreads 1"]
+    else:
+        command = ["dask-worker", "--nthreads", "1"]
+        defaults = {"name": "atlas-wsi", "worker_command": command}
+    if "n_workers" not in defaults:
+        adapt = options.pop("adapt", None)
+    with start(**(defaults | options)) as cluster:
         if workers is None and adapt is not None:
             cluster.adapt(**adapt)
-        else:
-            cluster.scale(workers or in_file or 1)
+        elif "n_workers" not in defaults:
+            cluster.scale(n_workers or 1)
         yield cluster
 
 
 def _class_of(kind: str) -> Any:
-    package, name, install = _PACKAGES[kind]
+    if kind not in _CLASSES:
+        raise ArchiveError(
+            f"There is no cluster '{kind}'.",
+            hint=f"Give one of {', '.join(_CLASSES)}, or a scheduler's address such as "
+            "tcp://host:8786.",
+        )
+    package, name, install = _CLASSES[kind]
     try:
         return getattr(importlib.import_module(package), name)
     except ImportError as error:

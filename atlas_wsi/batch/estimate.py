@@ -107,7 +107,7 @@ def estimate_archive(
     chosen = sorted({order[(2 * k + 1) * len(order) // (2 * count)] for k in range(count)})
     with tempfile.TemporaryDirectory(prefix="atlas-wsi-estimate-") as folder:
         table = Path(folder, "sample.csv")
-        _write_csv(table, [slides[index] for index in chosen])
+        write_csv(table, ("slide", "mpp"), [slides[index] for index in chosen])
         journal = Journal(Path(folder, "out"))
         predict_archive(
             table,
@@ -149,8 +149,3 @@ def estimate_archive(
 def _size(path: str) -> int | None:
     file = Path(path)
     return file.stat().st_size if file.is_file() else None
-
-
-def _write_csv(path: Path, slides: Sequence[tuple[str, float | None]]) -> None:
-    rows = [(source, "" if mpp is None else mpp) for source, mpp in slides]
-    write_csv(path, ("slide", "mpp"), rows)

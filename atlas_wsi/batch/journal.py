@@ -30,7 +30,6 @@ from atlas_wsi.heatmap.records import Count, Positive, Record
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
 
 
 def _moment(text: str) -> str:
@@ -56,29 +55,24 @@ class SlideRequest(Record):
 
 
 class Row(Record):
-    """How one slide of an archive ended: a row of ``archive.parquet``."""
+    """How one slide of an archive, a `SlideRequest`, ended: a row of ``archive.parquet``."""
 
     schema_version: Literal[1] = 1
     """Raised when a reader of the old version would misread the new one."""
     name: str
-    """Name of the slide's folder in the output folder."""
     source: str
-    """Absolute path or URL of the slide."""
     state: Literal["done", "failed"]
-    """Whether there is a result."""
     error: str = ""
     """Kind of the error, such as ``"UnreadableSlideError"``; ``"WorkerDied"`` for a slide whose
     worker died each time. Empty if done."""
     reason: str = ""
     """Why it failed, in words for the user. Empty if done."""
     attempts: Count = 1
-    """Number of attempts."""
     worker: str = ""
     """Host and process that ended it."""
     started: Moment = ""
     """When the last attempt started, ISO 8601 with offset."""
     ended: Moment = ""
-    """When it ended."""
     wall_s: Seconds = 0.0
     """Seconds of the last attempt, opening to writing."""
     peak_memory_bytes: Count = 0
@@ -96,15 +90,10 @@ class Row(Record):
     mpp_used: tuple[Positive, Positive] | None = None
     """Working resolution at which the encoder saw the slide, micrometers `(y, x)`."""
     model: str = ""
-    """Name of the model."""
     model_sha256: str = ""
-    """Of its weights."""
     windows: Count = 0
-    """Windows that were encoded."""
     tissue_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Part of the slide that is tissue."""
     area_unit: Literal["mm2", "m2"] | None = None
-    """Unit of the areas."""
     predicted_area: Annotated[float, Field(ge=0)] | None = None
     """Area of the cells for which there is a prediction."""
     areas: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
@@ -114,7 +103,6 @@ class Row(Record):
     n_unreadable: Count = 0
     """How many blocks could not be decoded."""
     warnings: tuple[str, ...] = ()
-    """What the user may want to act on."""
 
 
 class Journal:
@@ -162,15 +150,8 @@ class Journal:
 
     def read_rows(self) -> dict[str, Row]:
         """Read how slides ended."""
-        return {row.name: row for row in self._rows()}
-
-    def _rows(self) -> Iterator[Row]:
-        if not self.rows_folder.is_dir():
-            return
-        for path in sorted(self.rows_folder.glob("*.json")):
-            row = _read_row(path)
-            if row is not None:
-                yield row
+        rows = (_read_row(path) for path in sorted(self.rows_folder.glob("*.json")))
+        return {row.name: row for row in rows if row is not None}
 
     def row(self, name: str) -> Row | None:
         """Read how a slide ended."""
@@ -178,8 +159,6 @@ class Journal:
 
     def ended(self) -> set[str]:
         """List which slides ended, well or not, without reading how."""
-        if not self.rows_folder.is_dir():
-            return set()
         return {path.name.removesuffix(".json") for path in self.rows_folder.glob("*.json")}
 
     def write_row(self, row: Row) -> None:

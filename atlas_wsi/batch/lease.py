@@ -43,7 +43,6 @@ class Holder(Record):
     machine: str
     """Where its process id is unique."""
     pid: Count
-    """Its process."""
     worker: str
     """Host and process, for people."""
     run: str
@@ -59,7 +58,6 @@ class Holder(Record):
     error: str = ""
     """Kind of the error that ended it."""
     reason: str = ""
-    """Its message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +65,6 @@ class Attempt:
     """One attempt at a slide that has not ended."""
 
     name: str
-    """The slide's name."""
     number: int
     """1 for the first."""
     holder: Holder | None
@@ -90,10 +87,11 @@ class Attempt:
         return f"its worker {self.holder.worker}, started {self.holder.started}, died."
 
 
-def read_attempts(folder: Path) -> dict[str, list[Attempt]]:
-    """Read the leases of all slides."""
+def read_attempts(folder: Path, only: str | None = None) -> dict[str, list[Attempt]]:
+    """Read the leases of all slides, or of only one."""
     attempts: dict[str, list[Attempt]] = {}
     files = sorted(_files(folder)) if folder.is_dir() else []  # a copy may lack empty folders
+    files = [file for file in files if only in (None, file[0])]
     if not files:
         return attempts
     clock = _server_time(folder)
@@ -197,7 +195,7 @@ def take(
     folder: Path, name: str, *, run: str = "", heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S
 ) -> Lease | None:
     """Take the lease of a slide, unless another process holds it."""
-    past = attempts_of(folder, name)
+    past = read_attempts(folder, only=name).get(name, [])
     if past and past[-1].is_held:
         return None
     holder = Holder(
@@ -222,16 +220,6 @@ def take(
             lease.path.unlink()
             raise
     return lease
-
-
-def attempts_of(folder: Path, name: str) -> list[Attempt]:
-    """Read the leases of one slide."""
-    numbers = sorted(number for other, number in _files(folder) if other == name)
-    if not numbers:
-        return []
-    clock = _server_time(folder)
-    read = [_read_attempt(folder, name, number, clock) for number in numbers]
-    return [attempt for attempt in read if attempt is not None]
 
 
 def wait_for(folder: Path, name: str, *, poll_s: float = 0.05) -> Lease:

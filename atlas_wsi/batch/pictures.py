@@ -25,11 +25,7 @@ _OVERLAY_PX = 2048
 def write_pictures(
     heatmap: Heatmap, thumbnail: NDArray[Any] | None, folder: Path
 ) -> dict[str, Any]:
-    """Write the pictures of a slide.
-
-    `thumbnail`: Picture of the slide, `(rows, cols, channels)` in its own dtype; None draws the
-    tissue mask.
-    """
+    """Write the pictures of a slide, of its tissue mask if there is no thumbnail."""
     picture = Image.fromarray(backdrop(heatmap, thumbnail))
     levels = _write_tiles(picture, folder / "tiles")
     rgba, where = paint_classes(heatmap), extent_on_slide(heatmap)

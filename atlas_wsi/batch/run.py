@@ -159,12 +159,8 @@ class Launcher:
         task: Callable[..., Outcome] = run_slide,
     ) -> None:
         self.journal, self.slides, self.indices = journal, slides, indices
-        self.options, self.run_options, self.report, self.cancel = (
-            options,
-            run_options,
-            report,
-            cancel,
-        )
+        self.options, self.run_options = options, run_options
+        self.report, self.cancel = report, cancel
         self.run = secrets.token_hex(3)
         self.task = partial(task, self.run)
         self.full = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -36,55 +36,44 @@ ACTOR_S = 600
 """Seconds in which a worker must have opened its shard."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardRequest:
-    """One shard of a slide; the worker opens the slide and the model itself."""
-
-    plugin: str
-    """Name of the plugin of the archive."""
-    slide: SlideRequest
-    """The slide."""
-    active: NDArray[np.bool_]
-    """`(rows, cols)`: windows of the whole slide that are encoded."""
-    number: int
-    """Index of the shard."""
-    of: int
-    """Number of shards."""
-    memory_bytes: int
-    """Memory of the encoder."""
-    batch_size: int | None
-    """Windows per batch."""
-
-
 class ShardActor:
-    """A shard in the process of another worker: a dask actor."""
+    """A shard in the process of another worker: a dask actor that opens the slide and the model.
 
-    def __init__(self, request: ShardRequest) -> None:
-        worker: Any = get_worker().plugins[request.plugin]
-        options, source = worker.options, request.slide
+    `active`: bool `(rows, cols)`, the windows of the whole slide that are encoded.
+    """
+
+    def __init__(
+        self,
+        plugin: str,
+        request: SlideRequest,
+        active: NDArray[np.bool_],
+        memory_bytes: int,
+        batch_size: int | None,
+        *,
+        number: int,
+        of: int,
+    ) -> None:
+        worker: Any = get_worker().plugins[plugin]
+        options = worker.options
         self._open = ExitStack()
         slide = self._open.enter_context(
-            open_slide(source.source, mpp=source.mpp or options.mpp, strict=options.strict)
+            open_slide(request.source, mpp=request.mpp or options.mpp, strict=options.strict)
         )
         model, _ = choose_model(slide, options.model)
         assert isinstance(model, Model)
         image = open_working_image(slide, mpp=model.card.mpp)
-        layout = model.encoder.plan(image.shape, active_windows=request.active)
-        members = _divide(layout.scales[0].n_windows, request.of)[request.number]
+        layout = model.encoder.plan(image.shape, active_windows=active)
+        members = _divide(layout.scales[0].n_windows, of)[number]
         shard = layout.share(members)
         device = choose_device(worker.run_options.device)
         dtype = choose_dtype(device, options.precision)
-        plan = plan_for(
-            *(model, shard, request.memory_bytes),
-            itemsize=dtype.itemsize,
-            batch=request.batch_size,
-        )
+        plan = plan_for(*(model, shard, memory_bytes), itemsize=dtype.itemsize, batch=batch_size)
         self._shard = self._open.enter_context(
             open_share(
                 *(prepare(model, device=device, dtype=dtype), shard, image, plan),
                 cell_tokens=check_cell_px(model, options.cell_px) // model.config.token_px,
                 step=lambda *_: None,
-                work=_work(worker, source, request.number, request.of),
+                work=_work(worker, request, number, of),
             )
         )
 
@@ -152,21 +141,16 @@ def shards_over_workers(
             active = np.zeros([-(-n // window_px) for n in image.shape], dtype=bool)
             active[tuple(layout.scales[0].where[:, 1:].T)] = True
             members = _divide(layout.scales[0].n_windows, len(others) + 1)
-            requests = [
-                ShardRequest(
-                    plugin=worker.name,
-                    slide=slide,
-                    active=active,
+            futures = [
+                client.submit(
+                    *(ShardActor, worker.name, slide, active, memory, batch_size),
                     number=number,
                     of=len(members),
-                    memory_bytes=memory,
-                    batch_size=batch_size,
+                    actor=True,
+                    workers=[address],
+                    pure=False,
                 )
-                for number in range(1, len(members))
-            ]
-            futures = [
-                client.submit(ShardActor, request, actor=True, workers=[address], pure=False)
-                for request, address in zip(requests, others, strict=False)
+                for number, address in enumerate(others[: len(members) - 1], start=1)
             ]
             actors: list[Any] = []
             try:

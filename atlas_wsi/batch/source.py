@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def _search(text: str, skip: str | None) -> Iterator[str]:
     try:
         if any(mark in text for mark in "*?[") and not (not is_url and Path(text).exists()):
             paths: Iterable[str] = fs.glob(root)
-        elif _is_slide_folder(fs, root) or (fs.isfile(root)):
+        elif fs.isfile(root) or (root.rstrip("/").lower().endswith(".zarr") and fs.isdir(root)):
             paths = [root]
         elif fs.isdir(root):
             paths = _walk(fs, root, skip)
@@ -82,10 +83,6 @@ def _walk(fs: Any, root: str, skip: str | None) -> Iterator[str]:
         for name in files:
             if name.lower().endswith(slide_suffixes()) and not name.startswith("."):
                 yield posixpath.join(folder, name)
-
-
-def _is_slide_folder(fs: Any, root: str) -> bool:
-    return root.rstrip("/").lower().endswith(".zarr") and bool(fs.isdir(root))
 
 
 def _read_csv(text: str) -> list[tuple[str, float | None]]:
@@ -138,9 +135,7 @@ def name_slides(
     by_source = {slide.source: slide for slide in slides}
     taken = {slide.name.casefold() for slide in slides}
     stems = [folder_name(slide_name(source)) for source, _ in listed]
-    count: dict[str, int] = {}
-    for stem in stems:
-        count[stem.casefold()] = count.get(stem.casefold(), 0) + 1
+    count = Counter(stem.casefold() for stem in stems)
     for (source, mpp), stem in zip(listed, stems, strict=True):
         old = by_source.get(source)
         if old is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from atlas_wsi.batch.journal import Journal
@@ -35,13 +35,13 @@ class SlideStatus:
     """Whether it has a result."""
     attempts: int
     """How many times it was started."""
-    reason: str
+    reason: str = ""
     """Why it failed, or how its last attempt ended."""
-    worker: str
+    worker: str = ""
     """Host and process that ended it or works on it."""
-    since: str
+    since: str = ""
     """When it ended or started, ISO 8601 with offset."""
-    wall_s: float
+    wall_s: float = 0.0
     """Seconds that it took."""
 
 
@@ -134,29 +134,19 @@ def archive_status(out: str | os.PathLike[str]) -> ArchiveStatus:
 
 def _status_of(slide: SlideRequest, row: Row | None, attempts: list[Attempt]) -> SlideStatus:
     if row is not None:
-        return SlideStatus(
-            name=slide.name,
-            source=slide.source,
-            state=row.state,
-            attempts=row.attempts,
-            reason=row.reason,
-            worker=row.worker,
-            since=row.ended,
-            wall_s=row.wall_s,
-        )
-    last = attempts[-1] if attempts else None
-    running = last is not None and last.is_held
-    holder = last.holder if last else None
-    return SlideStatus(
-        name=slide.name,
-        source=slide.source,
-        state="running" if running else "waiting",
-        attempts=len(attempts),
-        reason="" if running or last is None else last.why,
-        worker=holder.worker if running and holder else "",
-        since=holder.started if running and holder else "",
-        wall_s=0.0,
+        common = row.model_dump(include={"state", "attempts", "reason", "worker", "wall_s"})
+        return SlideStatus(name=slide.name, source=slide.source, since=row.ended, **common)
+    status = SlideStatus(
+        name=slide.name, source=slide.source, state="waiting", attempts=len(attempts)
     )
+    if not attempts:
+        return status
+    last = attempts[-1]
+    if not last.is_held:
+        return replace(status, reason=last.why)
+    if last.holder is None:
+        return replace(status, state="running")
+    return replace(status, state="running", worker=last.holder.worker, since=last.holder.started)
 
 
 def _slides_per_hour(rows: list[Row]) -> float | None:

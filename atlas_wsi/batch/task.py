@@ -7,7 +7,6 @@ import logging
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,7 +34,7 @@ from atlas_wsi.slides.open import open_slide
 
 if TYPE_CHECKING:
     from atlas_wsi.batch.journal import SlideRequest
-    from atlas_wsi.batch.lease import Attempt, Lease
+    from atlas_wsi.batch.lease import Lease
     from atlas_wsi.heatmap.records import Summary
     from atlas_wsi.slides.slide import Slide
 
@@ -87,7 +86,7 @@ def do_slide(worker: BatchWorker, request: SlideRequest, *, sharded: bool = Fals
     try:
         row = journal.row(request.name)  # the last holder may have ended between the two reads
         if row is None:
-            row = _SlideTask.begin(worker, request, lease, sharded=sharded).row()
+            row = _SlideTask(worker, request, lease, sharded=sharded).row()
             if not lease.is_mine:
                 return Outcome("busy")
             journal.write_row(row)
@@ -126,38 +125,30 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
 
 
-@dataclass(kw_only=True)
 class _SlideTask:
     """An attempt at a slide whose lease is held."""
 
-    worker: BatchWorker
-    request: SlideRequest
-    lease: Lease
-    failed: list[Attempt]
-    """Earlier attempts that may have failed because of the slide."""
-    started: float
-    sharded: bool
-
-    @classmethod
-    def begin(
-        cls, worker: BatchWorker, request: SlideRequest, lease: Lease, *, sharded: bool
-    ) -> _SlideTask:
+    def __init__(
+        self, worker: BatchWorker, request: SlideRequest, lease: Lease, *, sharded: bool
+    ) -> None:
         with suppress(OSError):  # reset the peak of memory, where the system can (Linux)
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        return cls(
-            worker=worker,
-            request=request,
-            lease=lease,
-            failed=[attempt for attempt in lease.past if attempt.failed],
-            started=time.perf_counter(),
-            sharded=sharded,
-        )
+        self.worker, self.request, self.lease, self.sharded = worker, request, lease, sharded
+        self.failed = [attempt for attempt in lease.past if attempt.failed]
+        """Earlier attempts that may have failed because of the slide."""
+        self.started = time.perf_counter()
 
     def row(self) -> Row:
         """Make the result, or record why there is none."""
         n_failed, limit = len(self.failed), self.worker.run_options.max_attempts
         if n_failed >= limit:
-            return self._given_up()
+            last = self.failed[-1]
+            return self._row(
+                state="failed",
+                error=(last.holder and last.holder.error) or "WorkerDied",
+                reason=f"Given up after {n_failed} attempts; the last: {last.why}",
+                attempts=n_failed,
+            )
         # what a dead worker was writing; no other process writes while the lease is held
         for partial in self.worker.journal.out.glob(f".{glob.escape(self.request.name)}.partial-*"):
             shutil.rmtree(partial, ignore_errors=True)
@@ -186,18 +177,8 @@ class _SlideTask:
                 slide,
                 journal.out,
                 name=request.name,
-                model=options.model,
-                trust_model=options.trust_model,
-                tissue=options.tissue,
-                tissue_model=options.tissue_model,
-                keep_fat=options.keep_fat,
-                roi=options.roi,
-                cell_px=options.cell_px,
-                memory=options.memory,
-                precision=options.precision,
+                **options.model_dump(exclude={"mpp", "strict", "distribute_above"}),
                 device=self.worker.run_options.device,
-                batch_size=options.batch_size,
-                formats=options.formats,
                 repair=True,
                 work=journal.work_folder / request.name,
                 shards=shards_over_workers(self.worker, request) if self.sharded else None,
@@ -237,15 +218,6 @@ class _SlideTask:
             },
             n_unreadable=run.n_unreadable,
             warnings=(*summary.warnings, *self._warnings()),
-        )
-
-    def _given_up(self) -> Row:
-        last = self.failed[-1]
-        return self._row(
-            state="failed",
-            error=(last.holder and last.holder.error) or "WorkerDied",
-            reason=f"Given up after {len(self.failed)} attempts; the last: {last.why}",
-            attempts=len(self.failed),
         )
 
     def _warnings(self) -> tuple[str, ...]:

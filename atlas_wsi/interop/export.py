@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas_wsi.errors import (
-    AtlasError,
-    SlideError,
-)
+from atlas_wsi.errors import AtlasError, SlideError
 from atlas_wsi.files import folder_name
 from atlas_wsi.heatmap.heatmap import Heatmap
 from atlas_wsi.heatmap.result import open_result
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
     import os
 
     from numpy.typing import NDArray
-
 
 THUMBNAIL_PX = 2048
 

@@ -23,10 +23,7 @@ _UNITS = {"mm2": "mm²", "m2": "m²"}
 
 
 def write_html(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> tuple[str, ...]:
-    """Write a page with the slide, the classes over it, and the areas; pictures are inside it.
-
-    `thumbnail`: Picture of the whole slide, `(rows, cols, channels)`; None draws the tissue mask.
-    """
+    """Write a page with the slide (or its tissue mask), the classes over it, and the areas."""
     pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = resources.files("atlas_wsi.interop") / "result.html.j2"
     areas = heatmap.areas()

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from atlas_wsi.heatmap.heatmap import Heatmap
     from atlas_wsi.heatmap.regions import Region
-    from atlas_wsi.interop.tiles import Tiles
 
 TILES = "tiles"
 
@@ -28,18 +27,16 @@ TILES = "tiles"
 def write_spatialdata(
     heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None
 ) -> tuple[str, ...]:
-    """Write a SpatialData store; all elements are in level-0 pixels (system ``global``).
-
-    `thumbnail`: Picture of the whole slide, `(rows, cols, channels)`; None leaves the image out.
-    """
+    """Write a SpatialData store; all elements are in level-0 pixels (system ``global``)."""
     spatialdata = require_extra("spatialdata", "spatialdata", to="Writing SpatialData")
-    tiles, regions = predicted_tiles(heatmap), find_regions(heatmap).regions
+    boxes, probabilities = predicted_tiles(heatmap)
+    regions = find_regions(heatmap).regions
     shapes, tables = {}, {}
     if regions:
         shapes["regions"] = _regions(heatmap, regions)
-    if len(tiles.boxes):
-        shapes[TILES] = _boxes(tiles)
-        tables[f"{_name(heatmap.run.model.name)}_{TILES}"] = _table(heatmap, tiles)
+    if len(boxes):
+        shapes[TILES] = _boxes(boxes)
+        tables[f"{_name(heatmap.run.model.name)}_{TILES}"] = _table(heatmap, boxes, probabilities)
     spatialdata.SpatialData(
         images=_images(heatmap, thumbnail),
         labels=_labels(heatmap),
@@ -78,18 +75,14 @@ def _labels(heatmap: Heatmap) -> dict[str, Any]:
     """Return the most probable class (0 where nothing was predicted) and the tissue."""
     from spatialdata.models import Labels2DModel
 
-    cells, tissue = heatmap.grid, heatmap.tissue
     return {
-        "classes": Labels2DModel.parse(
-            (heatmap.argmax() + 1).astype(np.uint16),
-            dims=("y", "x"),
-            transformations=_transform(cells.step_px, cells.origin_px),
-        ),
-        "tissue": Labels2DModel.parse(
-            tissue.mask.astype(np.uint8),
-            dims=("y", "x"),
-            transformations=_transform(tissue.grid.step_px, tissue.grid.origin_px),
-        ),
+        name: Labels2DModel.parse(
+            values, dims=("y", "x"), transformations=_transform(grid.step_px, grid.origin_px)
+        )
+        for name, values, grid in (
+            ("classes", (heatmap.argmax() + 1).astype(np.uint16), heatmap.grid),
+            ("tissue", heatmap.tissue.mask.astype(np.uint8), heatmap.tissue.grid),
+        )
     }
 
 
@@ -104,21 +97,20 @@ def _regions(heatmap: Heatmap, regions: Sequence[Region]) -> Any:
     return ShapesModel.parse(geopandas.GeoDataFrame(columns, geometry=outlines))
 
 
-def _boxes(tiles: Tiles) -> Any:
+def _boxes(boxes: NDArray[np.int64]) -> Any:
     import geopandas
     import shapely
     from spatialdata.models import ShapesModel
 
-    return ShapesModel.parse(geopandas.GeoDataFrame(geometry=shapely.box(*tiles.boxes.T)))
+    return ShapesModel.parse(geopandas.GeoDataFrame(geometry=shapely.box(*boxes.T)))
 
 
-def _table(heatmap: Heatmap, tiles: Tiles) -> Any:
+def _table(heatmap: Heatmap, boxes: NDArray[np.int64], probabilities: NDArray[np.float32]) -> Any:
     import pandas as pd
     from anndata import AnnData
     from spatialdata.models import TableModel
 
-    n = len(tiles.boxes)
-    winner = tiles.probabilities.argmax(axis=1)
+    n, winner = len(boxes), probabilities.argmax(axis=1)
     about = pd.DataFrame(
         {
             "region": pd.Categorical.from_codes(np.zeros(n, int), _index([TILES])),
@@ -128,7 +120,7 @@ def _table(heatmap: Heatmap, tiles: Tiles) -> Any:
         index=_index([str(i) for i in range(n)]),
     )
     table = AnnData(
-        X=tiles.probabilities,
+        X=probabilities,
         obs=about,
         var=pd.DataFrame(index=_index(heatmap.classes)),
         uns={
@@ -141,7 +133,7 @@ def _table(heatmap: Heatmap, tiles: Tiles) -> Any:
             },
         },
     )
-    table.obsm["spatial"] = (tiles.boxes[:, :2] + tiles.boxes[:, 2:]) / 2
+    table.obsm["spatial"] = (boxes[:, :2] + boxes[:, 2:]) / 2
     return TableModel.parse(table, region=TILES, region_key="region", instance_key="instance_id")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,34 +19,27 @@ if TYPE_CHECKING:
     from atlas_wsi.inference.embeddings import Flavor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Tiles:
-    """The cells of a heatmap for which there is a prediction, row by row."""
+def predicted_tiles(heatmap: Heatmap) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """List the cells with a prediction, row by row, and their probabilities `(tiles, classes)`.
 
-    boxes: NDArray[np.int64]
-    """`(tiles, 4)`: level-0 `x0, y0, x1, y1`; neighbors share edges, none leaves the slide."""
-    probabilities: NDArray[np.float32]
-    """`(tiles, classes)`."""
-
-
-def predicted_tiles(heatmap: Heatmap) -> Tiles:
-    """List the cells for which there is a prediction."""
+    Boxes are `(tiles, 4)`: level-0 `x0, y0, x1, y1`; neighbors share edges.
+    """
     rows, cols = np.nonzero(heatmap.argmax() >= 0)
     y, x = (np.rint(edges).astype(np.int64) for edges in heatmap.cell_edges)
     boxes = np.column_stack([x[cols], y[rows], x[cols + 1], y[rows + 1]])
     inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     probabilities = heatmap.probabilities[:, rows, cols].T.astype(np.float32)
-    return Tiles(boxes=boxes[inside], probabilities=probabilities[inside])
+    return boxes[inside], probabilities[inside]
 
 
 def write_csv(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
     """Write one row per tile, with the columns of WSInfer."""
-    tiles = predicted_tiles(heatmap)
-    x0, y0, x1, y1 = tiles.boxes.T
-    boxes = np.column_stack([x0, y0, x1 - x0, y1 - y0]).tolist()
+    boxes, probabilities = predicted_tiles(heatmap)
+    x0, y0, x1, y1 = boxes.T
+    places = np.column_stack([x0, y0, x1 - x0, y1 - y0]).tolist()
     rows = (
-        [*box, *(f"{p:.6g}" for p in probabilities)]
-        for box, probabilities in zip(boxes, tiles.probabilities.tolist(), strict=True)
+        [*place, *(f"{p:.6g}" for p in values)]
+        for place, values in zip(places, probabilities.tolist(), strict=True)
     )
     names = [f"prob_{name}" for name in heatmap.classes]
     files.write_csv(path, ["minx", "miny", "width", "height", *names], rows)
@@ -63,13 +55,13 @@ def write_hdf5(heatmap: Heatmap, path: Path, flavor: Flavor) -> tuple[str, ...]:
             "HDF5 layouts have square tiles only.",
             hint="Use --to wsinfer-csv.",
         )
-    tiles = predicted_tiles(heatmap)
-    if not len(tiles.boxes):
+    boxes, probabilities = predicted_tiles(heatmap)
+    if not len(boxes):
         raise ResultError(f"{heatmap.slide.name} has no cell with a prediction.")
     mpp = (heatmap.run.mpp_used or heatmap.slide.mpp)[1]
     TileEmbeddings(
-        values=tiles.probabilities,
-        coords=tiles.boxes[:, :2],
+        values=probabilities,
+        coords=boxes[:, :2],
         tile_px=round(step_x * heatmap.slide.mpp[1] / mpp),
         tile_px_level0=round(step_x),
         mpp=mpp,

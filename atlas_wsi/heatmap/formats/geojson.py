@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from atlas_wsi.files import write_text
 from atlas_wsi.heatmap.regions import MIN_CELLS, Region, find_regions
+from atlas_wsi.tissue.shapes import apply_affine
 
 if TYPE_CHECKING:
     import os
@@ -146,7 +145,9 @@ def _annotation(
     import shapely
 
     if slide.is_georeferenced:
-        polygon = shapely.transform(polygon, lambda xy: _to_crs(slide, xy))
+        assert slide.transform is not None
+        to_crs = slide.transform
+        polygon = shapely.transform(polygon, lambda xy: apply_affine(to_crs, xy))
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(_NAMESPACE, f"{slide.name}/{name}/{polygon.wkt}")),
@@ -157,13 +158,6 @@ def _annotation(
             "measurements": measurements,
         },
     }
-
-
-def _to_crs(slide: SlideInfo | Slide, xy: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    assert slide.transform is not None
-    a, b, c, d, e, f = slide.transform
-    x, y = xy[:, 0], xy[:, 1]
-    return np.column_stack([a * x + b * y + c, d * x + e * y + f])
 
 
 def _crs_name(wkt: str | None) -> str:
