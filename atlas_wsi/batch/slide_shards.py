@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from distributed import get_client, get_worker
@@ -104,21 +104,18 @@ class RemoteShard:
 
     def encode(self) -> Pooled:
         """Read and encode every window, there."""
-        result: Pooled = self._actor.encode().result()
-        return result
+        return cast("Pooled", self._actor.encode().result())
 
     def attend(
         self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
     ) -> Attended:
         """Run one block over every window, there."""
         above = None if coarse is None else coarse.cpu()
-        result: Attended = self._actor.attend(number, above, [t.cpu() for t in kv]).result()
-        return result
+        return cast("Attended", self._actor.attend(number, above, [t.cpu() for t in kv]).result())
 
     def reading(self) -> FineReading:
         """Return what was read after the last block, there."""
-        result: FineReading = self._actor.reading().result()
-        return result
+        return cast("FineReading", self._actor.reading().result())
 
 
 def shards_over_workers(

@@ -89,10 +89,7 @@ def _page(current: ArchiveStatus) -> RenderableType:
     table = Table(box=None, pad_edge=False)
     for title in ("state", "slide", "attempts", "since", "worker", "reason"):
         table.add_column(title, overflow="fold")
-    order = ("running", "failed")
-    rows = sorted(
-        (s for s in current.slides if s.state in order), key=lambda s: order.index(s.state)
-    )
+    rows = [s for state in ("running", "failed") for s in current.slides if s.state == state]
     for slide in rows[:SHOWN]:
         cells = (slide.state, slide.name, str(slide.attempts), slide.since[:19], slide.worker)
         table.add_row(*(escape(cell) for cell in (*cells, slide.reason)))

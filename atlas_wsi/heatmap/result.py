@@ -101,6 +101,8 @@ def open_result(path: str | os.PathLike[str]) -> Heatmap:
     CorruptResultError
         If there is no result, or a file of its OME-Zarr is missing or changed.
     """
+    from atlas_wsi.heatmap.formats.omezarr import read_omezarr
+
     folder, *others = find_results(path)
     if others:
         names = ", ".join(p.name for p in (folder, *others[:4]))
@@ -109,8 +111,7 @@ def open_result(path: str | os.PathLike[str]) -> Heatmap:
             hint="Open one of them.",
         )
     summary = read_summary(folder)
-    form = RESULT_FORMATS["ome-zarr"]
-    file = form.file
+    file = RESULT_FORMATS["ome-zarr"].file
     if not any(name.startswith(f"{file}/") for name in summary.files):
         raise CorruptResultError(
             f"{folder} was written without {file}, so it cannot be opened.",
@@ -122,7 +123,7 @@ def open_result(path: str | os.PathLike[str]) -> Heatmap:
         raise CorruptResultError(
             f"{folder}: {damage[0]}{more}.", hint="Predict again with --overwrite."
         )
-    return form.read(folder / file)
+    return read_omezarr(folder / file)
 
 
 def read_summary(folder: Path) -> Summary:

@@ -11,6 +11,7 @@ import jinja2
 from PIL import Image
 
 from atlas_wsi.heatmap.overlay import backdrop, extent_on_slide, paint_classes
+from atlas_wsi.heatmap.records import Summary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,22 +27,11 @@ def write_html(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> 
     """Write a page with the slide (or its tissue mask), the classes over it, and the areas."""
     pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = resources.files("atlas_wsi.interop") / "result.html.j2"
-    areas = heatmap.areas()
-    total = sum(areas.values())
-    classes = [
-        {
-            "name": name,
-            "color": color,
-            "area": areas[name],
-            "share": areas[name] / total if total else 0.0,
-            "score": heatmap.scores.get(name),
-        }
-        for name, color in zip(heatmap.classes, heatmap.colors, strict=True)
-    ]
+    summary = Summary.of(heatmap, warnings=(), files={})
     text = pages.from_string(template.read_text(encoding="utf-8")).render(
         heatmap=heatmap,
-        classes=sorted(classes, key=lambda c: -c["share"]),
-        total=total,
+        classes=sorted(summary.classes, key=lambda c: -c.share),
+        total=summary.predicted_area,
         unit=_UNITS[heatmap.area_unit],
         place=extent_on_slide(heatmap),
         picture=_inline(Image.fromarray(backdrop(heatmap, thumbnail)), "JPEG"),

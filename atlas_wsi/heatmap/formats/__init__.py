@@ -28,8 +28,6 @@ class Format:
 
     writer: str
     """``module:function``, called with a heatmap and a path that does not exist."""
-    reader: str = ""
-    """``module:function`` that reads a heatmap back, if there is one."""
     file: str = ""
     """Name in the folder of a result."""
     suffixes: tuple[str, ...] = ()
@@ -46,7 +44,9 @@ class Format:
     def write(self, heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> list[str]:
         """Write a result; return warnings about what was left out."""
         pixels = (thumbnail,) if self.shows_slide else ()
-        return list(_resolve(self.writer)(heatmap, path, *pixels, **self.options))
+        module, _, function = self.writer.partition(":")
+        write = getattr(import_module(module), function)
+        return list(write(heatmap, path, *pixels, **self.options))
 
     def write_whole(
         self,
@@ -84,16 +84,6 @@ class Format:
             return False
         return bool(self.marker) and self.marker in text
 
-    def read(self, path: Path) -> Heatmap:
-        """Read a result back."""
-        heatmap: Heatmap = _resolve(self.reader)(path)
-        return heatmap
-
-
-def _resolve(name: str) -> Any:
-    module, _, function = name.partition(":")
-    return getattr(import_module(module), function)
-
 
 _HERE = "atlas_wsi.heatmap.formats"
 RESULT_FORMATS = {
@@ -102,7 +92,6 @@ RESULT_FORMATS = {
         suffixes=(".zarr",),
         marker="multiscales",
         writer=f"{_HERE}.omezarr:write_omezarr",
-        reader=f"{_HERE}.omezarr:read_omezarr",
     ),
     "geotiff": Format(
         file="heatmap.tif", writer=f"{_HERE}.geotiff:write_geotiff", is_for_scenes=True
