@@ -53,9 +53,8 @@ def _write_tiles(picture: Image.Image, folder: Path) -> int:
         for row in range(math.ceil(picture.height / TILE_PX)):
             for col in range(math.ceil(picture.width / TILE_PX)):
                 left, upper = col * TILE_PX, row * TILE_PX
-                right = min(left + TILE_PX, picture.width)
-                lower = min(upper + TILE_PX, picture.height)
-                tile = picture.crop((left, upper, right, lower))
+                end = min(left + TILE_PX, picture.width), min(upper + TILE_PX, picture.height)
+                tile = picture.crop((left, upper, *end))
                 tile.save(tiles / f"{col}_{row}.jpg", quality=_QUALITY)
         half = (math.ceil(picture.width / 2), math.ceil(picture.height / 2))
         picture = picture.resize(half, Image.Resampling.BOX)

@@ -35,7 +35,10 @@ class BatchWorker(WorkerPlugin):
         """One slide at a time in a process, however many threads dask gives it."""
         self.cancel = CancelToken()
         """Stops the current slide."""
-        _leave_ctrl_c_to_the_launcher()
+        # a Ctrl-C, which a terminal sends to all processes, must not end the current slide
+        is_of_a_nanny = multiprocessing.parent_process() is not None
+        if is_of_a_nanny and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     async def teardown(self, worker: object) -> None:  # noqa: ARG002 - dask's signature
         """Stop the current slide: the worker closes."""
@@ -46,10 +49,3 @@ class BatchWorker(WorkerPlugin):
 def plugin_name(run: str) -> str:
     """Name the plugin of a run."""
     return f"atlas-wsi-batch-{run}"
-
-
-def _leave_ctrl_c_to_the_launcher() -> None:
-    """Keep a Ctrl-C, which a terminal sends to all processes, from ending the current slide."""
-    is_of_a_nanny = multiprocessing.parent_process() is not None
-    if is_of_a_nanny and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.heatmap.heatmap import Heatmap
-    from atlas_wsi.heatmap.regions import Region
 
 TILES = "tiles"
 
@@ -28,14 +27,19 @@ def write_spatialdata(
     heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None
 ) -> tuple[str, ...]:
     """Write a SpatialData store; all elements are in level-0 pixels (system ``global``)."""
+    import shapely
+
     spatialdata = require_extra("spatialdata", "spatialdata", to="Writing SpatialData")
     boxes, probabilities = predicted_tiles(heatmap)
     regions = find_regions(heatmap).regions
     shapes, tables = {}, {}
     if regions:
-        shapes["regions"] = _regions(heatmap, regions)
+        columns: dict[str, Any] = {"class": [heatmap.classes[r.class_index] for r in regions]}
+        for k, name in enumerate(heatmap.classes):
+            columns[f"prob_{name}"] = [r.probabilities[k] for r in regions]
+        shapes["regions"] = _shapes([r.polygon for r in regions], columns)
     if len(boxes):
-        shapes[TILES] = _boxes(boxes)
+        shapes[TILES] = _shapes(shapely.box(*boxes.T))
         tables[f"{_name(heatmap.run.model.name)}_{TILES}"] = _table(heatmap, boxes, probabilities)
     spatialdata.SpatialData(
         images=_images(heatmap, thumbnail),
@@ -86,23 +90,11 @@ def _labels(heatmap: Heatmap) -> dict[str, Any]:
     }
 
 
-def _regions(heatmap: Heatmap, regions: Sequence[Region]) -> Any:
+def _shapes(polygons: Any, columns: dict[str, Any] | None = None) -> Any:
     import geopandas
     from spatialdata.models import ShapesModel
 
-    columns: dict[str, Any] = {"class": [heatmap.classes[r.class_index] for r in regions]}
-    for k, name in enumerate(heatmap.classes):
-        columns[f"prob_{name}"] = [r.probabilities[k] for r in regions]
-    outlines = [r.polygon for r in regions]
-    return ShapesModel.parse(geopandas.GeoDataFrame(columns, geometry=outlines))
-
-
-def _boxes(boxes: NDArray[np.int64]) -> Any:
-    import geopandas
-    import shapely
-    from spatialdata.models import ShapesModel
-
-    return ShapesModel.parse(geopandas.GeoDataFrame(geometry=shapely.box(*boxes.T)))
+    return ShapesModel.parse(geopandas.GeoDataFrame(columns, geometry=polygons))
 
 
 def _table(heatmap: Heatmap, boxes: NDArray[np.int64], probabilities: NDArray[np.float32]) -> Any:
