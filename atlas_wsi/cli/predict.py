@@ -12,8 +12,6 @@ from atlas_wsi.cli import console, options
 if TYPE_CHECKING:
     from atlas_wsi import SlideResult
 
-_UNITS = {"mm2": "mm²", "m2": "m²"}
-
 
 def predict(
     slides: Annotated[
@@ -101,7 +99,7 @@ def _predict(path: str, out: Path, arguments: dict[str, Any], *, quiet: bool) ->
 
 def _show(result: SlideResult, *, quiet: bool) -> None:
     areas = result.heatmap.areas()
-    total, unit = sum(areas.values()), _UNITS[result.heatmap.area_unit]
+    total, unit = sum(areas.values()), result.heatmap.area_unit.replace("2", "²")
     for name, area in sorted(areas.items(), key=lambda item: -item[1]):
         fraction = area / total if total else 0
         console.say(f"  {name:<28} {area:12.4g} {unit}  {fraction:6.1%}", quiet=quiet)

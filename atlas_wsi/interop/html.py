@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from atlas_wsi.heatmap.heatmap import Heatmap
 
-_UNITS = {"mm2": "mm²", "m2": "m²"}
-
 
 def write_html(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> tuple[str, ...]:
     """Write a page with the slide (or its tissue mask), the classes over it, and the areas."""
@@ -32,7 +30,7 @@ def write_html(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> 
         heatmap=heatmap,
         classes=sorted(summary.classes, key=lambda c: -c.share),
         total=summary.predicted_area,
-        unit=_UNITS[heatmap.area_unit],
+        unit=heatmap.area_unit.replace("2", "²"),
         place=extent_on_slide(heatmap),
         picture=_inline(Image.fromarray(backdrop(heatmap, thumbnail)), "JPEG"),
         overlay=_inline(Image.fromarray(paint_classes(heatmap)), "PNG"),
