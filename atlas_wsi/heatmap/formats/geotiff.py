@@ -25,7 +25,9 @@ def write_geotiff(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
     crs = None
     if heatmap.slide.is_georeferenced:
         assert heatmap.slide.transform is not None
-        transform = Affine(*heatmap.slide.transform) * transform
+        a, b, c, d, e, f = heatmap.slide.transform
+        x, y = a * origin_x + b * origin_y + c, d * origin_x + e * origin_y + f
+        transform = Affine(a * step_x, b * step_y, x, d * step_x, e * step_y, y)
         crs = CRS.from_wkt(heatmap.slide.crs)
     probabilities = np.asarray(heatmap.probabilities, np.float32)
     # In memory first: a full disk is then an OSError of Python's own, not GDAL's half a file.
