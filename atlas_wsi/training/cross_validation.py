@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from atlas_wsi.training.history import History
 from atlas_wsi.training.metrics import mean_probabilities
 from atlas_wsi.training.recipe import Recipe, TrainOptions
 from atlas_wsi.training.split import fold_split, make_folds, table_split
-from atlas_wsi.training.train import fit, initial_weights, make_card, save
+from atlas_wsi.training.train import fit, initial_weights, save
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -203,25 +203,33 @@ def cross_validate(
         `TrainOptions.overwrite` is false. Otherwise completed folds are not trained again.
     """
     recipe, options = recipe or Recipe(), options or TrainOptions()
-    check_folds(data, options, n_folds)
+    if n_folds < 2:
+        raise ValueError(f"{n_folds} folds; expected 2 or more")
+    if options.out is None:
+        raise ValueError("a cross-validation needs a model file to write")
+    if table_split(data) is not None:
+        raise ValueError("the table's column split replaces folds and the validation fraction")
     history = history if history is not None else History(tensorboard=options.tensorboard)
     with distributed.joined():
         options.check(recipe)
         ready = data.prepared(mpp=spec.mpp, seed=recipe.seed, progress=progress)
-        result = _train_folds(ready, spec, recipe, options, n_folds, history, progress, cancel)
+        facts = {
+            "folds": n_folds,
+            "validation_fraction": options.validation_fraction,
+            "fingerprint": _fingerprint(ready, spec, recipe, options, n_folds),
+        }
+        result = _train_folds(ready, spec, recipe, options, facts, history, progress, cancel)
         if distributed.rank() == 0:
             result.write(options.path, ready)
-        parts = fold_split(
-            ready, _no_folds(ready), None, validation=options.validation_fraction, seed=recipe.seed
-        )
-        text = folds_text(ready, n_folds, recipe.seed, fold=None)
+        validation = options.validation_fraction
         model = fit(
             ready,
-            parts,
-            make_card(ready, parts, spec, text),
+            fold_split(ready, result.fold_of, None, validation=validation, seed=recipe.seed),
+            spec,
+            folds_text(ready, n_folds, recipe.seed, fold=None),
             recipe,
             options,
-            facts=_facts(ready, spec, recipe, options, n_folds),
+            facts=facts,
             history=history,
             progress=_named(progress, f"all {ready.unit}"),
             cancel=cancel,
@@ -233,60 +241,32 @@ def cross_validate(
     return model, result
 
 
-def check_folds(data: LabeledData, options: TrainOptions, n_folds: int) -> None:
-    """Refuse a cross-validation that cannot be."""
-    if n_folds < 2:
-        raise ValueError(f"{n_folds} folds; expected 2 or more")
-    if options.out is None:
-        raise ValueError("a cross-validation needs a model file to write")
-    if table_split(data) is not None:
-        raise ValueError("the table's column split replaces folds and the validation fraction")
-
-
-def _no_folds(data: Labeled) -> NDArray[np.int64]:
-    return np.zeros(len(data), np.int64)
-
-
-def _facts(
-    data: Labeled, spec: CardSpec, recipe: Recipe, options: TrainOptions, n: int
-) -> dict[str, object]:
-    return {
-        "folds": n,
-        "validation_fraction": options.validation_fraction,
-        "fingerprint": _fingerprint(data, spec, recipe, options, n),
-    }
-
-
 def _train_folds(
     data: Labeled,
     spec: CardSpec,
     recipe: Recipe,
     options: TrainOptions,
-    n: int,
+    facts: Mapping[str, Any],
     history: History,
     progress: Progress | None,
     cancel: CancelToken | None,
 ) -> CrossValidation:
+    n, validation = facts["folds"], options.validation_fraction
     fold_of = make_folds(data, n=n, seed=recipe.seed)
-    facts = _facts(data, spec, recipe, options, n)
     probabilities = np.empty((len(data), len(data.classes)), np.float32)
     folds = []
     for k in range(n):
-        own = replace(
-            options, out=options.path.with_name(f"{options.path.stem}.fold{k}.safetensors")
-        )
-        parts = fold_split(
-            data, fold_of, k, validation=options.validation_fraction, seed=recipe.seed
-        )
-        model = _completed(own.path, str(facts["fingerprint"]), overwrite=options.overwrite)
+        path = options.path.with_name(f"{options.path.stem}.fold{k}.safetensors")
+        own = replace(options, out=path)
+        parts = fold_split(data, fold_of, k, validation=validation, seed=recipe.seed)
+        model = _completed(path, facts["fingerprint"], overwrite=options.overwrite)
         if distributed.broadcast(model is None):
             curve = history.below(f"fold{k}")
-            named = replace(spec, name=f"{spec.name[:_MAX_NAME]}.fold{k}")
-            text = folds_text(data, n, recipe.seed, fold=k)
             model = fit(
                 data,
                 parts,
-                make_card(data, parts, named, text),
+                replace(spec, name=f"{spec.name[:_MAX_NAME]}.fold{k}"),
+                folds_text(data, n, recipe.seed, fold=k),
                 recipe,
                 own,
                 facts={**facts, "fold": k},
@@ -296,7 +276,7 @@ def _train_folds(
             )
             save(model, own, curve)
         fold, probabilities[parts.test] = distributed.broadcast(
-            _predict_fold(model, own.path, data, parts.test)
+            _predict_fold(model, path, data, parts.test)
         )
         folds.append(fold)
     pooled = measure(data.classes, data.labels, probabilities, data.groups, unit=data.unit)
@@ -310,9 +290,10 @@ def _predict_fold(
 ) -> tuple[Fold, NDArray[np.float32]]:
     """Predict the test part of a fold; only the result of the first process is used."""
     groups = len({data.groups[i] for i in test})
+    fold = Fold(path=path, tiles=len(test), groups=groups, metrics={})
     if model is None or distributed.rank() != 0:
-        return Fold(path=path, tiles=len(test), groups=groups, metrics={}), np.empty(0, np.float32)
-    fold = Fold(path=path, tiles=len(test), groups=groups, metrics=dict(model.card.metrics))
+        return fold, np.empty(0, np.float32)
+    fold = replace(fold, metrics=dict(model.card.metrics))
     logits, valid = predict_logits(model, data.subset(test))
     return fold, mean_probabilities(logits, valid, temperature=model.card.temperature)
 

@@ -142,19 +142,9 @@ def class_scores(
     sample; whole groups are drawn, for their members are alike. Each sample is its own group by
     default.
     """
-    predicted = probabilities.argmax(axis=1)
-    per_class: dict[int, dict[str, float]] = {}
-    for k in np.unique(labels):
-        truth, said = labels == k, predicted == k
-        hits = int((truth & said).sum())
-        scores = {"recall": hits / truth.sum(), "f1": 2 * hits / (truth.sum() + said.sum())}
-        if not truth.all():
-            scores["auroc"], scores["auprc"] = _areas(truth, probabilities[:, k])
-        per_class[int(k)] = {name: float(score) for name, score in scores.items()}
 
     def figures(at: NDArray[np.int64]) -> NDArray[np.float64]:
-        y, p = labels[at], probabilities[at]
-        return _figures(y, p, p.argmax(axis=1))
+        return _figures(labels[at], probabilities[at])
 
     names = ("accuracy", "balanced_accuracy", "f1", "auroc", "auprc")
     value = figures(np.arange(len(labels)))
@@ -173,7 +163,7 @@ def class_scores(
         name: Interval(value=float(v), low=float(a), high=float(b))
         for name, v, a, b in zip(names, value, low, high, strict=True)
     }
-    return found | {"per_class": per_class}
+    return found | {"per_class": _per_class(labels, probabilities)}
 
 
 def reliability(
@@ -195,23 +185,33 @@ def reliability(
     )
 
 
-def _figures(
-    y: NDArray[np.int64], p: NDArray[np.float32], predicted: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Accuracy, balanced accuracy, F1, AUROC and AUPRC, by sorting once a class."""
-    recall, f1, auroc, auprc = [], [], [], []
-    for k in np.unique(y):
-        truth, said = y == k, predicted == k
+def _per_class(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float32]
+) -> dict[int, dict[str, float]]:
+    """Compute the figures of each class that occurs, by sorting once a class."""
+    predicted = probabilities.argmax(axis=1)
+    found: dict[int, dict[str, float]] = {}
+    for k in np.unique(labels).tolist():
+        truth, said = labels == k, predicted == k
         hits = int((truth & said).sum())
-        recall.append(hits / truth.sum())
-        f1.append(2 * hits / (truth.sum() + said.sum()))
-        if truth.all():
-            continue
-        area, precision = _areas(truth, p[:, k])
-        auroc.append(area)
-        auprc.append(precision)
-    mean = [float(np.mean(x)) if x else np.nan for x in (recall, f1, auroc, auprc)]
-    return np.array([float((predicted == y).mean()), *mean])
+        scores = {
+            "recall": float(hits / truth.sum()),
+            "f1": float(2 * hits / (truth.sum() + said.sum())),
+        }
+        if not truth.all():
+            scores["auroc"], scores["auprc"] = _areas(truth, probabilities[:, k])
+        found[k] = scores
+    return found
+
+
+def _figures(y: NDArray[np.int64], p: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Accuracy, balanced accuracy, F1, AUROC and AUPRC."""
+    scores = _per_class(y, p).values()
+    means = [
+        np.mean([score[name] for score in scores if name in score] or [np.nan])
+        for name in ("recall", "f1", "auroc", "auprc")
+    ]
+    return np.array([(p.argmax(axis=1) == y).mean(), *means])
 
 
 def _areas(truth: NDArray[np.bool_], score: NDArray[np.float32]) -> tuple[float, float]:

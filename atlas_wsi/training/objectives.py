@@ -19,8 +19,7 @@ from atlas_wsi.streaming.shard import plan_for
 from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.training import distributed
 from atlas_wsi.training.data.augment import vary_colors
-from atlas_wsi.training.data.labeled import LabeledTiles
-from atlas_wsi.training.data.mosaics import load_batches
+from atlas_wsi.training.data.mosaics import Batches
 from atlas_wsi.training.data.slide_table import SlideTable
 from atlas_wsi.training.norms import measure_norms
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from atlas_wsi.models.model import Model
     from atlas_wsi.progress import CancelToken
     from atlas_wsi.streaming.forward import SlideLogits
-    from atlas_wsi.training.data.labeled import Labeled
+    from atlas_wsi.training.data.labeled import Labeled, LabeledTiles
     from atlas_wsi.training.data.mosaics import Batch
     from atlas_wsi.training.recipe import Recipe
 
@@ -65,7 +64,6 @@ def objective_for(data: Labeled, model: Model, recipe: Recipe) -> Objective:
     """Return the steps of a training on some data."""
     if isinstance(data, SlideTable):
         return SlideObjective(model, data, recipe)
-    assert isinstance(data, LabeledTiles)
     return TileObjective(model, data, recipe)
 
 
@@ -85,12 +83,13 @@ class TileObjective:
 
     def batches(self, steps: range) -> DataLoader[Batch]:
         """Make the images of some steps."""
-        stain = self.model.card.domain == "slide"
-        part = distributed.rank(), distributed.n_ranks()
-        token_px = self.model.config.token_px
-        return load_batches(
-            self.tiles, self.recipe, steps, stain=stain, part=part, token_px=token_px
-        )
+        return Batches(
+            tiles=self.tiles,
+            recipe=self.recipe,
+            stain=self.model.card.domain == "slide",
+            part=(distributed.rank(), distributed.n_ranks()),
+            token_px=self.model.config.token_px,
+        ).ahead(steps)
 
     def learn(self, batch: Batch, step: int, cancel: CancelToken) -> float:  # noqa: ARG002
         """Add the gradient of a batch to the model's weights."""

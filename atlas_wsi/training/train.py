@@ -104,7 +104,8 @@ def train(
         model = fit(
             ready,
             parts,
-            make_card(ready, parts, spec, text),
+            spec,
+            text,
             recipe,
             options,
             facts=facts,
@@ -116,7 +117,7 @@ def train(
     return model
 
 
-def make_card(data: Labeled, parts: Split, spec: CardSpec, text: str) -> ModelCard:
+def _make_card(data: Labeled, parts: Split, spec: CardSpec, text: str) -> ModelCard:
     """Make the card of a model before training."""
     mpp = spec.mpp or data.mpp
     if mpp is None:
@@ -143,7 +144,8 @@ def make_card(data: Labeled, parts: Split, spec: CardSpec, text: str) -> ModelCa
 def fit(
     data: Labeled,
     parts: Split,
-    card: ModelCard,
+    spec: CardSpec,
+    text: str,
     recipe: Recipe,
     options: TrainOptions,
     *,
@@ -152,10 +154,13 @@ def fit(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Model:
-    """Train on the training part, select and calibrate by validation, measure on the test part."""
+    """Train on the training part, select and calibrate by validation, measure on the test part.
+
+    `text`: How the parts were kept apart, for the card.
+    """
     known = data.subset(parts.train)
     validation = data.subset(parts.validation) if len(parts.validation) else None
-    start = initial_weights(recipe, options)
+    card, start = _make_card(data, parts, spec, text), initial_weights(recipe, options)
     model = new_model(len(data.classes), card, recipe, start).to(distributed.device())
     trainer = Trainer(model, recipe, history)
     started = time.perf_counter()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import TypeAlias
 
     import numpy as np
     from numpy.typing import NDArray
 
     from atlas_wsi.progress import Progress
+    from atlas_wsi.training.data.slide_table import SlideTable
+
+    Labeled: TypeAlias = "LabeledTiles | SlideTable"
 
 
 class LabeledData(Protocol):
@@ -36,63 +40,6 @@ class LabeledData(Protocol):
         Labeled
             Images or slides with labels and groups.
         """
-
-
-class Labeled(Protocol):
-    """Labeled tiles, or whole slides."""
-
-    unit: ClassVar[str]
-    """``"tiles"`` or ``"slides"``."""
-
-    @property
-    def images(self) -> NDArray[np.uint8]:
-        """`(n, rows, cols, 3)`: the tiles, or a sample of windows of the slides."""
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """`(N,)` index into `classes`."""
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """`N` names; a group is kept in one part of a split."""
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """`N` names of files."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-
-    @property
-    def is_grouped(self) -> bool:
-        """Whether groups were given."""
-
-    @property
-    def mpp(self) -> float | None:
-        """Micrometers per pixel of `images`."""
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """How the data was read, for the card."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the whole data set, by which a model recognizes its training data."""
-
-    @property
-    def arguments(self) -> dict[str, int]:
-        """What decides a training besides recipe and images."""
-
-    def __len__(self) -> int: ...
-
-    def subset(self, which: NDArray[np.int64]) -> Self:
-        """Return some of them, with the same classes."""
-
-    def prepared(
-        self, *, mpp: float | None = None, seed: int = 0, progress: Progress | None = None
-    ) -> Labeled:
-        """Return the data, which is ready."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

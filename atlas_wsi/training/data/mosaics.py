@@ -8,7 +8,6 @@ carries no label.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -159,111 +158,6 @@ class Batch:
         )
 
 
-def make_batch(
-    tiles: LabeledTiles,
-    recipe: Recipe,
-    step: int,
-    *,
-    stain: bool,
-    part: tuple[int, int] = (0, 1),
-    token_px: int = 16,
-) -> Batch:
-    """Make the pictures of a step; the same ones for the same seed and step.
-
-    Some steps show single tiles, the rest mosaics; every sixteenth step one large enough
-    for a third scale. Now and then coarser scales than the size asks for are added, so
-    that the coarsest parameters also learn to be shared.
-    """
-    rng = np.random.default_rng((recipe.seed, step))
-    make = _make_singles if _shows_singles(step, recipe) else _make_mosaics
-    return make(tiles, recipe, step, rng, stain=stain, part=part, token_px=token_px)
-
-
-def _pictures(
-    recipe: Recipe, step: int, n: int, part: tuple[int, int]
-) -> tuple[list[int], list[np.random.Generator], bool]:
-    """Return the pictures of a part, a source of random numbers each, and whether none is left."""
-    mine = list(range(n)[part[0] :: part[1]])
-    is_idle = not mine
-    mine = mine or [0]  # without labels: every process has to run something
-    # 1 + i: a seed that ends in 0 is the seed without it
-    return mine, [np.random.default_rng((recipe.seed, step, 1 + i)) for i in mine], is_idle
-
-
-def _make_singles(
-    tiles: LabeledTiles,
-    recipe: Recipe,
-    step: int,
-    rng: np.random.Generator,
-    *,
-    stain: bool,
-    part: tuple[int, int],
-    token_px: int,
-) -> Batch:
-    side = tiles.images.shape[1], tiles.images.shape[2]
-    n = max(2, int(recipe.megapixels * 1e6 / (side[0] * side[1])))
-    most = max(_FEW_SINGLES, round(_SINGLES_A_MEGAPIXEL * recipe.megapixels))  # of small tiles
-    chosen = rng.choice(len(tiles), size=min(n, most))
-    mine, rngs, is_idle = _pictures(recipe, step, len(chosen), part)
-    images = np.stack(
-        [
-            augment(tiles.images[i], rng=rng, stain=stain, colors=recipe.color_jitter)
-            for i, rng in zip(chosen[mine], rngs, strict=True)
-        ]
-    )
-    cell_px = CELL_TOKENS * token_px
-    cells = -(-side[0] // cell_px), -(-side[1] // cell_px)
-    labels = torch.from_numpy(tiles.labels[chosen[mine]])
-    shares = functional.one_hot(labels, len(tiles.classes)).float() * (not is_idle)
-    return Batch(
-        images=torch.from_numpy(images),
-        shares=shares[:, :, None, None].expand(-1, -1, *cells),
-        n_scales=None,
-        idle=is_idle,
-    )
-
-
-def _make_mosaics(
-    tiles: LabeledTiles,
-    recipe: Recipe,
-    step: int,
-    rng: np.random.Generator,
-    *,
-    stain: bool,
-    part: tuple[int, int],
-    token_px: int,
-) -> Batch:
-    cells_a_side = int(rng.integers(17, 21)) if step % 16 == 1 else int(rng.integers(5, 13))
-    cell_px = CELL_TOKENS * token_px
-    shape = (
-        cells_a_side * cell_px,
-        int(rng.integers(max(5, cells_a_side - 2), cells_a_side + 1)) * cell_px,
-    )
-    n = max(1, round(recipe.megapixels * 1e6 / (shape[0] * shape[1])))
-    added = int(rng.choice([0, 0, 1, 2]))
-    _, rngs, is_idle = _pictures(recipe, step, n, part)
-    mosaics = [
-        make_mosaic(tiles, shape, rng, stain=stain, jitter=recipe.color_jitter, token_px=token_px)
-        for rng in rngs
-    ]
-    shares = torch.from_numpy(np.stack([m.shares for m in mosaics]))
-    active = torch.cat([_draw_active(s[None], rng) for s, rng in zip(shares, rngs, strict=True)])
-    natural = 1 + sum(max(shape) > _WINDOW_CELLS * cell_px * 4**k for k in range(4))
-    return Batch(
-        images=torch.from_numpy(np.stack([m.image for m in mosaics])),
-        shares=shares * _cells_of(active, shares) * (not is_idle),
-        n_scales=natural + added,
-        active=active,
-        idle=is_idle,
-    )
-
-
-def _shows_singles(step: int, recipe: Recipe) -> bool:
-    if recipe.single_tiles_every == 2:
-        return step % 16 != 1 and step % 2 == 0
-    return step % recipe.single_tiles_every == 0
-
-
 def _draw_active(shares: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Leave out windows of glass, and now and then others, as happens around real tissue."""
     labeled = shares.sum(dim=1, keepdim=True)
@@ -283,43 +177,91 @@ def _cells_of(active: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     return wide[:, None, : shares.shape[2], : shares.shape[3]].to(shares)
 
 
-class _Steps(Dataset[Batch]):
-    """The pictures of every step, by its number."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches(Dataset[Batch]):
+    """The pictures of every step, by its number; the same ones for the same seed and step.
 
-    def __init__(
-        self,
-        tiles: LabeledTiles,
-        recipe: Recipe,
-        steps: range,
-        *,
-        stain: bool,
-        part: tuple[int, int],
-        token_px: int,
-    ) -> None:
-        self._make = partial(make_batch, tiles, recipe, stain=stain, part=part, token_px=token_px)
-        self._steps = steps
+    Some steps show single tiles, the rest mosaics; every sixteenth step one large enough
+    for a third scale. Now and then coarser scales than the size asks for are added, so
+    that the coarsest parameters also learn to be shared.
+    """
 
-    def __len__(self) -> int:
-        return len(self._steps)
+    tiles: LabeledTiles
+    recipe: Recipe
+    stain: bool
+    part: tuple[int, int] = (0, 1)
+    """Number of this process, and of all that share the pictures of a step."""
+    token_px: int = 16
 
     def __getitem__(self, step: int) -> Batch:
-        return self._make(self._steps[step])
+        rng = np.random.default_rng((self.recipe.seed, step))
+        every = self.recipe.single_tiles_every
+        shows_singles = step % every == 0 and not (every == 2 and step % 16 == 1)
+        return self._singles(step, rng) if shows_singles else self._mosaics(step, rng)
 
+    def ahead(self, steps: range) -> DataLoader[Batch]:
+        """Make pictures ahead in a process; their order and content do not depend on it."""
+        return DataLoader(
+            self,
+            batch_size=None,
+            sampler=steps,
+            num_workers=_MAKERS,
+            prefetch_factor=_AHEAD,
+            generator=torch.Generator(),  # the loader's own draw must not touch the caller's
+        )
 
-def load_batches(
-    tiles: LabeledTiles,
-    recipe: Recipe,
-    steps: range,
-    *,
-    stain: bool,
-    part: tuple[int, int],
-    token_px: int,
-) -> DataLoader[Batch]:
-    """Make pictures ahead in a process; their order and content do not depend on it."""
-    return DataLoader(
-        _Steps(tiles, recipe, steps, stain=stain, part=part, token_px=token_px),
-        batch_size=None,
-        num_workers=_MAKERS,
-        prefetch_factor=_AHEAD,
-        generator=torch.Generator(),  # the loader's own draw must not touch the caller's
-    )
+    def _pictures(self, step: int, n: int) -> tuple[list[int], list[np.random.Generator], bool]:
+        """Return the own pictures, a source of random numbers each, and whether there are none."""
+        mine = list(range(n)[self.part[0] :: self.part[1]])
+        is_idle = not mine
+        mine = mine or [0]  # without labels: every process has to run something
+        # 1 + i: a seed that ends in 0 is the seed without it
+        rngs = [np.random.default_rng((self.recipe.seed, step, 1 + i)) for i in mine]
+        return mine, rngs, is_idle
+
+    def _singles(self, step: int, rng: np.random.Generator) -> Batch:
+        tiles, megapixels = self.tiles, self.recipe.megapixels
+        rows, cols = tiles.images.shape[1:3]
+        n = max(2, int(megapixels * 1e6 / (rows * cols)))
+        most = max(_FEW_SINGLES, round(_SINGLES_A_MEGAPIXEL * megapixels))  # of small tiles
+        chosen = rng.choice(len(tiles), size=min(n, most))
+        mine, rngs, is_idle = self._pictures(step, len(chosen))
+        images = [
+            augment(tiles.images[i], rng=rng, stain=self.stain, colors=self.recipe.color_jitter)
+            for i, rng in zip(chosen[mine], rngs, strict=True)
+        ]
+        cell_px = CELL_TOKENS * self.token_px
+        labels = torch.from_numpy(tiles.labels[chosen[mine]])
+        shares = functional.one_hot(labels, len(tiles.classes)).float() * (not is_idle)
+        return Batch(
+            images=torch.from_numpy(np.stack(images)),
+            shares=shares[:, :, None, None].expand(
+                -1, -1, -(-rows // cell_px), -(-cols // cell_px)
+            ),
+            n_scales=None,
+            idle=is_idle,
+        )
+
+    def _mosaics(self, step: int, rng: np.random.Generator) -> Batch:
+        rows = int(rng.integers(17, 21)) if step % 16 == 1 else int(rng.integers(5, 13))
+        cols = int(rng.integers(max(5, rows - 2), rows + 1))
+        cell_px = CELL_TOKENS * self.token_px
+        shape = rows * cell_px, cols * cell_px
+        n = max(1, round(self.recipe.megapixels * 1e6 / (shape[0] * shape[1])))
+        added = int(rng.choice([0, 0, 1, 2]))
+        _, rngs, is_idle = self._pictures(step, n)
+        jitter, token_px = self.recipe.color_jitter, self.token_px
+        mosaics = [
+            make_mosaic(self.tiles, shape, rng, stain=self.stain, jitter=jitter, token_px=token_px)
+            for rng in rngs
+        ]
+        shares = torch.from_numpy(np.stack([m.shares for m in mosaics]))
+        active = torch.cat([_draw_active(s[None], r) for s, r in zip(shares, rngs, strict=True)])
+        natural = 1 + sum(max(shape) > _WINDOW_CELLS * cell_px * 4**k for k in range(4))
+        return Batch(
+            images=torch.from_numpy(np.stack([m.image for m in mosaics])),
+            shares=shares * _cells_of(active, shares) * (not is_idle),
+            n_scales=natural + added,
+            active=active,
+            idle=is_idle,
+        )

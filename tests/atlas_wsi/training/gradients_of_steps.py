@@ -16,7 +16,7 @@ from torch import nn
 from atlas_wsi.cli.app import app
 from atlas_wsi.models.card import ModelCard, ModelClass
 from atlas_wsi.training import distributed
-from atlas_wsi.training.data.mosaics import make_batch
+from atlas_wsi.training.data.mosaics import Batches
 from atlas_wsi.training.data.tile_folder import read_tiles
 from atlas_wsi.training.objectives import losses
 from atlas_wsi.training.recipe import Recipe
@@ -47,7 +47,7 @@ def gradients(tiles):
     part = distributed.rank(), distributed.n_ranks()
     found = {}
     for step in STEPS:
-        batch = make_batch(tiles, RECIPE, step, stain=True, part=part)
+        batch = Batches(tiles=tiles, recipe=RECIPE, stain=True, part=part)[step]
         distributed.set_idle(model, idle=batch.idle)
         model.zero_grad()
         dense, slide = losses(model, batch, run=run)

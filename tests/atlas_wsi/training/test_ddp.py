@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from atlas_wsi.cli.app import app
 from atlas_wsi.models import load_model
-from atlas_wsi.training.data.mosaics import make_batch
+from atlas_wsi.training.data.mosaics import Batches
 from atlas_wsi.training.data.tile_folder import read_tiles
 from atlas_wsi.training.recipe import Recipe
 
@@ -78,8 +78,8 @@ def test_batch_norm_sees_the_pictures_of_all_processes(steps):
 @pytest.mark.parametrize("step", [0, 2])
 def test_parts_of_a_batch_are_the_batch_without_repeats(tile_folder, n, step):
     tiles, recipe = read_tiles(tile_folder), Recipe(megapixels=0.6)
-    whole = make_batch(tiles, recipe, step, stain=True)
-    parts = [make_batch(tiles, recipe, step, stain=True, part=(k, n)) for k in range(n)]
+    whole = Batches(tiles=tiles, recipe=recipe, stain=True)[step]
+    parts = [Batches(tiles=tiles, recipe=recipe, stain=True, part=(k, n))[step] for k in range(n)]
     images = np.concatenate([p.images for p in parts if not p.idle])
     order = np.concatenate([np.arange(len(whole.images))[k::n] for k in range(n)])
     assert np.array_equal(images, whole.images.numpy()[order])

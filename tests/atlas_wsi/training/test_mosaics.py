@@ -7,7 +7,7 @@ import pytest
 
 from atlas_wsi.training.data.augment import augment
 from atlas_wsi.training.data.labeled import LabeledTiles
-from atlas_wsi.training.data.mosaics import make_batch, make_mosaic
+from atlas_wsi.training.data.mosaics import Batches, make_mosaic
 from atlas_wsi.training.recipe import Recipe
 
 COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)
@@ -60,18 +60,17 @@ def test_borders_fall_inside_cells_and_inside_tiles():
 def test_a_step_shows_the_same_pictures_for_the_same_seed():
     recipe = Recipe(seed=5, megapixels=0.2)
     for step in range(4):
-        first, again = (make_batch(flat_tiles(), recipe, step, stain=True) for _ in range(2))
+        both = (Batches(tiles=flat_tiles(), recipe=recipe, stain=True) for _ in range(2))
+        first, again = (batches[step] for batches in both)
         assert first.images.equal(again.images)
         assert first.shares.equal(again.shares)
-    other = make_batch(flat_tiles(), Recipe(seed=6, megapixels=0.2), 3, stain=True)
+    other = Batches(tiles=flat_tiles(), recipe=Recipe(seed=6, megapixels=0.2), stain=True)[3]
     assert not first.images.equal(other.images)
 
 
 def test_one_two_and_three_scales_are_all_trained():
-    sizes = {
-        max(make_batch(flat_tiles(), Recipe(megapixels=0.2), step, stain=False).images.shape[1:3])
-        for step in range(32)
-    }
+    batches = Batches(tiles=flat_tiles(), recipe=Recipe(megapixels=0.2), stain=False)
+    sizes = {max(batches[step].images.shape[1:3]) for step in range(32)}
     assert min(sizes) <= 256
     assert any(256 < size <= 1024 for size in sizes)
     assert max(sizes) > 1024
@@ -98,7 +97,7 @@ def test_white_glass_stays_bright_when_stains_vary():
 def test_windows_that_are_left_out_carry_no_label_and_others_keep_theirs():
     left_out = 0
     for step in range(1, 40):
-        batch = make_batch(flat_tiles(), Recipe(megapixels=0.2), step, stain=True)
+        batch = Batches(tiles=flat_tiles(), recipe=Recipe(megapixels=0.2), stain=True)[step]
         if batch.active is None:
             continue
         assert batch.active.flatten(1).any(dim=1).all()
