@@ -217,11 +217,7 @@ class Atlas(nn.Module):
         active_windows: torch.Tensor | np.ndarray[Any, Any] | None = None,
         n_scales: int | None = None,
     ) -> Layout:
-        """List the windows of images of a size.
-
-        `active_windows`: bool `(rows, cols)` of fine windows or `(B, rows, cols)`; None computes
-        all.
-        """
+        """List the windows of images; `active_windows`: bool `([B,] rows, cols)`, None for all."""
         step = self.config.token_px
         tokens = (-(-shape_px[0] // step), -(-shape_px[1] // step))
         side = min(self.config.window, max(tokens))
@@ -243,10 +239,7 @@ class Atlas(nn.Module):
         )
 
     def encode(self, x_BCYX: torch.Tensor, layout: Layout | None = None) -> Encoding:
-        """Compute the tokens of all scales after every stage.
-
-        `x_BCYX`: Normalized images of one size, `(B, channels, H, W)`, any H and W.
-        """
+        """Compute the tokens of all scales of normalized images after every stage."""
         if layout is None:
             layout = self.plan(
                 (x_BCYX.shape[-2], x_BCYX.shape[-1]),
@@ -268,10 +261,7 @@ class Atlas(nn.Module):
         return Encoding(layout=layout, initial=initial, stages=tuple(done))
 
     def pooled(self, encoding: Encoding) -> torch.Tensor:
-        """Average the normalized valid tokens of the scales that are left at the end.
-
-        Returns: `(B, C)`.
-        """
+        """Average the normalized valid tokens of the last stage's scales, to `(B, C)`."""
         tokens = encoding.stages[-1] if encoding.stages else encoding.initial
         layout = encoding.layout
         total = tokens[0].new_zeros(layout.n_images, self.config.dim)
@@ -289,11 +279,7 @@ class Atlas(nn.Module):
         x_BCYX: torch.Tensor,
         active_windows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Classify whole images.
-
-        `x_BCYX`: Normalized images, `(B, channels, H, W)`. `active_windows`: bool `(rows, cols)` of
-        fine windows, or `(B, rows, cols)`; None computes all. Returns: Logits `(B, n_classes)`.
-        """
+        """Return the logits `(B, n_classes)` of normalized images."""
         shape = (x_BCYX.shape[-2], x_BCYX.shape[-1])
         layout = self.plan(shape, n_images=len(x_BCYX), active_windows=active_windows)
         return self.fc(self.fc_norm(self.pooled(self.encode(x_BCYX, layout))))

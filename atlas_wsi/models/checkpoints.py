@@ -39,10 +39,7 @@ _DAMAGED = (
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Read tensors by name from safetensors or a torch checkpoint.
-
-    A torch file may be a state dict or a mapping with one under ``model`` or ``state_dict``.
-    """
+    """Read tensors by name from safetensors or from a torch file with a state dict."""
     path = Path(path)
     if not path.is_file():
         raise UnknownModelError(f"There is no file of weights at {path}.")
@@ -161,13 +158,7 @@ _UNIT_NAMES = (
 
 
 def rename_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give the weights of a published Atlas our names.
-
-    ``atlas_models.0.patch_embed.*`` becomes ``stem.*``;
-    ``atlas_models.I.levels.0.blocks.J.blocks.S.*`` becomes ``stages.I.J.scales.S.*`` and
-    ``...blocks.J.posemb.S.projector.{0,2}`` its ``position.{fc1,fc2}``. The unused
-    ``atlas_models.I.norm`` and ``.head`` are left out.
-    """
+    """Give the weights of a published Atlas our names; those that it does not use are left out."""
     out, unknown = rename_known(state)
     if unknown:
         raise CheckpointMismatchError(

@@ -30,29 +30,19 @@ class DenseHead(nn.Module):
         self.reads = nn.ModuleList(nn.Linear(dim, n_classes, bias=s == 0) for s in range(n_scales))
 
     def read(self, scale: int, x_NTC: torch.Tensor) -> torch.Tensor:
-        """Read the tokens of a scale.
-
-        Returns: Logits `(N, T, K)`.
-        """
+        """Read the tokens of a scale: logits `(N, T, K)`."""
         s = min(scale, len(self.reads) - 1)
         return self.reads[s](self.norms[s](x_NTC))
 
     def forward(
         self, tokens: Sequence[torch.Tensor], layout: Layout, *, cell_tokens: int = 4
     ) -> torch.Tensor:
-        """Read all scales of whole images.
-
-        `tokens`: One `(N, T, C)` a scale, finest first. Returns: Logits `(B, K, rows, cols)` of the
-        cells; zero where no token is valid.
-        """
+        """Read all scales, finest first: logits `(B, K, rows, cols)`, zero without a token."""
         fine = self.fine(tokens[0], layout, cell_tokens=cell_tokens)
         return fine + self.coarse(tokens[1:], layout, cell_tokens=cell_tokens)
 
     def fine(self, x_NTC: torch.Tensor, layout: Layout, *, cell_tokens: int = 4) -> torch.Tensor:
-        """Read the finest scale and average it over cells.
-
-        Returns: Logits `(B, K, rows, cols)`.
-        """
+        """Read the finest scale and average it over cells: logits `(B, K, rows, cols)`."""
         logits = layout.to_map(0, self.read(0, x_NTC))
         valid = valid_map(layout, 0, like=logits)
         return _mean_cells(logits, valid, cell_tokens)
@@ -60,11 +50,7 @@ class DenseHead(nn.Module):
     def coarse(
         self, tokens: Sequence[torch.Tensor], layout: Layout, *, cell_tokens: int = 4
     ) -> torch.Tensor:
-        """Read all but the finest scale at the centers of the cells.
-
-        `tokens`: One `(N, T, C)` a scale, from scale 1 on. Returns: Logits `(B, K, rows, cols)`;
-        zero if there is one scale.
-        """
+        """Read the scales from 1 on at the centers of cells: logits `(B, K, rows, cols)`."""
         rows, cols = (-(-n // cell_tokens) for n in layout.scales[0].grid)
         total = next(self.parameters()).new_zeros(layout.n_images, self.n_classes, rows, cols)
         for s, x_NTC in enumerate(tokens, start=1):
@@ -76,10 +62,7 @@ class DenseHead(nn.Module):
 
 
 def valid_map(layout: Layout, scale: int, *, like: torch.Tensor) -> torch.Tensor:
-    """Return which tokens of a scale are valid as a map.
-
-    Returns: `(B, 1, rows, cols)` of ones and zeros.
-    """
+    """Return which tokens of a scale are valid: ones and zeros, `(B, 1, rows, cols)`."""
     valid = layout.scales[scale].valid[..., None].to(like)
     return layout.to_map(scale, valid)
 

@@ -1,8 +1,7 @@
 """Which windows of tokens exist at every scale, and how scales lie over each other.
 
-Only windows with a valid token are in the lists: a token is valid if it lies in the image and
-its fine window is active; a coarse token is valid if any token under it is. Everything here is
-index arithmetic on integers; no weights, no features.
+A token is valid if it lies in the image and its fine window is active, a coarse one if any token
+under it is; windows without a valid token are not listed.
 """
 
 # B images, N windows (of one scale), T tokens per window, P tokens of the next scale over a window
@@ -80,10 +79,7 @@ class Layout:
     """Tokens of a scale per token of the next one, along one side."""
 
     def to_map(self, scale: int, x_NTC: torch.Tensor) -> torch.Tensor:
-        """Lay the tokens of a scale out as images, zero where invalid.
-
-        `x_NTC`: Tokens in window order, `(N, T, C)`. Returns: `(B, C, rows, cols)`.
-        """
+        """Lay the tokens of a scale out as `(B, C, rows, cols)`, zero where invalid."""
         at = self.scales[scale]
         m, (wr, wc) = at.side, at.windows
         channels = x_NTC.shape[-1]
@@ -95,11 +91,7 @@ class Layout:
         return out[..., : at.grid[0], : at.grid[1]]
 
     def from_map(self, x_BCYX: torch.Tensor) -> torch.Tensor:
-        """Cut a map of the finest scale into the windows of the list.
-
-        `x_BCYX`: Tokens of the whole image, `(B, C, rows, cols)`. Returns: `(N, T, C)`, zero where
-        invalid.
-        """
+        """Cut a map `(B, C, rows, cols)` into the finest windows, zero where invalid."""
         at = self.scales[0]
         m, (wr, wc) = at.side, at.windows
         n_images, channels, rows, cols = x_BCYX.shape
@@ -158,10 +150,7 @@ def plan_layout(
     alignment: Alignment = "spatial",
     n_scales: int | None = None,
 ) -> Layout:
-    """List the windows of every scale of a batch of images.
-
-    `active`: bool `(B, rows, cols)`: which fine windows are computed.
-    """
+    """List the windows of every scale; `active`: bool `(B, rows, cols)` of fine windows."""
     n_scales = n_scales or count_scales(max(tokens), window=window, ratio=ratio)
     longer = max(tokens)
     side = min(longer, window)

@@ -183,10 +183,7 @@ class MambaVision(nn.Module):
     def from_published(
         cls, source: Mapping[str, torch.Tensor] | str | os.PathLike[str], **kwargs: Any
     ) -> MambaVision:
-        """Build the model of a published checkpoint; reports its license once.
-
-        Returns: In evaluation mode, float32.
-        """
+        """Build the model of a published checkpoint, and report its license once."""
         state = source if isinstance(source, Mapping) else read_weights(source)
         name = "MambaVision weights" if isinstance(source, Mapping) else os.fspath(source)
         state = {_PREFIXES.sub("", key): value.float() for key, value in state.items()}

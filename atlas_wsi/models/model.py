@@ -244,10 +244,7 @@ def read_card(path: str | os.PathLike[str]) -> tuple[ModelCard, str]:
 
 
 def stored_dtype(path: str | os.PathLike[str]) -> torch.dtype:
-    """Return the type that the weights of a model file are stored in.
-
-    Returns: float16 or float32.
-    """
+    """Return the type that the weights of a model file are stored in: float16 or float32."""
     state, _ = read_safetensors(Path(path))
     return next(value.dtype for value in state.values() if value.is_floating_point())
 

@@ -69,10 +69,7 @@ class ScaleUnit(nn.Module):
         self.fc2 = Linear(4 * dim, dim)
 
     def keys_values(self, x_NTC: torch.Tensor) -> torch.Tensor:
-        """Project tokens to keys and values.
-
-        Returns: `(N, T, 2C)`, keys first.
-        """
+        """Project tokens to keys and values, `(N, T, 2C)`, keys first."""
         return self.kv(self.norm_kv(x_NTC))
 
     def update(
@@ -121,10 +118,7 @@ class MsaBlock(nn.Module):
     def forward(
         self, tokens: Sequence[torch.Tensor], layout: Layout, *, batch: int | None = None
     ) -> list[torch.Tensor]:
-        """Update the tokens of all scales, `batch` windows at a time.
-
-        `tokens`: One `(N, T, C)` a scale that is left, finest first.
-        """
+        """Update the tokens of all scales, finest first, `batch` windows at a time."""
         scales = layout.scales[len(layout.scales) - len(tokens) :]
         x = [t + self.unit(s).position(scales[s].side) for s, t in enumerate(tokens)]
         x = pool_up(x, scales, layout.ratio, batch=batch)
@@ -165,10 +159,7 @@ class MsaBlock(nn.Module):
         *,
         part: Part = _ALL,
     ) -> torch.Tensor:
-        """Let windows attend to themselves and to one window of every coarser scale (step 3).
-
-        `coarse_kv`: Keys and values of every coarser scale `(N', T', 2C)`, nearest first.
-        """
+        """Let windows attend to themselves and one window of every coarser scale (step 3)."""
         unit = self.unit(scale)
         return unit.update(
             x_NTC,
@@ -207,20 +198,14 @@ class MsaBlock(nn.Module):
         *,
         part: Part = _ALL,
     ) -> torch.Tensor:
-        """Update the tokens of a scale that lie over windows of the scale below (step 4).
-
-        Returns: `(N, P, C)`: the updated tokens over each window.
-        """
+        """Update the tokens `(N, P, C)` of a scale over windows of the scale below (step 4)."""
         q_NPC = _rows(x_NTC.flatten(0, 1), below.up[part])
         valid = None if below.is_full else below.valid[part]
         return self.unit(scale).update(q_NPC, kv_NKC, valid)
 
 
 def pool(x_NTC: torch.Tensor, at: ScaleLayout, ratio: int, *, part: Part = _ALL) -> torch.Tensor:
-    """Max-pool the valid tokens of windows to the tokens of the next scale over them.
-
-    Returns: `(N, P, C)`; zero where no token is valid.
-    """
+    """Max-pool windows to the tokens `(N, P, C)` of the next scale, zero where none is valid."""
     n, _, c = x_NTC.shape
     m, p = at.side, at.part_side
     x = x_NTC.view(n, m, m, c)
@@ -258,18 +243,12 @@ def coarse_tokens(parts_NPC: torch.Tensor, layout: Layout) -> list[torch.Tensor]
 def place_parts(
     parts_NPC: torch.Tensor, below: ScaleLayout, like_NTC: torch.Tensor
 ) -> torch.Tensor:
-    """Put the parts over each window below into the window order of their own scale.
-
-    Returns: Shape of `like_NTC`; zero where nothing lies below.
-    """
+    """Put the parts over windows below into the order of their own scale; others are zero."""
     return _rows(parts_NPC.flatten(0, 1), below.down).view(like_NTC.shape)
 
 
 def replace(x_NTC: torch.Tensor, parts_NPC: torch.Tensor, below: ScaleLayout) -> torch.Tensor:
-    """Replace the tokens that lie over windows below by their updated selves.
-
-    Returns: Shape of `x_NTC`; tokens over no window are kept (they are invalid).
-    """
+    """Replace the tokens over windows below by their updated selves; the others are invalid."""
     has_part = (below.down < below.up.numel()).view(*x_NTC.shape[:2], 1)
     return torch.where(has_part, place_parts(parts_NPC, below, x_NTC), x_NTC)
 

@@ -113,10 +113,7 @@ def timm_start(encoder: str, weights: str | os.PathLike[str] | None = None) -> S
 
 
 def take_weights(model: Model, start: Start) -> Taken:
-    """Copy into a model what fits of a start.
-
-    The head is taken if it has the same classes in the same order.
-    """
+    """Copy what fits of a start into a model; the head only if its classes are the same."""
     own = model.state_dict()
     same_classes = start.classes == model.card.class_names
     fits = {

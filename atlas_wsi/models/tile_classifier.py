@@ -127,10 +127,7 @@ def load_tile_classifier(
 
 
 class OnnxNet(nn.Module):
-    """An ONNX network behind the call of a torch module; runs on the CPU.
-
-    `path`: The file; its first input takes `(N, 3, Y, X)` and its first output is read.
-    """
+    """The first input and output of an ONNX file as a torch module; runs on the CPU."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -1,8 +1,4 @@
-"""The `config.json` beside a classifier of tiles: what it says, and where the network lies.
-
-It is that of WSInfer's model zoo: the patch size, the micrometers per pixel, the
-classes, and what is done to the pixels first. Nothing here loads a network.
-"""
+"""The `config.json` beside a tile classifier, as in WSInfer's model zoo; loads no network."""
 
 # N patches, C channels, Y rows, X columns, K classes
 
@@ -105,10 +101,7 @@ class WsinferConfig(BaseModel):
         return {"mean": tuple(last.mean), "std": tuple(last.std)}
 
     def prepare(self, patches: NDArray[np.uint8]) -> torch.Tensor:
-        """Do what the transform says.
-
-        `patches`: uint8 `(N, rows, cols, 3)`. Returns: float32 `(N, 3, Y, X)`.
-        """
+        """Apply the transform to uint8 `(N, rows, cols, 3)`; return float32 `(N, 3, Y, X)`."""
         for step in self.transform:
             if isinstance(step, _Resize):
                 patches = _resize(patches, step.arguments.size)

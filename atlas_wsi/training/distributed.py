@@ -1,9 +1,4 @@
-"""Training by several processes that torchrun started: every batch is sharded, the result is one.
-
-Every process holds the whole model and makes its own images of a batch. Sums that a step needs
-(labeled area, batch-norm statistics, gradients) go over all of them, so the number of processes
-decides how fast a model is trained, not which.
-"""
+"""Training by processes of torchrun: they share every batch, and the result is that of one."""
 
 # B images, C channels, Y rows, X columns
 

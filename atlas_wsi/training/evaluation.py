@@ -340,10 +340,7 @@ def measure(
     unit: str = "tiles",
     resampled: str = "groups",
 ) -> Evaluation:
-    """Measure predictions of what has labels.
-
-    `labels`: `(N,)` true classes. `probabilities`: `(N, classes)`.
-    """
+    """Measure predictions `(N, classes)` of what has the true classes `labels`, `(N,)`."""
     counts = confusion(labels, probabilities.argmax(axis=1), len(classes))
     recall = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
     metrics = summarize(counts) | {
@@ -391,10 +388,7 @@ def fit_temperature_on(model: Model, data: Labeled, *, progress: Progress | None
 def predict_logits(
     model: Model, data: Labeled, *, progress: Progress | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return a model's logits, `(N, K, Y, X)`, and where they are valid, `(N, Y, X)`.
-
-    Tiles are predicted one by one; slides have the logits of their scores, as of one cell.
-    """
+    """Return logits `(N, K, Y, X)` and where they are valid; a slide has one cell."""
     if isinstance(data, SlideTable):
         return _slide_logits(model, data, progress)
     device, images = model.encoder.fc.weight.device, data.images

@@ -23,11 +23,7 @@ _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 def mean_probabilities(
     logits: NDArray[np.float32], valid: NDArray[np.bool_], *, temperature: float = 1.0
 ) -> NDArray[np.float32]:
-    """Average the class probabilities of the cells of tiles.
-
-    `logits`: `(N, classes, rows, cols)`. `valid`: bool `(N, rows, cols)`. Returns: float32 `(N,
-    classes)`.
-    """
+    """Average the class probabilities over the valid cells of tiles, to `(N, classes)`."""
     p = torch.softmax(torch.from_numpy(logits) / temperature, dim=1).numpy()
     inside = valid[:, None]
     mean: NDArray[np.float32] = (p * inside).sum(axis=(2, 3)) / inside.sum(axis=(2, 3))
@@ -37,10 +33,7 @@ def mean_probabilities(
 def confusion(
     labels: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int
 ) -> NDArray[np.int64]:
-    """Count tiles by true and predicted class.
-
-    Returns: `(classes, classes)`, true class by row.
-    """
+    """Count tiles by true class (row) and predicted class (column)."""
     flat = np.bincount(labels * n_classes + predicted, minlength=n_classes**2)
     return flat.reshape(n_classes, n_classes).astype(np.int64)
 
@@ -56,11 +49,7 @@ def summarize(counts: NDArray[np.int64]) -> dict[str, float]:
 
 
 def color_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Describe tiles by their colors alone.
-
-    `images`: uint8 `(N, rows, cols, 3)`. Returns: float32 `(N, 21)`: mean, deviation and five
-    percentiles of each channel.
-    """
+    """Describe each tile by mean, deviation and five percentiles of every channel, `(N, 21)`."""
     out = []
     for image in images:
         flat = image.reshape(-1, 3)
@@ -136,12 +125,7 @@ def class_scores(
     groups: NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compute figures per class and over all classes, with bootstrap intervals.
-
-    `labels`: `(N,)` true classes. `probabilities`: `(N, K)`. `groups`: `(N,)` group of every
-    sample; whole groups are drawn, for their members are alike. Each sample is its own group by
-    default.
-    """
+    """Compute figures per class and over all, with a bootstrap that draws whole `groups`."""
 
     def figures(at: NDArray[np.int64]) -> NDArray[np.float64]:
         return _figures(labels[at], probabilities[at])
@@ -169,10 +153,7 @@ def class_scores(
 def reliability(
     labels: NDArray[np.int64], probabilities: NDArray[np.float32], *, bins: int = N_BINS
 ) -> Reliability:
-    """Compare how sure predictions are with how often they are right.
-
-    `labels`: `(N,)` true classes. `probabilities`: `(N, K)`.
-    """
+    """Compare how sure predictions `(N, K)` are with how often they are right."""
     sure = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
     place = np.minimum((sure * bins).astype(int), bins - 1)
@@ -236,14 +217,7 @@ def _members(groups: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 def fit_temperature(
     logits: NDArray[np.float32], valid: NDArray[np.bool_], labels: NDArray[np.int64]
 ) -> float:
-    """Find the temperature under which the true classes are most likely.
-
-    Source: Guo et al. 2017 (arXiv 1706.04599), section 4.2.
-
-    `logits`: `(N, K, Y, X)` of the cells of tiles.
-    `valid`: bool `(N, Y, X)`. `labels`: `(N,)` true classes. Tiles that the model was neither
-    trained nor will be measured on.
-    """
+    """Find the temperature of the highest likelihood (arXiv 1706.04599, section 4.2)."""
     from scipy.optimize import minimize_scalar
 
     rows = np.arange(len(labels))

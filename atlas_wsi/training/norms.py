@@ -20,12 +20,7 @@ _MAX_IMAGES = 1024
 
 
 def fix_norms(model: Model, images: NDArray[np.uint8], recipe: Recipe) -> None:
-    """Measure the batch-norm statistics on unchanged images and keep them from then on.
-
-    Statistics of varied mosaics, one image per batch, are not those of a slide.
-
-    `images`: uint8 `(N, rows, cols, 3)`.
-    """
+    """Measure the batch-norm statistics on unchanged images, as a slide has, and keep them."""
     order = np.random.default_rng(recipe.seed).permutation(len(images))[:_MAX_IMAGES]
     batch = max(2, int(recipe.megapixels * 1e6) // images[0, ..., 0].size)
     measure_norms(model, [images[order[i : i + batch]] for i in range(0, len(order), batch)])
@@ -33,10 +28,7 @@ def fix_norms(model: Model, images: NDArray[np.uint8], recipe: Recipe) -> None:
 
 @torch.no_grad()
 def measure_norms(model: Model, batches: Sequence[NDArray[np.uint8]]) -> None:
-    """Give batch norm the statistics of some images, and use these and not a batch's own.
-
-    `batches`: uint8 `(N, rows, cols, 3)` each.
-    """
+    """Give batch norm the statistics of batches, uint8 `(N, rows, cols, 3)`, and fix them."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
@@ -60,10 +52,7 @@ def fix_modes(model: nn.Module) -> None:
 def channel_statistics(
     images: NDArray[np.uint8],
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Measure the mean and the deviation of each channel, in 0-1.
-
-    `images`: uint8 `(N, rows, cols, 3)`.
-    """
+    """Measure the mean and deviation of each channel of uint8 images, in 0-1."""
     part = images[:: max(1, len(images) // 500)].reshape(-1, 3) / 255.0
     mean = tuple(round(float(v), 4) for v in part.mean(axis=0))
     std = tuple(round(float(v), 4) for v in np.maximum(part.std(axis=0), 0.02))

@@ -145,11 +145,7 @@ def predict_cells(
 
 
 def cell_labels(areas: dict[int, list[shapely.Polygon]], grid: Grid) -> NDArray[np.int64]:
-    """Return the class of each cell of a grid.
-
-    `areas`: Polygons in level-0 pixels `(x, y)` by class. Returns: `(rows, cols)`; -1 where no
-    class covers half of the cell.
-    """
+    """Return the class that covers half of each cell, or -1; polygons are in level-0 `(x, y)`."""
     from affine import Affine
     from rasterio.features import rasterize
 
@@ -242,11 +238,7 @@ def evaluate_mosaics(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Measure the cells of mosaics of unchanged tiles, with context and window by window.
-
-    A cell counts if half of it is labeled; its class is the one with the largest share. Windows
-    of glass are left out, as in `predict`.
-    """
+    """Measure the cells of mosaics of unchanged tiles, with context and window by window."""
     n_classes = len(tiles.classes)
     whole = np.zeros((n_classes, n_classes), dtype=np.int64)
     apart = np.zeros_like(whole)

@@ -134,14 +134,7 @@ def _draw_mixed(
 
 
 def make_folds(data: Labeled, *, n: int, seed: int) -> NDArray[np.int64]:
-    """Divide data into folds by whole groups, so that every fold has every class.
-
-    Large groups are assigned first, each to the fold that lacks its classes or has the fewest of
-    their tiles. Groups of one class always find such folds if each class has `n` groups; for
-    groups of several classes (slides, patients) other orders are tried.
-
-    Returns: `(N,)` the fold of each tile, from 0.
-    """
+    """Divide data into folds by whole groups so that every fold has every class."""
     if n < 2:
         raise ValueError(f"{n} folds; expected 2 or more")
     names, group = np.unique(np.array(data.groups), return_inverse=True)

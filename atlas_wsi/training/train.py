@@ -154,10 +154,7 @@ def fit(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Model:
-    """Train on the training part, select and calibrate by validation, measure on the test part.
-
-    `text`: How the parts were kept apart, for the card.
-    """
+    """Train, select and calibrate, and measure on the test part; `text` tells of the split."""
     known = data.subset(parts.train)
     validation = data.subset(parts.validation) if len(parts.validation) else None
     card, start = _make_card(data, parts, spec, text), initial_weights(recipe, options)

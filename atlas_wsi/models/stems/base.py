@@ -1,7 +1,4 @@
-"""The contract of a stem.
-
-A stem turns pixels into the tokens of the finest scale, one per `stride_px` x `stride_px` pixels.
-"""
+"""The contract of a stem: pixels to one token per `stride_px` x `stride_px`."""
 
 # B images, C channels, Y rows, X columns
 
@@ -35,10 +32,7 @@ class Stem(nn.Module, ABC):
 
     @abstractmethod
     def reach(self, want: Box, image: tuple[int, int]) -> Box:
-        """Return the pixels that the tokens of a region of whole tokens depend on.
-
-        The box is inside the image and begins at a multiple of `stride_px`.
-        """
+        """Return the pixels that tokens depend on; they begin at a multiple of `stride_px`."""
 
     @abstractmethod
     def part(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:

@@ -93,10 +93,7 @@ class TimmEncoder(nn.Module):
         self.sha256 = digest_of(self.net) if path is None else sha256_of(path)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Describe tiles by what the network gives before its classifier.
-
-        `images`: uint8 `(B, Y, X, 3)`. Returns: float32 `(B, C)`.
-        """
+        """Describe uint8 tiles `(B, Y, X, 3)` by what comes before the classifier, `(B, C)`."""
         weight = next(self.net.parameters())
         mean, std = (
             torch.tensor(values, device=images.device) * 255 for values in (self.mean, self.std)

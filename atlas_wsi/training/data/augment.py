@@ -19,10 +19,7 @@ _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 def augment(
     tile: NDArray[np.uint8], rng: np.random.Generator, *, stain: bool, colors: float = 1.0
 ) -> NDArray[np.uint8]:
-    """Change a tile at random.
-
-    `tile`: `(rows, cols, 3)`.
-    """
+    """Change a tile `(rows, cols, 3)` at random."""
     rows, cols = tile.shape[:2]
     image = Image.fromarray(_turn(tile, rng))
     zoom = float(np.exp(rng.uniform(-0.22, 0.22)))
@@ -36,10 +33,7 @@ def augment(
 def vary_colors(
     pixels: NDArray[np.uint8], rng: np.random.Generator, *, stain: bool, strength: float
 ) -> NDArray[np.uint8]:
-    """Change the stain or the light of a picture, and now and then its noise.
-
-    `pixels`: `(rows, cols, 3)`.
-    """
+    """Change the stain or light of a picture `(rows, cols, 3)`, and now and then its noise."""
     strength *= float(rng.random())
     if stain:
         pixels = _jitter_stain(pixels, rng, strength)

@@ -1,9 +1,4 @@
-"""Pictures of several classes with a dense label, made of tiles.
-
-A slide shows several tissues beside each other; a tile shows one. Mosaics teach the dense head
-where one ends: areas with random outlines, each filled with tiles of its class, and glass that
-carries no label.
-"""
+"""Pictures of several classes and glass, made of tiles: they teach where a class ends."""
 
 from __future__ import annotations
 
@@ -56,11 +51,7 @@ def make_mosaic(
     jitter: float = 1.0,
     token_px: int = 16,
 ) -> Mosaic:
-    """Make a picture of areas of several classes; `shape` in whole cells of tokens.
-
-    Half of the pictures have one stain or light all over, as a slide has; in the others every
-    tile has its own, so that color is no clue.
-    """
+    """Make a picture of `shape` pixels, in whole cells; half have one stain all over."""
     n_classes = len(tiles.classes)
     area = _areas(
         (shape[0] // token_px, shape[1] // token_px), n_classes + int(stain), rng
@@ -179,12 +170,7 @@ def _cells_of(active: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batches(Dataset[Batch]):
-    """The pictures of every step, by its number; the same ones for the same seed and step.
-
-    Some steps show single tiles, the rest mosaics; every sixteenth step one large enough
-    for a third scale. Now and then coarser scales than the size asks for are added, so
-    that the coarsest parameters also learn to be shared.
-    """
+    """Single tiles or mosaics of every step; the same ones for the same seed and step."""
 
     tiles: LabeledTiles
     recipe: Recipe
@@ -248,7 +234,7 @@ class Batches(Dataset[Batch]):
         cell_px = CELL_TOKENS * self.token_px
         shape = rows * cell_px, cols * cell_px
         n = max(1, round(self.recipe.megapixels * 1e6 / (shape[0] * shape[1])))
-        added = int(rng.choice([0, 0, 1, 2]))
+        added = int(rng.choice([0, 0, 1, 2]))  # the coarsest parameters learn to be shared
         _, rngs, is_idle = self._pictures(step, n)
         jitter, token_px = self.recipe.color_jitter, self.token_px
         mosaics = [
