@@ -9,6 +9,7 @@ from atlas_wsi.batch.status import ArchiveStatus as ArchiveStatus
 from atlas_wsi.batch.status import archive_status as archive_status
 from atlas_wsi.batch.verify import verify_archive as verify_archive
 from atlas_wsi.errors import ArchiveError as ArchiveError
+from atlas_wsi.errors import ArgumentError as ArgumentError
 from atlas_wsi.errors import AtlasError as AtlasError
 from atlas_wsi.errors import BudgetError as BudgetError
 from atlas_wsi.errors import Cancelled as Cancelled

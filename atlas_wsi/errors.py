@@ -25,6 +25,12 @@ class AtlasError(Exception):
         return f"{self.message} {self.hint}" if self.hint else self.message
 
 
+class ArgumentError(AtlasError, ValueError):
+    """Arguments contradict each other."""
+
+    exit_code = 2
+
+
 class SlideError(AtlasError):
     """A slide or scene cannot be used as requested."""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from atlas_wsi.cli import console, options, train_options
 
 if TYPE_CHECKING:
-    from atlas_wsi import Evaluation, LabeledData
+    from atlas_wsi import LabeledData
 
 evaluate_app = typer.Typer(help="Measure a model on labeled data.", no_args_is_help=True)
 
@@ -77,8 +77,8 @@ def tiles(
     from atlas_wsi import read_tile_folder
 
     data = read_tile_folder(folder, mpp=options.one_mpp(mpp, gsd))
-    result = _run(model, data, split, fit=fit_temperature, mosaics=mosaics, quiet=quiet or as_json)
-    _show(result, folder, out, as_json=as_json)
+    settings = {"split": split, "fit_temperature": fit_temperature, "mosaics": mosaics}
+    _measure(model, data, folder, out, settings, quiet=quiet, as_json=as_json)
 
 
 @evaluate_app.command()
@@ -111,8 +111,8 @@ def regions(
 
     size = options.one_mpp(mpp, gsd)
     data = read_regions(table, mpp=size, column=column, classes=classes)
-    result = _run(model, data, split, fit=fit_temperature, memory=memory, quiet=quiet or as_json)
-    _show(result, table, out, as_json=as_json)
+    settings = {"split": split, "fit_temperature": fit_temperature, "memory": memory}
+    _measure(model, data, table, out, settings, quiet=quiet, as_json=as_json)
 
 
 @evaluate_app.command()
@@ -141,40 +141,25 @@ def slides(
     from atlas_wsi import read_slide_table
 
     data = read_slide_table(table, mpp=options.one_mpp(mpp, gsd))
-    result = _run(model, data, split, fit=fit_temperature, memory=memory, quiet=quiet or as_json)
-    _show(result, table, out, as_json=as_json)
+    settings = {"split": split, "fit_temperature": fit_temperature, "memory": memory}
+    _measure(model, data, table, out, settings, quiet=quiet, as_json=as_json)
 
 
-def _run(
+def _measure(
     model: str,
     data: LabeledData,
-    split: Literal["test", "all"] | None,
+    source: Path,
+    out: Path | None,
+    settings: dict[str, Any],
     *,
-    fit: bool,
-    mosaics: bool = False,
-    memory: str = "4GB",
     quiet: bool,
-) -> Evaluation:
-    from atlas_wsi import evaluate, shipped_models
+    as_json: bool,
+) -> None:
+    """Measure a model, write the report and print the figures."""
+    from atlas_wsi import evaluate
 
-    if fit and model in shipped_models():
-        raise typer.BadParameter(
-            f"{model} is bundled with the program; give --model the path of a copy of its file"
-        )
-    with console.progress_of(Path(model).stem, quiet=quiet) as report:
-        return evaluate(
-            model,
-            data,
-            split=split,
-            fit_temperature=fit,
-            mosaics=mosaics,
-            memory=memory,
-            progress=report,
-        )
-
-
-def _show(result: Evaluation, source: Path, out: Path | None, *, as_json: bool) -> None:
-    """Write the report and print the figures."""
+    with console.progress_of(Path(model).stem, quiet=quiet or as_json) as report:
+        result = evaluate(model, data, **settings, progress=report)
     files = result.write(out) if out is not None else []
     card = result.card
     assert card is not None

@@ -68,18 +68,17 @@ def tiles(
 
     size = options.require_mpp(mpp, gsd)
     work_size = options.one_mpp(work_mpp, work_gsd, name="work-")
-    with train_options.usage_errors():
-        spec = CardSpec(name=name or out.stem, domain=domain, mpp=work_size or size)
-        recipe = Recipe(
-            backbone=backbone, encoder=encoder, dim=dim, epochs=epochs, megapixels=megapixels,
-            learning_rate=lr, precision=precision, patience=patience, seed=seed,
-        )  # fmt: skip
-        settings = TrainOptions(
-            out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
-            encoder_weights=weights, dtype="float16" if half else "float32",
-            tensorboard=tensorboard, overwrite=overwrite,
-        )  # fmt: skip
-    train_options.check(settings, recipe, folds)
+    spec = CardSpec(name=name or out.stem, domain=domain, mpp=work_size or size)
+    recipe = Recipe(
+        backbone=backbone, encoder=encoder, dim=dim, epochs=epochs, megapixels=megapixels,
+        learning_rate=lr, precision=precision, patience=patience, seed=seed,
+    )  # fmt: skip
+    settings = TrainOptions(
+        out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
+        encoder_weights=weights, dtype="float16" if half else "float32",
+        tensorboard=tensorboard, overwrite=overwrite,
+    )  # fmt: skip
+    settings.check(recipe)
     data = read_tile_folder(folder, mpp=size)
     train_options.run(data, spec, recipe, settings, folds=folds, quiet=quiet, as_json=as_json)
 
@@ -131,22 +130,18 @@ def regions(
     """
     from atlas_wsi import CardSpec, Recipe, TrainOptions, read_regions
 
-    with train_options.usage_errors():
-        spec = CardSpec(
-            name=name or out.stem,
-            domain=domain,
-            mpp=options.require_mpp(work_mpp, work_gsd, name="work-"),
-        )
-        recipe = Recipe(
-            dim=dim, epochs=epochs, megapixels=megapixels, learning_rate=lr, patience=patience,
-            seed=seed,
-        )  # fmt: skip
-        settings = TrainOptions(
-            out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
-            tensorboard=tensorboard, overwrite=overwrite,
-        )  # fmt: skip
-    train_options.check(settings, recipe, folds)
+    work_size = options.require_mpp(work_mpp, work_gsd, name="work-")
     size = options.one_mpp(mpp, gsd)
+    spec = CardSpec(name=name or out.stem, domain=domain, mpp=work_size)
+    recipe = Recipe(
+        dim=dim, epochs=epochs, megapixels=megapixels, learning_rate=lr, patience=patience,
+        seed=seed,
+    )  # fmt: skip
+    settings = TrainOptions(
+        out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
+        tensorboard=tensorboard, overwrite=overwrite,
+    )  # fmt: skip
+    settings.check(recipe)
     data = read_regions(table, mpp=size, tile_px=tile_px, column=column, classes=classes)
     train_options.run(data, spec, recipe, settings, folds=folds, quiet=quiet, as_json=as_json)
 
@@ -203,26 +198,16 @@ def slides(
     """
     from atlas_wsi import CardSpec, Recipe, TrainOptions, read_slide_table
 
-    with train_options.usage_errors():
-        spec = CardSpec(
-            name=name or out.stem,
-            domain=domain,
-            mpp=options.require_mpp(work_mpp, work_gsd, name="work-"),
-        )
-        recipe = Recipe(
-            dim=dim, epochs=epochs, learning_rate=lr, color_jitter=color_jitter, patience=patience,
-            seed=seed,
-        )  # fmt: skip
-        settings = TrainOptions(
-            out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
-            tensorboard=tensorboard, overwrite=overwrite,
-        )  # fmt: skip
+    work_size = options.require_mpp(work_mpp, work_gsd, name="work-")
     size = options.one_mpp(mpp, gsd)
+    spec = CardSpec(name=name or out.stem, domain=domain, mpp=work_size)
+    recipe = Recipe(
+        dim=dim, epochs=epochs, learning_rate=lr, color_jitter=color_jitter, patience=patience,
+        seed=seed,
+    )  # fmt: skip
+    settings = TrainOptions(
+        out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
+        tensorboard=tensorboard, overwrite=overwrite,
+    )  # fmt: skip
     data = read_slide_table(table, mpp=size, windows=windows, batch=batch, memory=memory)
-    if data.is_split and (folds or validation_fraction):
-        raise typer.BadParameter(
-            "the table's column split replaces --folds and --validation-fraction"
-        )
-    is_validated = len(data.part("validation")) > 0 if data.is_split else None
-    train_options.check(settings, recipe, folds, is_validated=is_validated)
     train_options.run(data, spec, recipe, settings, folds=folds, quiet=quiet, as_json=as_json)

@@ -1,28 +1,17 @@
-"""What the commands of `atlas-wsi train` share: options, checks, what is printed at the end."""
+"""What the commands of `atlas-wsi train` share: options, and what is printed at the end."""
 
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from atlas_wsi.cli import console
-from atlas_wsi.errors import AtlasError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from atlas_wsi import (
-        CardSpec,
-        CrossValidation,
-        LabeledData,
-        Model,
-        Recipe,
-        TrainOptions,
-    )
+    from atlas_wsi import CardSpec, CrossValidation, LabeledData, Model, Recipe, TrainOptions
 
 Out = Annotated[
     Path, typer.Option("--out", "-o", metavar="FILE", help="Model file to write (.safetensors).")
@@ -123,27 +112,6 @@ TensorBoard = Annotated[
         help="Folder for event files of TensorBoard, beside the CSV curve.", metavar="FOLDER"
     ),
 ]
-
-
-@contextmanager
-def usage_errors() -> Iterator[None]:
-    """Report arguments that contradict each other as errors of usage."""
-    try:
-        yield
-    except AtlasError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def check(
-    options: TrainOptions, recipe: Recipe, folds: int, *, is_validated: bool | None = None
-) -> None:
-    """Refuse what would fail after hours of training, before any data is read."""
-    if folds == 1:
-        raise typer.BadParameter("--folds must be 2 or more, or 0")
-    with usage_errors():
-        options.check(recipe, is_validated=is_validated)
 
 
 def run(

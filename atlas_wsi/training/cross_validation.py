@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from atlas_wsi.errors import CheckpointMismatchError
+from atlas_wsi.errors import ArgumentError, CheckpointMismatchError
 from atlas_wsi.files import write_csv, write_text
 from atlas_wsi.models.model import Model
 from atlas_wsi.training import distributed
@@ -196,7 +196,7 @@ def cross_validate(
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If recipe, options and `n_folds` contradict each other.
     CheckpointMismatchError
         If models of folds exist that were trained with other arguments or data, and
@@ -204,11 +204,11 @@ def cross_validate(
     """
     recipe, options = recipe or Recipe(), options or TrainOptions()
     if n_folds < 2:
-        raise ValueError(f"{n_folds} folds; expected 2 or more")
+        raise ArgumentError(f"The number of folds is {n_folds}, expected 2 or more.")
     if options.out is None:
-        raise ValueError("a cross-validation needs a model file to write")
+        raise ArgumentError("A cross-validation needs a model file to write.")
     if table_split(data) is not None:
-        raise ValueError("the table's column split replaces folds and the validation fraction")
+        raise ArgumentError("The table's column split replaces folds and the validation fraction.")
     history = history if history is not None else History(tensorboard=options.tensorboard)
     with distributed.joined():
         options.check(recipe)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from atlas_wsi.errors import DatasetError
+from atlas_wsi.errors import ArgumentError, DatasetError
 from atlas_wsi.inference.predict import predict
 from atlas_wsi.models.model import Model, stored_dtype
 from atlas_wsi.models.registry import load_model, shipped_models
@@ -165,12 +165,12 @@ def evaluate(
     DatasetError
         If the data has classes that the model does not know, or the test part is requested of data
         that the model was not trained on.
-    ValueError
+    ArgumentError
         If a temperature is to be fitted for a bundled model.
     """
     if fit_temperature and str(model) in shipped_models():
-        raise ValueError(
-            f"{model} is bundled with the program; give the path of a copy of its file"
+        raise ArgumentError(
+            f"{model} is bundled with the program.", hint="Give the path of a copy of its file."
         )
     path = None if isinstance(model, Model) else model
     loaded = model if isinstance(model, Model) else load_model(model)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from atlas_wsi.errors import OutputNotWritableError, ResultExistsError
+from atlas_wsi.errors import ArgumentError, OutputNotWritableError, ResultExistsError
 from atlas_wsi.files import require_extra
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ class CardSpec:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise ValueError(
+            raise ArgumentError(
                 f"'{self.name}' is not a valid model name: letters, digits, '.', '_' and '-', "
-                "at most 64"
+                "at most 64."
             )
         if self.mpp is not None and not 0 < self.mpp < float("inf"):
-            raise ValueError(f"the resolution is {self.mpp:g}, expected a number above 0")
+            raise ArgumentError(f"The resolution is {self.mpp:g}, expected a number above 0.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +89,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.dim is not None and (self.dim < _DIM_STEP or self.dim % _DIM_STEP):
-            raise ValueError(f"dim is {self.dim}, expected a multiple of {_DIM_STEP}")
+            raise ArgumentError(f"dim is {self.dim}, expected a multiple of {_DIM_STEP}.")
         if self.encoder is not None and not self.encoder.startswith(_ENCODER):
-            raise ValueError(f"the encoder is '{self.encoder}', expected {_ENCODER}NAME")
+            raise ArgumentError(f"The encoder is '{self.encoder}', expected {_ENCODER}NAME.")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types.
@@ -130,9 +130,9 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         if not 0 < self.test_fraction < 1 or not 0 <= self.validation_fraction < 1:
-            raise ValueError("the fractions of the split must be between 0 and 1")
+            raise ArgumentError("The fractions of the split must be between 0 and 1.")
         if self.out is not None and self.path.suffix != SUFFIX:
-            raise ValueError(f"{self.out} must end in {SUFFIX}")
+            raise ArgumentError(f"{self.out} must end in {SUFFIX}.")
 
     @property
     def path(self) -> Path:
@@ -167,11 +167,13 @@ class TrainOptions:
         if is_validated is None:
             is_validated = self.validation_fraction > 0
         if recipe.patience and not is_validated:
-            raise ValueError("patience needs a validation part: a validation fraction above 0")
+            raise ArgumentError(
+                "The patience needs a validation part: a validation fraction above 0."
+            )
         if self.encoder_weights is not None and recipe.encoder is None:
-            raise ValueError("weights of an encoder need an encoder")
+            raise ArgumentError("The weights of an encoder need an encoder.")
         if self.init is not None and recipe.encoder is not None:
-            raise ValueError("give an encoder or initial weights, not both")
+            raise ArgumentError("Give an encoder or initial weights, not both.")
         if self.tensorboard is not None:
             require_extra("tensorboard", "train", to="Logging for TensorBoard")
         if self.out is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from atlas_wsi.errors import ArgumentError
 from atlas_wsi.models.card import ModelCard, ModelClass, class_colors
 from atlas_wsi.models.model import Model
 from atlas_wsi.models.start import Start, load_start, timm_start
@@ -74,7 +75,7 @@ def train(
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If recipe and options contradict each other.
     ResultExistsError
         If the model file exists.
@@ -90,7 +91,7 @@ def train(
     with distributed.joined():
         stated = table_split(data)
         if stated is not None and options.validation_fraction:
-            raise ValueError("the table's column split replaces the validation fraction")
+            raise ArgumentError("The table's column split replaces the validation fraction.")
         options.check(recipe, is_validated=bool(len(stated.validation)) if stated else None)
         ready = data.prepared(mpp=spec.mpp, seed=recipe.seed, progress=progress)
         facts: dict[str, Any] = {}
@@ -121,7 +122,7 @@ def _make_card(data: Labeled, parts: Split, spec: CardSpec, text: str) -> ModelC
     """Make the card of a model before training."""
     mpp = spec.mpp or data.mpp
     if mpp is None:
-        raise ValueError("training needs the resolution of the data: micrometers per pixel")
+        raise ArgumentError("Training needs the resolution of the data: micrometers per pixel.")
     mean, std = channel_statistics(data.subset(parts.train).images)
     colors = class_colors(len(data.classes))
     return ModelCard(
