@@ -20,7 +20,7 @@ from atlas_wsi.training.cards import fingerprints_of, trained_on
 from atlas_wsi.training.data.labeled import LabeledTiles
 from atlas_wsi.training.data.region_table import RegionTable
 from atlas_wsi.training.data.slide_table import SlideTable
-from atlas_wsi.training.data.tile_folder import TileFolder, read_tiles
+from atlas_wsi.training.data.tile_folder import TileFolder
 from atlas_wsi.training.metrics import (
     Interval,
     Reliability,
@@ -104,7 +104,7 @@ class Evaluation:
             "metrics": dict(self.metrics),
             "confusion": self.confusion.tolist(),
             "intervals": {
-                name: _plain(score.as_list())  # nothing where one class occurs alone
+                name: _plain([score.value, score.low, score.high])  # None where one class is alone
                 for name, score in self.scores.items()
                 if isinstance(score, Interval)
             },
@@ -181,14 +181,9 @@ def evaluate(
             loaded, data, split=split, fit=fit_temperature, memory=memory, progress=progress
         )
     else:
+        ready = _prepared(loaded, data, memory, progress)
         result = _evaluate_items(
-            loaded,
-            data,
-            split=split,
-            fit=fit_temperature,
-            mosaics=mosaics,
-            memory=memory,
-            progress=progress,
+            loaded, ready, split=split, fit=fit_temperature, mosaics=mosaics, progress=progress
         )
     if fit_temperature and path is not None:
         loaded.save(path, dtype=stored_dtype(path))
@@ -197,16 +192,14 @@ def evaluate(
 
 def _evaluate_items(
     model: Model,
-    data: LabeledData,
+    data: Labeled,
     *,
     split: str | None,
     fit: bool,
     mosaics: bool,
-    memory: int | str,
     progress: Progress | None,
 ) -> Evaluation:
-    ready = _prepared(model, data, memory, progress)
-    chosen, split, note = choose_part(model, ready, split)
+    chosen, split, note = choose_part(model, data, split)
     if fit:
         measured, fitted = split_two(chosen, fraction=0.5, seed=0)
         fit_temperature_on(model, chosen.subset(fitted), progress=progress)
@@ -227,11 +220,10 @@ def _prepared(
 ) -> Labeled:
     """Read data at the resolution of a model."""
     facts, mpp = model.card.training, model.card.mpp
-    if isinstance(data, TileFolder):
-        zoom = data.mpp / mpp if data.mpp is not None else float(facts.get("zoom", 1))
-        return read_tiles(data.path, zoom=zoom, mpp=mpp, progress=progress)
+    if isinstance(data, TileFolder) and data.mpp is None:
+        data = replace(data, mpp=float(facts.get("zoom", 1)) * mpp)
     if isinstance(data, SlideTable):
-        data = replace(data, sampling=replace(data.sampling, memory=memory))
+        data = replace(data, memory=memory)
     return data.prepared(mpp=mpp, seed=int(facts.get("seed", 0)), progress=progress)
 
 
@@ -240,10 +232,15 @@ def choose_part(
 ) -> tuple[Labeled, Literal["test", "all"], str]:
     """Return the data to measure, which part it is, and why."""
     if isinstance(data, SlideTable) and data.is_split and split != "all":
-        note = "the test slides of the table"
+        test, note = data.part("test"), "the test slides of the table"
+        if not len(test):
+            raise DatasetError(
+                "The table marks no slide as test.", hint="Measure on all of it with --split all."
+            )
+        _refuse_seen(data, test, model.card, "that the table marks as test")
         if not trained_on(model.card.training):
             note += " (the table states that they were held out, the model's card does not)"
-        return data.subset(_stated_test(data, model.card)), "test", note
+        return data.subset(test), "test", note
     if split == "all":
         return data, "all", f"all {data.unit}"
     if split is None and not is_training_data(model.card, data):
@@ -296,21 +293,9 @@ def unseen_part(model: Model, data: Labeled) -> Labeled:
     return data.subset(recorded_split(data, facts).test)
 
 
-def _stated_test(data: SlideTable, card: ModelCard) -> NDArray[np.int64]:
-    """Return the test slides of a table, none of which the model was trained on."""
-    test = data.part("test")
-    if not len(test):
-        raise DatasetError(
-            "The table marks no slide as test.", hint="Measure on all of it with --split all."
-        )
-    _refuse_seen(data, test, card, "that the table marks as test")
-    return test
-
-
 def _refuse_seen(data: SlideTable, which: NDArray[np.int64], card: ModelCard, of: str) -> None:
     known, paths = trained_on(card.training), [data.paths[i] for i in which]
-    marks = fingerprints_of(paths)
-    seen = [path for path, mark in zip(paths, marks, strict=True) if mark in known]
+    seen = [path for path in paths if known.intersection(fingerprints_of([path]))]
     if seen:
         raise DatasetError(
             f"{card.name} was trained on {len(seen)} of the {len(paths)} slides {of}, such as "
@@ -342,18 +327,14 @@ def measure(
 ) -> Evaluation:
     """Measure predictions `(N, classes)` of what has the true classes `labels`, `(N,)`."""
     counts = confusion(labels, probabilities.argmax(axis=1), len(classes))
-    recall = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
-    metrics = summarize(counts) | {
-        f"recall {name}": float(value)
-        for name, value, seen in zip(classes, recall, counts.sum(axis=1), strict=True)
-        if seen
-    }
     numbers = np.unique(np.array(groups), return_inverse=True)[1]
+    scores = class_scores(labels, probabilities, groups=numbers)
+    recall = {f"recall {classes[k]}": own["recall"] for k, own in scores["per_class"].items()}
     return Evaluation(
         classes=classes,
         confusion=counts,
-        metrics=metrics,
-        scores=class_scores(labels, probabilities, groups=numbers),
+        metrics=summarize(counts) | recall,
+        scores=scores,
         reliability=reliability(labels, probabilities),
         temperature=temperature,
         unit=unit,
@@ -411,7 +392,7 @@ def _slide_logits(
     scores = []
     for done, (row, mask) in enumerate(zip(slides.rows, slides.masks, strict=True), start=1):
         with open_slide(row.slide, row.mpp) as slide:
-            heatmap = predict(slide, model, tissue=mask, memory=slides.sampling.memory)
+            heatmap = predict(slide, model, tissue=mask, memory=slides.memory)
         scores.append([heatmap.scores[name] for name in model.card.class_names])
         if progress is not None:
             progress("predict slides", done, len(slides))

@@ -95,10 +95,6 @@ class Interval:
     low: float
     high: float
 
-    def as_list(self) -> list[float]:
-        """Return value, low and high."""
-        return [self.value, self.low, self.high]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reliability:

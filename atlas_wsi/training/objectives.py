@@ -126,13 +126,13 @@ class SlideObjective:
 
     def __init__(self, model: Model, slides: SlideTable, recipe: Recipe) -> None:
         self.model, self.slides, self.recipe = model, slides, recipe
-        self.steps_per_epoch = -(-len(slides) // slides.sampling.slides)
+        self.steps_per_epoch = -(-len(slides) // slides.batch)
         self.steps = max(1, round(recipe.epochs * self.steps_per_epoch))
         self.fix_at = self.steps // 2
 
     def batches(self, steps: range) -> list[NDArray[np.int64]]:
         """Return the slides of some steps; every slide is seen once per epoch."""
-        n, batches = self.slides.sampling.slides, []
+        n, batches = self.slides.batch, []
         for step in steps:
             epoch, index = divmod(step, self.steps_per_epoch)
             order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.slides))
@@ -175,14 +175,14 @@ class SlideObjective:
                 )
 
             order = rng.permutation(layout.scales[0].n_windows)
-            memory = parse_bytes(self.slides.sampling.memory)
+            memory = parse_bytes(self.slides.memory)
             return sampled_logits(
                 self.model,
                 layout,
                 read,
                 image.shape,
                 plan_for(self.model, layout, memory, itemsize=4),
-                sampled=np.sort(order[: self.slides.sampling.windows]),
+                sampled=np.sort(order[: self.slides.windows]),
                 step=lambda *_: cancel.raise_if_cancelled(),
             )
 

@@ -17,7 +17,7 @@ from atlas_wsi.slides.open import open_slide
 from atlas_wsi.training.data.labeled_areas import areas_by_class
 from atlas_wsi.training.data.mosaics import CELL_TOKENS, make_mosaic
 from atlas_wsi.training.evaluation import Evaluation, class_indices, measure, unseen_part
-from atlas_wsi.training.metrics import fit_temperature
+from atlas_wsi.training.metrics import confusion, fit_temperature, mean_probabilities, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,15 +180,10 @@ def measure_cells(model: Model, cells: CellSet, *, seed: int = 0) -> Evaluation:
         unit="cells",
         resampled=cells.resampled,
     )
-    predicted = cells.probabilities.argmax(axis=1)
-    dice = {}
-    for k in np.unique(cells.labels):
-        both = int(((predicted == k) & (cells.labels == k)).sum())
-        dice[f"dice {names[k]}"] = (
-            2 * both / int((predicted == k).sum() + (cells.labels == k).sum())
-        )
-    mean = {"mean_dice": float(np.mean(list(dice.values())))}
-    return replace(result, metrics={**result.metrics, **mean, **dice})
+    dice = _dice(confusion(cells.labels, cells.probabilities.argmax(axis=1), len(names)))
+    of_classes = {f"dice {names[k]}": value for k, value in dice.items()}
+    mean = {"mean_dice": _mean(dice)}
+    return replace(result, metrics={**result.metrics, **mean, **of_classes})
 
 
 def calibrate_cells(model: Model, cells: CellSet, *, seed: int = 0) -> CellSet:
@@ -201,16 +196,15 @@ def calibrate_cells(model: Model, cells: CellSet, *, seed: int = 0) -> CellSet:
     rng = np.random.default_rng(seed)
     half = rng.permutation(groups)[: len(groups) // 2]
     fitted = np.isin(cells.groups, half)
-    logits = np.log(np.maximum(cells.probabilities, 1e-7)) * model.card.temperature
+    scores = np.log(np.maximum(cells.probabilities, 1e-7)) * model.card.temperature
+    logits = scores[:, :, None, None].astype(np.float32)
+    valid = np.ones((len(logits), 1, 1), bool)
     used = np.flatnonzero(fitted)
     used = used if len(used) <= MAX_CELLS else rng.choice(used, MAX_CELLS, replace=False)
-    valid = np.ones((len(used), 1, 1), bool)
-    chosen = logits[used, :, None, None].astype(np.float32)
-    temperature = fit_temperature(chosen, valid, cells.labels[used])
+    temperature = fit_temperature(logits[used], valid[used], cells.labels[used])
     model.card = model.card.model_copy(update={"temperature": temperature})
-    scaled = np.exp(logits / temperature - (logits / temperature).max(axis=1, keepdims=True))
-    whole = replace(cells, probabilities=scaled / scaled.sum(axis=1, keepdims=True))
-    return whole.subset(~fitted)
+    scaled = mean_probabilities(logits, valid, temperature=temperature)
+    return replace(cells, probabilities=scaled).subset(~fitted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -239,20 +233,21 @@ def evaluate_mosaics(
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Measure the cells of mosaics of unchanged tiles, with context and window by window."""
-    n_classes = len(tiles.classes)
+    n_classes, index = len(model.card.class_names), class_indices(model, tiles.classes)
     whole = np.zeros((n_classes, n_classes), dtype=np.int64)
     apart = np.zeros_like(whole)
     for done, maps in enumerate(
         read_mosaics(model, tiles, n=n, side_px=side_px, seed=seed), start=1
     ):
-        np.add.at(whole, (maps.truth[maps.counts], maps.whole[maps.counts]), 1)
-        np.add.at(apart, (maps.truth[maps.counts], maps.apart[maps.counts]), 1)
+        truth = index[maps.truth[maps.counts]]
+        whole += confusion(truth, maps.whole[maps.counts], n_classes)
+        apart += confusion(truth, maps.apart[maps.counts], n_classes)
         if progress is not None:
             progress("evaluate mosaics", done, n)
     return {
-        "mosaic_cell_accuracy": float(np.diag(whole).sum() / whole.sum()),
-        "mosaic_dice": _dice(whole),
-        "mosaic_dice_without_context": _dice(apart),
+        "mosaic_cell_accuracy": summarize(whole)["accuracy"],
+        "mosaic_dice": _mean(_dice(whole)),
+        "mosaic_dice_without_context": _mean(_dice(apart)),
     }
 
 
@@ -301,7 +296,11 @@ def _window_by_window(model: Model, image: NDArray[np.uint8]) -> NDArray[np.int6
     return found.reshape(n, n, cells, cells).swapaxes(1, 2).reshape(n * cells, n * cells)
 
 
-def _dice(counts: NDArray[np.int64]) -> float:
-    """Mean over the classes that occur."""
+def _dice(counts: NDArray[np.int64]) -> dict[int, float]:
+    """Compute the dice of each class that occurs."""
     size = counts.sum(axis=0) + counts.sum(axis=1)
-    return float((2 * np.diag(counts) / np.maximum(size, 1))[counts.sum(axis=1) > 0].mean())
+    return {k: float(2 * counts[k, k] / size[k]) for k in np.unique(counts.nonzero()[0]).tolist()}
+
+
+def _mean(dice: dict[int, float]) -> float:
+    return float(np.mean(list(dice.values())))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -58,18 +58,6 @@ class LabeledSlide:
     """Micrometers per pixel of the slide, if its file does not state them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How much a step learns from."""
-
-    windows: int = 16
-    """Fine windows per slide that keep a gradient."""
-    slides: int = 4
-    """Slides per step."""
-    memory: int | str = "4GB"
-    """Memory for the pass over a slide, besides the gradient's, as in `predict`."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideTable:
     """Slides with a class and a group each, and where their tissue is."""
@@ -80,8 +68,12 @@ class SlideTable:
     """The rows of the table."""
     classes: tuple[str, ...]
     """Names of the labels, sorted."""
-    sampling: Sampling = field(default_factory=Sampling)
-    """How much a step learns from."""
+    windows: int = 16
+    """Fine windows per slide that keep a gradient."""
+    batch: int = 4
+    """Slides per step."""
+    memory: int | str = "4GB"
+    """Memory for the pass over a slide, besides the gradient's, as in `predict`."""
     masks: tuple[TissueMask, ...] = ()
     """Tissue of each slide; empty until `prepared`."""
     mpp: float | None = None
@@ -95,7 +87,7 @@ class SlideTable:
     @property
     def arguments(self) -> dict[str, int]:
         """How much a step learns from."""
-        return {"windows": self.sampling.windows, "batch": self.sampling.slides}
+        return {"windows": self.windows, "batch": self.batch}
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -252,7 +244,9 @@ def read_slide_table(
     return SlideTable(
         rows=tuple(rows),
         classes=tuple(sorted({row.label for row in rows})),
-        sampling=Sampling(windows=windows, slides=batch, memory=memory),
+        windows=windows,
+        batch=batch,
+        memory=memory,
     )
 
 

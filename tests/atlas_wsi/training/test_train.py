@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,9 @@ def test_borders_are_measured_on_mosaics_of_test_tiles(trained, tile_folder):
     found, again = (evaluate_mosaics(model, tiles, n=3, side_px=512) for _ in range(2))
     assert found == again
     assert found["mosaic_cell_accuracy"] > 0.5
+    last = len(tiles.classes) - 1
+    turned = replace(tiles, classes=tiles.classes[::-1], labels=last - tiles.labels)
+    assert evaluate_mosaics(model, turned, n=1, side_px=512)["mosaic_cell_accuracy"] > 0.5
     assert set(found) == {"mosaic_cell_accuracy", "mosaic_dice", "mosaic_dice_without_context"}
 
 
