@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,11 @@ def measure(backbone: str, size: int, precision: str, repeats: int) -> dict[str,
         "atlas": {"dim": 384, "heads": 6, "depths": depths, "n_scales": scales},
         "mambavision": {
             "dim": trunk.level_dim(3), "heads": 12, "depths": (), "n_scales": 1,
-            "stem": "mambavision", "stem_options": trunk.as_dict(),
+            "stem": "mambavision", "stem_options": asdict(trunk),
         },
         "mambavision+msa": {
             "dim": trunk.level_dim(2), "heads": 6, "depths": depths, "n_scales": scales,
-            "stem": "mambavision", "stem_options": trunk.as_dict(),
+            "stem": "mambavision", "stem_options": asdict(trunk),
         },
     }  # fmt: skip
     classes = tuple(ModelClass(name=f"c{i}", color="#000000") for i in range(10))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,7 @@ def make_model(backbone: str, seed: int) -> Model:
     """Make a tiny model with random weights."""
     torch.manual_seed(seed)
     trunk = MambaVisionConfig(dim=16, in_dim=16, depths=(1, 1, 2, 2), num_heads=(1, 1, 2, 4))
-    stem = {"stem": "mambavision", "stem_options": trunk.as_dict()}
+    stem = {"stem": "mambavision", "stem_options": asdict(trunk)}
     sizes = {
         "atlas": {"dim": 64, "heads": 2, "depths": (1, 1), "n_scales": 3},
         "mambavision": {"dim": 128, "heads": 4, "depths": (), "n_scales": 1, **stem},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -75,20 +75,12 @@ def show(
     confusion = facts.pop("confusion")
     facts["classes"] = ", ".join(names)
     for key, value in facts.items():
-        console.say(f"{key:>10}  {_text(value)}")
+        console.say(f"{key:>10}  {console.format_value(value, most=2000)}")
     if facts["domain"] == "scene":
         console.say(f"{'gsd':>10}  {console.pixel_size(facts['mpp'], is_scene=True)}")
     if confusion:
         console.say("held-out tiles:")
         console.print_confusion(names, confusion)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
-        )
-    return str(value)
 
 
 def _percent(card: ModelCard, metric: str) -> str:

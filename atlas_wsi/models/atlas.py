@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from atlas_wsi.errors import CheckpointMismatchError
 from atlas_wsi.models.checkpoints import load_exactly, rename_published
 from atlas_wsi.models.layout import Alignment, Layout, plan_layout
 from atlas_wsi.models.mambavision import MambaVisionConfig
+from atlas_wsi.models.mambavision_blocks import initialize
 from atlas_wsi.models.msa import MsaBlock, coarse_tokens, pool
 from atlas_wsi.models.stems.registry import make_stem
-from atlas_wsi.models.stems.timm_network import timm_tokens
+from atlas_wsi.models.stems.timm_network import token_map
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,10 +101,6 @@ class AtlasConfig:
         """Working pixels along a window's side."""
         return self.window * self.token_px
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return asdict(self)
-
 
 def make_config(
     backbone: Backbone,
@@ -116,7 +114,7 @@ def make_config(
     """Choose the sizes of a small model of a backbone."""
     stem: dict[str, Any] = {}
     if timm is not None:
-        dim, token_px = timm_tokens(timm)
+        dim, token_px = token_map(timm)[1]
         stem = {"stem": "timm", "stem_options": {"name": timm}, "token_px": token_px}
     heads = next(n for n in range(max(1, dim // 32), 0, -1) if dim % n == 0)
     if backbone.startswith("mambavision"):
@@ -127,7 +125,7 @@ def make_config(
             num_heads=(1, 1, heads, 2 * heads),
             window_size=(8, 8, 16, 8),
         )
-        stem = {"stem": "mambavision", "stem_options": trunk.as_dict()}
+        stem = {"stem": "mambavision", "stem_options": asdict(trunk)}
     if backbone == "mambavision":
         dim, depths, n_scales = 2 * dim, (), 1
     return AtlasConfig(
@@ -178,7 +176,7 @@ class Atlas(nn.Module):
         self.fc_norm = nn.LayerNorm(config.dim)
         self.fc = nn.Linear(config.dim, config.n_classes)
         for module in (self.stages, self.fc):
-            module.apply(_init)
+            module.apply(initialize)
 
     @classmethod
     def from_published(
@@ -189,7 +187,12 @@ class Atlas(nn.Module):
         alignment: Alignment = "raster",
     ) -> Atlas:
         """Build the model of a published checkpoint."""
-        state = rename_published(state_dict)
+        state, unknown = rename_published(state_dict)
+        if unknown:
+            raise CheckpointMismatchError(
+                f"'{unknown[0]}' is not a name of the published Atlas.",
+                hint="Is this an Atlas checkpoint?",
+            )
         first = stages[0]
         n_scales = 1 + max(
             int(key.split(".")[4]) for key in state if key.startswith("stages.0.0.scales.")
@@ -241,10 +244,7 @@ class Atlas(nn.Module):
     def encode(self, x_BCYX: torch.Tensor, layout: Layout | None = None) -> Encoding:
         """Compute the tokens of all scales of normalized images after every stage."""
         if layout is None:
-            layout = self.plan(
-                (x_BCYX.shape[-2], x_BCYX.shape[-1]),
-                n_images=len(x_BCYX),
-            )
+            layout = self.plan((x_BCYX.shape[-2], x_BCYX.shape[-1]), n_images=len(x_BCYX))
         layout = layout.to(x_BCYX.device)
         x_NTC, finest = layout.from_map(self.stem(x_BCYX)), layout.scales[0]
         tokens = [x_NTC]
@@ -275,18 +275,9 @@ class Atlas(nn.Module):
         return total / count.clamp(min=1)
 
     def forward(
-        self,
-        x_BCYX: torch.Tensor,
-        active_windows: torch.Tensor | None = None,
+        self, x_BCYX: torch.Tensor, active_windows: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the logits `(B, n_classes)` of normalized images."""
         shape = (x_BCYX.shape[-2], x_BCYX.shape[-1])
         layout = self.plan(shape, n_images=len(x_BCYX), active_windows=active_windows)
         return self.fc(self.fc_norm(self.pooled(self.encode(x_BCYX, layout))))
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

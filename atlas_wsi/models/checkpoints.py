@@ -65,8 +65,6 @@ def tensors_of(found: Any, path: Path) -> dict[str, torch.Tensor]:
 
 def read_plain(path: Path) -> Any:
     """Read a torch file that holds tensors and plain containers only."""
-    from safetensors import SafetensorError
-
     try:
         with torch.serialization.safe_globals(_STAND_INS), BoundedFile(path) as file:
             if not file.peek(2).startswith((b"PK", b"\x80")):  # a zip file, or a bare pickle
@@ -131,11 +129,12 @@ def strip_prefixes(name: str) -> str:
     return name
 
 
-def digest_of(model: nn.Module) -> str:
-    """Return the SHA-256 of the weights of a model that lies in no file."""
+def digest_of(weights: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of weights that lie in no file, and of their names."""
     digest = hashlib.sha256()
-    for value in model.state_dict().values():
-        digest.update(value.numpy().tobytes())
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -157,21 +156,10 @@ _UNIT_NAMES = (
 )
 
 
-def rename_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give the weights of a published Atlas our names; those that it does not use are left out."""
-    out, unknown = rename_known(state)
-    if unknown:
-        raise CheckpointMismatchError(
-            f"'{unknown[0]}' is not a name of the published Atlas.",
-            hint="Is this an Atlas checkpoint?",
-        )
-    return out
-
-
-def rename_known(
+def rename_published(
     state: Mapping[str, torch.Tensor],
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Give those weights our names that a published Atlas has."""
+    """Give the weights of a published Atlas our names; return the names that it does not have."""
     out: dict[str, torch.Tensor] = {}
     unknown = []
     for published, value in state.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 
 from atlas_wsi.errors import UnknownModelError
@@ -26,18 +27,14 @@ def download(repo: str, files: tuple[str, ...], *, revision: str | None, what: s
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    for file in files:
-        try:
-            return Path(hf_hub_download(repo, file, revision=revision, local_files_only=True))
-        except LocalEntryNotFoundError:
-            continue  # not in the cache
     reason: Exception | None = None
-    for file in files:
+    for is_offline, file in product((True, False), files):
         try:
-            return Path(hf_hub_download(repo, file, revision=revision))
-        except LocalEntryNotFoundError as error:  # the hub was not reached
+            return Path(hf_hub_download(repo, file, revision=revision, local_files_only=is_offline))
+        except LocalEntryNotFoundError as error:  # not in the cache, or the hub was not reached
             reason = error
-            break
+            if not is_offline:
+                break
         except EntryNotFoundError as error:  # the repository has no such file
             reason = error
         except (OSError, ValueError, RuntimeError) as error:

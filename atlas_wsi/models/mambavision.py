@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from atlas_wsi.errors import CheckpointMismatchError
 from atlas_wsi.models.checkpoints import load_exactly, read_weights
@@ -32,6 +31,7 @@ from atlas_wsi.models.mambavision_blocks import (
     WindowBlock,
     initialize,
 )
+from atlas_wsi.models.stems.base import fold_norms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,10 +81,6 @@ class MambaVisionConfig:
     def level_dim(self, level: int) -> int:
         """Return the channels of a level."""
         return self.dim * 2**level
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return asdict(self)
 
 
 _T = MambaVisionConfig()
@@ -205,13 +201,7 @@ class MambaVision(nn.Module):
     def fold_(self) -> MambaVision:
         """Fold batch norms into the convolutions before them, in place; for inference only."""
         self.eval()
-        for module in self.modules():
-            if isinstance(module, ConvBlock):
-                for conv, norm in (("conv1", "norm1"), ("conv2", "norm2")):
-                    _fold(module, conv, norm)
-            elif isinstance(module, PatchEmbed):
-                for conv, norm in (("0", "1"), ("3", "4")):
-                    _fold(module.conv_down, conv, norm)
+        fold_norms(self, conv1="norm1", conv2="norm2", **{"0": "1", "3": "4"})
         return self.to(memory_format=torch.channels_last)
 
     def _levels(self, x_BCYX: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -246,13 +236,6 @@ def _merge(x_NTC: torch.Tensor, side: int, windows: tuple[int, int]) -> torch.Te
     (wr, wc), c = windows, x_NTC.shape[-1]
     x = x_NTC.view(-1, wr, wc, side, side, c).transpose(2, 3)
     return x.reshape(-1, wr * side, wc * side, c).permute(0, 3, 1, 2)
-
-
-def _fold(module: nn.Module, conv: str, norm: str) -> None:
-    folded, after = module.get_submodule(conv), module.get_submodule(norm)
-    if isinstance(folded, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
-        setattr(module, conv, fuse_conv_bn_eval(folded, after))
-        setattr(module, norm, nn.Identity())
 
 
 def _find_variant(state: Mapping[str, torch.Tensor], source: str) -> MambaVisionConfig:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ class Model(nn.Module):
         facts = {
             "format": _FORMAT,
             "backbone": self.config.backbone,
-            "config": self.config.as_dict(),
+            "config": asdict(self.config),
             "card": self.card.model_dump(mode="json"),
         }
         tensors = {k: v.contiguous() for k, v in state.items()}

@@ -11,7 +11,7 @@ from atlas_wsi.models.checkpoints import (
     is_safetensors,
     read_plain,
     read_weights,
-    rename_known,
+    rename_published,
     tensors_of,
 )
 from atlas_wsi.models.registry import find_file, is_model, load_model
@@ -148,7 +148,7 @@ def _published(name: str, path: Path) -> Start:
     else:
         stored = read_plain(path)
         found, heads = tensors_of(stored, path), _heads(stored)
-    state, unknown = rename_known(found)
+    state, unknown = rename_published(found)
     config = _config_of(state, heads)
     if config is None:
         first = next(iter(unknown or state))

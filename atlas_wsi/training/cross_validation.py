@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from atlas_wsi.errors import ArgumentError, CheckpointMismatchError
 from atlas_wsi.files import write_csv, write_text
+from atlas_wsi.models.checkpoints import digest_of
 from atlas_wsi.models.model import Model
 from atlas_wsi.training import distributed
 from atlas_wsi.training.cards import folds_text
@@ -332,9 +332,8 @@ def _fingerprint(
     digest = hashlib.blake2b(json.dumps(arguments).encode(), digest_size=12)
     digest.update(np.ascontiguousarray(data.images).data)
     start = initial_weights(recipe, options)
-    for name, value in sorted(start.weights.items() if start is not None else ()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    if start is not None:
+        digest.update(digest_of(start.weights).encode())
     return digest.hexdigest()
 
 

@@ -168,9 +168,8 @@ def _follow(average: nn.Module, model: nn.Module, keep: float) -> None:
         mean.lerp_(now, 1 - keep)
 
 
-def new_model(n_classes: int, card: ModelCard, recipe: Recipe, init: Model | Start | None) -> Model:
+def new_model(n_classes: int, card: ModelCard, recipe: Recipe, start: Start | None) -> Model:
     """Make the model that a training starts from."""
-    start = Start.of(init) if isinstance(init, Model) else init
     config = _sizes(recipe, start, n_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from atlas_wsi.grid import Box
 
@@ -45,6 +46,16 @@ class Stem(nn.Module, ABC):
     def fold_(self) -> Self:
         """Prepare for inference in place; the outputs stay the same to rounding."""
         return self
+
+
+def fold_norms(root: nn.Module, **norm_of: str) -> None:
+    """Fold batch norms into the convolutions before them, by their names in a module."""
+    for module in root.modules():
+        for name, after in norm_of.items():
+            conv, norm = getattr(module, name, None), getattr(module, after, None)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, after, nn.Identity())
 
 
 def grow(box: Box, by: int) -> Box:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from atlas_wsi.models.stems.base import Stem, crop, grow, tokens_of
+from atlas_wsi.models.stems.base import Stem, crop, fold_norms, grow, tokens_of
 
 if TYPE_CHECKING:
     from atlas_wsi.grid import Box
@@ -89,10 +88,5 @@ class ConvolutionStem(Stem):
 
     def fold_(self) -> Self:
         """Fold batch norms into the convolutions before them, in place; for inference only."""
-        for module in self.modules():
-            for i in (1, 2):
-                conv, bn = getattr(module, f"conv{i}", None), getattr(module, f"bn{i}", None)
-                if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
-                    setattr(module, f"conv{i}", fuse_conv_bn_eval(conv, bn))
-                    setattr(module, f"bn{i}", nn.Identity())
+        fold_norms(self, conv1="bn1", conv2="bn2")
         return self.to(memory_format=torch.channels_last)

@@ -41,7 +41,7 @@ class TimmStem(Stem):
     def __init__(self, name: str, *, window_px: int) -> None:
         super().__init__()
         self.window_px = window_px
-        index, (self.dim, self.stride_px), maps = _token_map(name)
+        index, (self.dim, self.stride_px), maps = token_map(name)
         # pyramids of timm take multiples of 32; networks of patches take whole patches
         self.step_px = 32 if self.stride_px == 16 else self.stride_px
         self.trunk = _make(name, features_only=True, out_indices=(index,))
@@ -90,7 +90,7 @@ class TimmEncoder(nn.Module):
         config = self.net.pretrained_cfg
         self.mean: tuple[float, ...] = tuple(config["mean"])
         self.std: tuple[float, ...] = tuple(config["std"])
-        self.sha256 = digest_of(self.net) if path is None else sha256_of(path)
+        self.sha256 = digest_of(self.net.state_dict()) if path is None else sha256_of(path)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Describe uint8 tiles `(B, Y, X, 3)` by what comes before the classifier, `(B, C)`."""
@@ -109,14 +109,9 @@ class TimmEncoder(nn.Module):
         return found.float()
 
 
-def timm_tokens(name: str) -> tuple[int, int]:
-    """Return the channels and the stride in pixels of the map that becomes the tokens."""
-    return _token_map(name)[1]
-
-
 def timm_weights(name: str, weights: str | os.PathLike[str] | None) -> dict[str, torch.Tensor]:
     """Read the weights of a network for `TimmStem`."""
-    index, _, _ = _token_map(name)
+    index, _, _ = token_map(name)
     path = _weights_file(name, weights)
     return _make(name, path, features_only=True, out_indices=(index,)).state_dict()
 
@@ -157,7 +152,7 @@ def _make(name: str, weights: Path | None = None, **options: Any) -> Any:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _token_map(name: str) -> tuple[int, tuple[int, int], list[tuple[int, int]]]:
+def token_map(name: str) -> tuple[int, tuple[int, int], list[tuple[int, int]]]:
     """Return the index of the map that becomes the tokens, its channels and stride, and all maps'."""
     with torch.device("meta"):
         info = _make(name, features_only=True).feature_info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def make_model(
             dim=4, in_dim=4, depths=(1, 1, 2, 2), num_heads=(1, 1, 2, 2), window_size=(8, 8, *mamba)
         )
         dim = trunk.level_dim(2 if depths else 3)
-        stem, options = "mambavision", trunk.as_dict()
+        stem, options = "mambavision", asdict(trunk)
     config = AtlasConfig(
         dim=dim,
         heads=2,

@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_left_and_told(tmp_path, published):
 
 def test_a_model_starts_one_with_other_classes_with_a_fresh_head():
     start = load_model("atlas_test")
-    model = new_model(2, card_of("a", "b"), Recipe(), start)
+    model = new_model(2, card_of("a", "b"), Recipe(), Start.of(start))
     assert model.config.dim == start.config.dim
     own, given = model.state_dict(), start.state_dict()
     for name, value in own.items():
@@ -97,8 +97,8 @@ def test_a_model_starts_one_with_other_classes_with_a_fresh_head():
 def test_the_head_goes_on_only_with_the_same_classes_in_the_same_order():
     start = load_model("atlas_test")
     names = start.card.class_names
-    same = new_model(3, card_of(*names), Recipe(seed=7), start)
-    turned = new_model(3, card_of(*names[::-1]), Recipe(seed=7), start)
+    same = new_model(3, card_of(*names), Recipe(seed=7), Start.of(start))
+    turned = new_model(3, card_of(*names[::-1]), Recipe(seed=7), Start.of(start))
     assert torch.equal(same.head.reads[0].weight, start.head.reads[0].weight)
     assert not torch.equal(turned.head.reads[0].weight, start.head.reads[0].weight)
 
@@ -115,7 +115,7 @@ def test_weights_of_something_else_are_an_error(tmp_path):
 
 def test_another_size_than_the_starts_is_an_error():
     with pytest.raises(CheckpointMismatchError, match="has the dim 16; requested was 64"):
-        new_model(2, card_of("a", "b"), Recipe(dim=64), load_model("atlas_test"))
+        new_model(2, card_of("a", "b"), Recipe(dim=64), Start.of(load_model("atlas_test")))
 
 
 def test_a_checkpoint_in_the_hubs_cache_starts_a_training(tmp_path, published, monkeypatch):
