@@ -14,7 +14,6 @@ from torch.nn import functional
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.inference.predict import predict
 from atlas_wsi.slides.open import open_slide
-from atlas_wsi.training.data.labeled_areas import areas_by_class
 from atlas_wsi.training.data.mosaics import CELL_TOKENS, make_mosaic
 from atlas_wsi.training.evaluation import Evaluation, class_indices, measure, unseen_part
 from atlas_wsi.training.metrics import confusion, fit_temperature, mean_probabilities, summarize
@@ -115,7 +114,7 @@ def predict_cells(
     truths, chances, groups, blocks, n_missed = [], [], [], [], 0
     for done, row in enumerate(table.rows, start=1):
         with open_slide(row.slide, row.mpp) as slide:
-            areas = areas_by_class(row.regions, slide, table.labels)
+            areas = table.areas(row, slide)
             index = class_indices(model, list(areas), of=f"{row.regions}: ")
             heatmap = predict(slide, model, memory=memory)
             name = slide.name

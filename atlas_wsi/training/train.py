@@ -27,8 +27,6 @@ from atlas_wsi.training.trainer import Trainer, new_model
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
     from atlas_wsi.progress import Progress
     from atlas_wsi.training.data.labeled import Labeled, LabeledData
     from atlas_wsi.training.recipe import CardSpec
@@ -171,6 +169,7 @@ def fit(
         cancel=cancel or CancelToken(),
     )
     model = trainer.average.eval()
+    counts = np.bincount(known.labels, minlength=len(data.classes))
     recorded = {
         **recipe.as_dict(),
         **known.arguments,
@@ -181,7 +180,7 @@ def fit(
         **model.card.training,
         **data.facts,
         **facts,
-        f"{data.unit}_by_class": count_by_class(data, parts.train),
+        f"{data.unit}_by_class": dict(zip(data.classes, counts.tolist(), strict=True)),
         "data_fingerprint": data.fingerprint,
     }
     if data.unit == "slides":
@@ -234,9 +233,3 @@ def _figures(
         "metrics": {k: round(v, 4) for k, v in metrics.items()},
         "confusion": tuple(tuple(row) for row in result.confusion.tolist()),
     }
-
-
-def count_by_class(data: Labeled, which: NDArray[np.int64]) -> dict[str, int]:
-    """Count some tiles or slides by class."""
-    counts = np.bincount(data.labels[which], minlength=len(data.classes))
-    return dict(zip(data.classes, counts.tolist(), strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,18 +32,6 @@ MAX_AREAS = 2**18
 _COLUMNS = ("class", "classification", "label", "name")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
-    """Where the classes stand in a file."""
-
-    column: str | None = None
-    """Property or column that holds the class; by default ``classification``, ``class``, ``label``
-    or ``name``."""
-    names: Mapping[int, str] | None = None
-    """Class of each value of a label raster; other values are no class. By default each value but
-    nodata is a class of that name."""
-
-
 def read_names(path: Path) -> dict[int, str]:
     """Read the classes of a label raster."""
     try:
@@ -59,24 +46,23 @@ def read_names(path: Path) -> dict[int, str]:
 
 
 def areas_by_class(
-    path: Path, slide: Slide, labels: Labels | None = None
+    path: Path, slide: Slide, *, column: str | None = None, names: Mapping[int, str] | None = None
 ) -> dict[str, list[shapely.Polygon]]:
-    """Read areas with their classes."""
-    labels = labels or Labels()
+    """Read areas by class, from a `column`, or from a label raster with `names` of its values."""
     suffix = path.suffix.lower()
     if suffix in VECTORS:
-        names, shapes, crs = _from_vector(path, labels.column)
+        labels, shapes, crs = _from_vector(path, column)
     elif suffix in RASTERS:
-        names, shapes, crs = _from_raster(path, slide, labels.names)
+        labels, shapes, crs = _from_raster(path, slide, names)
     else:
-        names, shapes, crs = _from_geojson(path, slide, labels.column)
-    if not names:
+        labels, shapes, crs = _from_geojson(path, slide, column)
+    if not labels:
         raise DatasetError(
             f"{path} holds no area with a class.",
             hint="Set the classification in QuPath, or name the column with --column.",
         )
     polygons, of = to_level0(shapes, crs, slide, path)
-    of_areas = [names[i] for i in of]
+    of_areas = [labels[i] for i in of]
     if suffix not in RASTERS:
         of_areas, polygons = _apart(of_areas, polygons, path)
     found: dict[str, list[shapely.Polygon]] = {}

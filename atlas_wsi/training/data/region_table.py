@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +14,18 @@ from atlas_wsi.slides.open import open_slide
 from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.training.cards import digest_of
 from atlas_wsi.training.data.labeled import LabeledTiles
-from atlas_wsi.training.data.labeled_areas import Labels, areas_by_class, read_names
+from atlas_wsi.training.data.labeled_areas import areas_by_class, read_names
 from atlas_wsi.training.data.slide_table import find_file, pixel_size_in, read_rows
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     import shapely
     from numpy.typing import NDArray
 
     from atlas_wsi.progress import Progress
+    from atlas_wsi.slides.slide import Slide
 
 _MIN_SHARE = 0.75
 
@@ -48,8 +50,10 @@ class RegionTable:
 
     rows: tuple[LabeledRegions, ...]
     """One per slide."""
-    labels: Labels = field(default_factory=Labels)
-    """Where the classes are in the files of areas."""
+    column: str | None = None
+    """Property or column of the class in GeoJSON and vector files; None for the usual names."""
+    names: Mapping[int, str] | None = None
+    """Class of each value of a label raster; None for values as classes, but for nodata."""
     tile_px: int = 128
     """Side of the tiles, in pixels at the resolution that the model sees."""
     max_tiles: int = 2000
@@ -67,7 +71,7 @@ class RegionTable:
         for done, row in enumerate(self.rows, start=1):
             with open_slide(row.slide, row.mpp) as slide:
                 image = open_working_image(slide, mpp=mpp)
-                areas = areas_by_class(row.regions, slide, self.labels)
+                areas = self.areas(row, slide)
                 for name, polygons in sorted(areas.items()):
                     corners = _corners(polygons, image.grid.step_px, image.shape, self.tile_px)
                     for top, left in rng.permutation(corners)[: self.max_tiles]:
@@ -95,6 +99,10 @@ class RegionTable:
             facts={"tile_px": self.tile_px},
             fingerprint=self.fingerprint,
         )
+
+    def areas(self, row: LabeledRegions, slide: Slide) -> dict[str, list[shapely.Polygon]]:
+        """Read the areas of a slide by class."""
+        return areas_by_class(row.regions, slide, column=self.column, names=self.names)
 
     @property
     def fingerprint(self) -> str:
@@ -154,7 +162,8 @@ def read_regions(
             )
             for number, row in enumerate(read_rows(path, ("slide", "regions")), start=2)
         ),
-        labels=Labels(column=column, names=names),
+        column=column,
+        names=names,
         tile_px=tile_px,
     )
 

@@ -20,7 +20,7 @@ from atlas_wsi.cli.app import app
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.grid import Grid
 from atlas_wsi.models.registry import load_model
-from atlas_wsi.training.data.labeled_areas import Labels, areas_by_class, read_names
+from atlas_wsi.training.data.labeled_areas import areas_by_class, read_names
 from atlas_wsi.training.data.region_table import read_regions
 from atlas_wsi.training.segmentation import cell_labels, measure_cells, predict_cells
 
@@ -199,7 +199,7 @@ def test_vector_files_are_brought_to_the_scene(scene, tmp_path, suffix, crs):
     table.to_file(path)
 
     with open_slide(scene) as slide:
-        found = areas_by_class(path, slide, Labels(column="cover"))
+        found = areas_by_class(path, slide, column="cover")
         with pytest.raises(DatasetError, match="--column"):
             areas_by_class(path, slide)
 
@@ -237,7 +237,7 @@ def test_label_rasters_are_laid_over_the_scene(scene, tmp_path):
 
     with open_slide(scene) as slide:
         by_value = areas_by_class(path, slide)
-        named = areas_by_class(path, slide, Labels(names=read_names(tmp_path / "names.csv")))
+        named = areas_by_class(path, slide, names=read_names(tmp_path / "names.csv"))
 
     assert set(by_value) == {"1", "2"}
     assert sum(one.area for one in by_value["2"]) == pytest.approx(SIDE * (SIDE - 8))
@@ -252,7 +252,7 @@ def test_label_rasters_that_cannot_be_placed_or_counted_are_refused(scene, tmp_p
             areas_by_class(write_labels(tmp_path / "b.tif", dtype="float32"), slide)
         path = write_labels(tmp_path / "c.tif")
         with pytest.raises(DatasetError, match="holds none of the values 7"):
-            areas_by_class(path, slide, Labels(names={7: "ice"}))
+            areas_by_class(path, slide, names={7: "ice"})
         far = write_labels(tmp_path / "e.tif", dtype="uint32")
         with rasterio.open(far, "r+") as raster:
             raster.write(np.full(raster.shape, 4_000_000_000, "uint32"), 1)

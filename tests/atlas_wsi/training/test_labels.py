@@ -16,7 +16,7 @@ from rasterio.warp import transform
 from atlas_wsi import open_slide
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.tissue.areas import read_areas
-from atlas_wsi.training.data.labeled_areas import Labels, areas_by_class
+from atlas_wsi.training.data.labeled_areas import areas_by_class
 
 UTM = "EPSG:32633"
 LEFT, TOP, SIDE = 4e5, 5.6e6, 10_000  # pixels of 10 m
@@ -188,4 +188,4 @@ def test_what_is_missing_is_named(slide, tmp_path):
     with pytest.raises(DatasetError, match="has no polygon"):
         areas_by_class(spot, slide)
     with pytest.raises(DatasetError, match="no column cover; it has class"):
-        areas_by_class(spot, slide, Labels(column="cover"))
+        areas_by_class(spot, slide, column="cover")
