@@ -24,13 +24,7 @@ def embed(
             "file.",
         ),
     ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="timm:NAME",
-            help="A timm model to use instead of --model, such as timm:resnet18.",
-        ),
-    ] = None,
+    encoder: options.Encoder = None,
     weights: options.Weights = None,
     work_mpp: options.WorkMpp = None,
     work_gsd: options.WorkGsd = None,

@@ -202,7 +202,7 @@ Encoder = Annotated[
     typer.Option(
         "--encoder",
         metavar="timm:NAME",
-        help="A timm model to use instead of the convolutional stem, such as timm:resnet18.",
+        help="A timm model to use as the encoder, such as timm:resnet18.",
     ),
 ]
 Weights = Annotated[

@@ -45,7 +45,7 @@ def tiles(
     dim: train_options.Dim = None,
     lr: train_options.LearningRate = 1.5e-3,
     megapixels: train_options.Megapixels = 0.8,
-    precision: train_options.Precision = "auto",
+    precision: options.Precision = "auto",
     seed: train_options.Seed = 0,
     tensorboard: train_options.TensorBoard = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights as float16.")] = False,

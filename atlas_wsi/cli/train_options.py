@@ -91,10 +91,6 @@ Megapixels = Annotated[
     float,
     typer.Option(metavar="N", help="Megapixels per step, summed over all processes.", min=0.01),
 ]
-Precision = Annotated[
-    Literal["auto", "float32", "bfloat16"],
-    typer.Option(help="Matrix-multiply precision; auto uses bfloat16 where supported."),
-]
 Seed = Annotated[int, typer.Option(metavar="N", help="The same seed gives the same model.", min=0)]
 Folds = Annotated[
     int,

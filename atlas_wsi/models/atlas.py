@@ -1,7 +1,5 @@
 """The Atlas encoder: a stem under Multi-Scale Attention.
 
-A MambaVision can also stand alone: no cell sees further than the windows around it then.
-
 Source: arXiv 2503.12355; published implementation (Apache-2.0), whose checkpoints load.
 """
 

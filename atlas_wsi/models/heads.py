@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 class DenseHead(nn.Module):
-    """A linear reading of every scale; coarse readings are laid under the fine ones.
-
-    The logits of a cell are the mean reading of its valid fine tokens plus, for every coarser
-    scale, the reading there, interpolated between the valid tokens around the cell's center.
-    """
+    """Logits of cells: the mean of fine readings plus interpolated readings of coarser scales."""
 
     def __init__(self, dim: int, n_classes: int, *, n_scales: int) -> None:
         super().__init__()

@@ -1,8 +1,4 @@
-"""A linear layer that runs on the CPU through oneDNN, with its GELU in the same pass.
-
-torch gives float32 products on the CPU to MKL, which on AMD processors reaches less than half of
-what oneDNN does (docs/kernels.md). Only where no gradient is needed; elsewhere it is torch's layer.
-"""
+"""A linear layer that runs on the CPU through oneDNN, with its GELU; see docs/kernels.md."""
 
 from __future__ import annotations
 

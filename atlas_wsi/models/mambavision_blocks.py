@@ -1,7 +1,4 @@
-"""The blocks of a MambaVision: convolutions, a mixer with a selective scan, attention.
-
-Written from the equations of arXiv 2407.08083; names of weights are the published ones.
-"""
+"""The blocks of a MambaVision, written from the equations of arXiv 2407.08083."""
 
 # B images, C channels, Y rows, X columns, N windows of all images, T tokens per window
 # H heads, D channels per head (attention) or channels of the scan (mixer), S states of the scan

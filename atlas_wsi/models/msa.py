@@ -1,10 +1,4 @@
-"""Multi-Scale Attention: one block over all scales, and its steps one by one.
-
-The steps are methods of their own because the streamed forward pass calls them for a few windows
-at a time; the dense pass (`MsaBlock.forward`) calls the same ones for all windows at once.
-
-Source: arXiv 2503.12355, section 3, and the published implementation.
-"""
+"""Multi-Scale Attention (arXiv 2503.12355, section 3): a block, and its steps for streaming."""
 
 # B images, N windows, T tokens per window, K keys, C channels, H heads, D channels per head
 # P tokens of the next scale over one window

@@ -116,12 +116,11 @@ def pixel_size(card: ModelCard) -> str:
     return f"{card.mpp:g} um" if card.gsd is None else f"{card.gsd:g} m"
 
 
-def write_card(model: Model, path: Path) -> tuple[Path, Path]:
+def write_card(model: Model, path: Path) -> None:
     """Write a model's card beside its file, for people and for programs."""
-    text, data = path.with_suffix(".card.md"), path.with_suffix(".card.json")
-    write_text(data, json.dumps(model.card.model_dump(mode="json"), indent=2))
-    write_text(text, card_text(model.card))
-    return text, data
+    facts = model.card.model_dump(mode="json")
+    write_text(path.with_suffix(".card.json"), json.dumps(facts, indent=2))
+    write_text(path.with_suffix(".card.md"), card_text(model.card))
 
 
 # Fingerprints -----------------------------------------------------------------------------------

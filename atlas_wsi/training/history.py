@@ -85,12 +85,11 @@ class History:
         losses = [row["validation_loss"] for row in self.rows if "validation_loss" in row]
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
-    def write(self, path: Path) -> tuple[Path, Path]:
+    def write(self, path: Path) -> None:
         """Write the curve beside a model's file."""
-        table, picture = path.with_suffix(".training.csv"), path.with_suffix(".training.png")
-        write_csv(table, FIELDS, ([row.get(key, "") for key in FIELDS] for row in self.rows))
-        self._draw(picture)
-        return table, picture
+        rows = ([row.get(key, "") for key in FIELDS] for row in self.rows)
+        write_csv(path.with_suffix(".training.csv"), FIELDS, rows)
+        self._draw(path.with_suffix(".training.png"))
 
     def _draw(self, path: Path) -> None:
         from matplotlib.figure import Figure

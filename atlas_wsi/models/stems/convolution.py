@@ -1,7 +1,4 @@
-"""The convolution stem: pixels to one token every 16 x 16 pixels.
-
-Source: arXiv 2503.12355 (Atlas) and its published implementation.
-"""
+"""The convolution stem of Atlas (arXiv 2503.12355): pixels to one token every 16 x 16."""
 
 # B images, C channels, Y rows, X columns
 

@@ -1,8 +1,4 @@
-"""MambaVision instead of the stem: its features as the tokens of the finest scale.
-
-A region is encoded exactly as in the whole image: the convolutions get a halo, and the windows of
-the scans and of the attention, which are aligned to the image's origin, are always whole.
-"""
+"""MambaVision as a stem: convolutions get a halo, scans and attention whole windows."""
 
 # B images, C channels, Y rows, X columns
 

@@ -1,8 +1,4 @@
-"""The table of stems.
-
-Other packages add stems through entry points of the group ``atlas_wsi.stems``, each a function that
-takes an `AtlasConfig` and returns a `Stem` with ``config.dim`` channels.
-"""
+"""The table of stems; other packages add theirs by entry points of ``atlas_wsi.stems``."""
 
 from __future__ import annotations
 
@@ -25,10 +21,6 @@ ENTRY_POINTS = "atlas_wsi.stems"
 StemFactory = Callable[["AtlasConfig"], Stem]
 
 
-def _convolution(config: AtlasConfig) -> Stem:
-    return ConvolutionStem(config.dim // 4, in_channels=config.in_channels)
-
-
 def _mambavision(config: AtlasConfig) -> Stem:
     trunk = MambaVisionConfig(**config.stem_options)
     if trunk.in_chans != config.in_channels:
@@ -39,14 +31,10 @@ def _mambavision(config: AtlasConfig) -> Stem:
     return MambaVisionStem(trunk, last_level=2 if config.depths else 3)
 
 
-def _timm(config: AtlasConfig) -> Stem:
-    return TimmStem(config.stem_options["name"], window_px=config.window_px)
-
-
 STEMS: dict[str, StemFactory] = {
-    "convolution": _convolution,
+    "convolution": lambda own: ConvolutionStem(own.dim // 4, in_channels=own.in_channels),
     "mambavision": _mambavision,
-    "timm": _timm,
+    "timm": lambda own: TimmStem(own.stem_options["name"], window_px=own.window_px),
 }
 """The stems of this package by name."""
 

@@ -1,9 +1,4 @@
-"""Networks of timm: instead of the stem, and as encoders of single tiles.
-
-Their receptive fields are wider than any halo that could be afforded, so each window of a slide is
-encoded by itself, filled up with zeros where the image ends: what lies beyond a window reaches its
-tokens through Multi-Scale Attention alone. The result does not depend on how a slide is cut.
-"""
+"""Networks of timm: encoders of tiles, and stems of one window (no halo is wide enough)."""
 
 # B images, N windows, C channels, Y rows, X columns
 
