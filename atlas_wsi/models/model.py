@@ -165,8 +165,8 @@ class Model(nn.Module):
             If the disk is full or the folder protected.
         """
         path = Path(path)
-        state = {
-            name: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype)
+        tensors = {
+            name: value.to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
             for name, value in self.state_dict().items()
             if not name.endswith("num_batches_tracked")
         }
@@ -176,7 +176,6 @@ class Model(nn.Module):
             "config": asdict(self.config),
             "card": self.card.model_dump(mode="json"),
         }
-        tensors = {k: v.contiguous() for k, v in state.items()}
         with write_whole(path) as partial:
             try:
                 save_file(tensors, partial, metadata={"atlas_wsi": json.dumps(facts)})

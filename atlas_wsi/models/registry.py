@@ -100,9 +100,7 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Model:
             hint="Only `atlas-wsi predict --model` (in Python: atlas_wsi.predict(slide, "
             "atlas_wsi.load_tile_classifier(path))) runs a folder with config.json.",
         )
-    path = find_file(name, files=(HUB_FILE,))
-    assert path is not None
-    return Model.load(path)
+    return Model.load(find_file(name, files=(HUB_FILE,)))
 
 
 def is_tile_classifier(name_or_path: str | os.PathLike[str]) -> bool:
@@ -114,16 +112,11 @@ def is_tile_classifier(name_or_path: str | os.PathLike[str]) -> bool:
     return name.startswith(PREFIX) or path.is_dir() or path.suffix in {ONNX, TORCHSCRIPT}
 
 
-def find_file(name: str, *, files: tuple[str, ...]) -> Path | None:
-    """Find the file of a model.
-
-    Returns: The file, which may not be there; None for the models of `TEST_CONFIGS`.
-    """
+def find_file(name: str, *, files: tuple[str, ...]) -> Path:
+    """Find the file of a model, which may not exist; of a hub's, the first of `files`."""
     shipped = shipped_models()
     if name in shipped:
         return shipped[name]
-    if name in TEST_CONFIGS:
-        return None
     if name.startswith(HUB):
         return from_hub(name, files)
     if Path(name).exists() or "/" in name or name.endswith(".safetensors"):

@@ -14,7 +14,7 @@ from atlas_wsi.models.checkpoints import (
     rename_published,
     tensors_of,
 )
-from atlas_wsi.models.registry import find_file, is_model, load_model
+from atlas_wsi.models.registry import TEST_CONFIGS, find_file, is_model, load_model
 from atlas_wsi.models.stems.timm_network import NO_WEIGHTS, PREFIX, timm_normalization, timm_weights
 
 if TYPE_CHECKING:
@@ -92,9 +92,11 @@ class Taken:
 def load_start(name_or_path: str | os.PathLike[str]) -> Start:
     """Load what a training starts from."""
     name = str(name_or_path)
+    if name in TEST_CONFIGS:
+        return Start.of(load_model(name))
     path = find_file(name, files=("model.safetensors", "pytorch_model.bin", "latest.ckpt"))
-    if path is None or (path.is_file() and is_model(path)):
-        return Start.of(load_model(path or name))
+    if path.is_file() and is_model(path):
+        return Start.of(load_model(path))
     return _published(name, path)
 
 
