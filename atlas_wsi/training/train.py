@@ -153,7 +153,7 @@ def fit(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Model:
-    """Train, select and calibrate, and measure on the test part; `text` tells of the split."""
+    """Train, select and calibrate, and measure on the test part; `text` describes the split."""
     known = data.subset(parts.train)
     validation = data.subset(parts.validation) if len(parts.validation) else None
     card, start = _make_card(data, parts, spec, text), initial_weights(recipe, options)

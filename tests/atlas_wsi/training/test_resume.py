@@ -171,7 +171,8 @@ def test_a_process_killed_in_its_second_fold_goes_on_with_the_same_curves(tile_f
 
 def test_the_curve_is_written_as_a_table_and_a_picture(tmp_path):
     row = {"step": 1, "learning_rate": 0.1, "loss": 2.0, "validation_loss": 1.0}
-    table, picture = History(rows=[row]).write(tmp_path / "m.safetensors")
-    with table.open(newline="") as file:
+    History(rows=[row]).write(tmp_path / "m.safetensors")
+    with (tmp_path / "m.training.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["validation_loss"] == "1.0"
+    picture = tmp_path / "m.training.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
