@@ -75,7 +75,7 @@ def show(
     confusion = facts.pop("confusion")
     facts["classes"] = ", ".join(names)
     for key, value in facts.items():
-        console.say(f"{key:>10}  {console.format_value(value, most=2000)}")
+        console.say(f"{key:>10}  {console.format_value(value, most=20_000)}")
     if facts["domain"] == "scene":
         console.say(f"{'gsd':>10}  {console.pixel_size(facts['mpp'], is_scene=True)}")
     if confusion:
