@@ -47,6 +47,8 @@ class LabeledTiles:
     """Tiles of one size with a class and a group each."""
 
     unit: ClassVar[str] = "tiles"
+    arguments: ClassVar[dict[str, int]] = {}
+    """Nothing: recipe and tiles decide a training."""
 
     images: NDArray[np.uint8]
     """`(N, rows, cols, 3)`."""
@@ -66,11 +68,6 @@ class LabeledTiles:
     """How the tiles were read, for the card."""
     fingerprint: str = ""
     """Digest of all tiles, by which a model recognizes its training data."""
-
-    @property
-    def arguments(self) -> dict[str, int]:
-        """Nothing: recipe and tiles decide a training."""
-        return {}
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -63,6 +63,7 @@ class SlideTable:
     """Slides with a class and a group each, and where their tissue is."""
 
     unit: ClassVar[str] = "slides"
+    facts: ClassVar[dict[str, Any]] = {}
 
     rows: tuple[LabeledSlide, ...]
     """The rows of the table."""
@@ -88,11 +89,6 @@ class SlideTable:
     def arguments(self) -> dict[str, int]:
         """How much a step learns from."""
         return {"windows": self.windows, "batch": self.batch}
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """Nothing."""
-        return {}
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
