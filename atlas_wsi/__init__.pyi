@@ -20,6 +20,7 @@ from atlas_wsi.errors import DatasetError as DatasetError
 from atlas_wsi.errors import DiskFullError as DiskFullError
 from atlas_wsi.errors import MemoryBudgetError as MemoryBudgetError
 from atlas_wsi.errors import MissingResolutionError as MissingResolutionError
+from atlas_wsi.errors import MissingScaleError as MissingScaleError
 from atlas_wsi.errors import ModelError as ModelError
 from atlas_wsi.errors import OutputNotWritableError as OutputNotWritableError
 from atlas_wsi.errors import RegionOutsideSlideError as RegionOutsideSlideError
@@ -53,6 +54,7 @@ from atlas_wsi.inference.predict import choose_model as choose_model
 from atlas_wsi.inference.predict import predict as predict
 from atlas_wsi.inference.slide_run import SlideResult as SlideResult
 from atlas_wsi.inference.slide_run import predict_to_folder as predict_to_folder
+from atlas_wsi.inference.slide_run import result_names as result_names
 from atlas_wsi.interop.export import export_result as export_result
 from atlas_wsi.interop.formats import EXPORT_FORMATS as EXPORT_FORMATS
 from atlas_wsi.interop.inspection import inspect_file as inspect_file

@@ -53,6 +53,10 @@ class MissingResolutionError(SlideError):
     """The file has no pixel size."""
 
 
+class MissingScaleError(SlideError):
+    """The file does not say what its samples mean: which values are black and white."""
+
+
 class RegionOutsideSlideError(SlideError, ValueError):
     """The requested region does not touch the slide."""
 

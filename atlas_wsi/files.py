@@ -250,7 +250,11 @@ def read_csv(
 
     try:
         remote = fsspec.open if "://" in str(path) else open
-        with remote(os.fspath(path), "rt", encoding="utf-8-sig", newline="") as file:
+        with remote(os.fspath(path), "rb") as binary:
+            text = binary.read()
+        # what spreadsheets write as "Unicode text" begins with the mark of UTF-16
+        is_utf16 = text[:2] in {b"\xff\xfe", b"\xfe\xff"}
+        with io.StringIO(text.decode("utf-16" if is_utf16 else "utf-8-sig"), newline="") as file:
             reader = csv.reader(file)
             names = [name.strip() for name in next(reader, [])]
             cells = [[cell.strip() for cell in row] for row in reader if row]

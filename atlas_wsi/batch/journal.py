@@ -100,6 +100,10 @@ class Row(Record):
     """Area where each class is the most probable one."""
     scores: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     """Probability of each class for the slide as a whole."""
+    unreadable_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Part of the tissue that could not be read."""
+    is_incomplete: bool = False
+    """Whether that is more than was allowed."""
     n_unreadable: Count = 0
     """How many blocks could not be decoded."""
     warnings: tuple[str, ...] = ()

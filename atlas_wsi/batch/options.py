@@ -8,11 +8,16 @@ from pydantic import Field, ValidationError, model_validator
 
 from atlas_wsi.errors import CorruptResultError, ResultExistsError
 from atlas_wsi.heatmap.formats import choose_formats
-from atlas_wsi.heatmap.records import Positive, Record
+from atlas_wsi.heatmap.records import Positive, Record, Share
+from atlas_wsi.inference.slide_run import MAX_UNREADABLE
+from atlas_wsi.slides.open import open_slide
 from atlas_wsi.streaming.plan import parse_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from atlas_wsi.batch.journal import SlideRequest
+    from atlas_wsi.slides.slide import Slide
 
 MEMORY = "4GB"
 
@@ -27,6 +32,14 @@ class BatchOptions(Record):
     """Whether a TorchScript model, which can execute code, may be loaded."""
     mpp: Positive | None = None
     """Micrometers per level-0 pixel of slides without a value in the list; None reads the file."""
+    scale: tuple[float, float] | None = None
+    """Stored values of black and white of samples that are not 8-bit colors."""
+    image: Annotated[int, Field(ge=0)] | None = None
+    """Number of the image of each file; None takes the largest."""
+    allow_truncated: bool = False
+    """Whether files whose end is missing are read as far as they go."""
+    max_unreadable: Share = MAX_UNREADABLE
+    """Fraction of the tissue above which a result counts as incomplete."""
     tissue: str | None = None
     """Tissue mask: a file, a folder with one file per slide, or a pattern with ``{name}``."""
     tissue_model: str | None = None
@@ -69,6 +82,18 @@ class RunOptions(Record):
     """Attempts after which a slide is given up."""
     heartbeat_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """Seconds without a heartbeat after which another worker takes over a slide."""
+
+
+def open_request(request: SlideRequest, options: BatchOptions) -> Slide:
+    """Open a slide of an archive."""
+    return open_slide(
+        request.source,
+        mpp=request.mpp or options.mpp,
+        scale=options.scale,
+        image=options.image,
+        allow_truncated=options.allow_truncated,
+        strict=options.strict,
+    )
 
 
 def agree_on_options(path: Path, options: BatchOptions) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 from distributed import get_client, get_worker
 
+from atlas_wsi.batch.options import open_request
 from atlas_wsi.inference.predict import check_cell_px, choose_model
 from atlas_wsi.models.model import Model
-from atlas_wsi.slides.open import open_slide
 from atlas_wsi.streaming.device import choose_device, choose_dtype, prepare
 from atlas_wsi.streaming.shard import open_share, plan_for
 from atlas_wsi.streaming.working_image import open_working_image
@@ -56,9 +56,7 @@ class ShardActor:
         worker: Any = get_worker().plugins[plugin]
         options = worker.options
         self._open = ExitStack()
-        slide = self._open.enter_context(
-            open_slide(request.source, mpp=request.mpp or options.mpp, strict=options.strict)
-        )
+        slide = self._open.enter_context(open_request(request, options))
         model, _ = choose_model(slide, options.model)
         assert isinstance(model, Model)
         image = open_working_image(slide, mpp=model.card.mpp)
@@ -82,10 +80,14 @@ class ShardActor:
         return _to_cpu(self._shard.encode())
 
     def attend(
-        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
+        self,
+        number: int,
+        coarse: torch.Tensor | None,
+        kv: Sequence[torch.Tensor],
+        valid: Sequence[torch.Tensor],
     ) -> Attended:
         """Run one block over every window."""
-        return _to_cpu(self._shard.attend(number, coarse, kv))
+        return _to_cpu(self._shard.attend(number, coarse, kv, valid))
 
     def reading(self) -> FineReading:
         """Return what was read after the last block."""
@@ -107,11 +109,16 @@ class RemoteShard:
         return cast("Pooled", self._actor.encode().result())
 
     def attend(
-        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
+        self,
+        number: int,
+        coarse: torch.Tensor | None,
+        kv: Sequence[torch.Tensor],
+        valid: Sequence[torch.Tensor],
     ) -> Attended:
         """Run one block over every window, there."""
         above = None if coarse is None else coarse.cpu()
-        return cast("Attended", self._actor.attend(number, above, [t.cpu() for t in kv]).result())
+        given = [t.cpu() for t in kv], [t.cpu() for t in valid]
+        return cast("Attended", self._actor.attend(number, above, *given).result())
 
     def reading(self) -> FineReading:
         """Return what was read after the last block, there."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +12,10 @@ from pydantic import ValidationError
 
 from atlas_wsi.batch.journal import SlideRequest
 from atlas_wsi.errors import ArchiveError
-from atlas_wsi.files import folder_name, read_csv
+from atlas_wsi.files import read_csv
+from atlas_wsi.inference.slide_run import result_names
 from atlas_wsi.slides.registry import slide_suffixes
 from atlas_wsi.slides.resolution import check_mpp, parse_gsd
-from atlas_wsi.slides.slide import slide_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -94,11 +92,15 @@ def _read_csv(text: str) -> list[tuple[str, float | None]]:
             f"{text} has the columns {', '.join(names) or 'none'}; expected one named 'slide' or "
             "'wsi', and optionally 'mpp' or 'gsd'."
         )
-    slides = {
-        _beside(base, row[column]): _mpp(row, f"{text}, line {line}")
-        for line, row in enumerate(rows, start=2)
-        if row[column]
-    }
+    slides: dict[str, float | None] = {}
+    for line, row in enumerate(rows, start=2):
+        if not row[column]:
+            continue
+        slide, mpp = _beside(base, row[column]), _mpp(row, f"{text}, line {line}")
+        if slides.setdefault(slide, mpp) != mpp:
+            raise ArchiveError(
+                f"{text}, line {line}: {row[column]} is listed before with another pixel size."
+            )
     return list(slides.items())
 
 
@@ -108,7 +110,8 @@ def _beside(base: str, slide: str) -> str:
         return slide
     if "://" in base:
         return posixpath.join(base, slide)
-    return os.path.normpath(Path(base, os.path.expanduser(slide)))  # noqa: PTH111 - it never raises
+    path = os.path.expandvars(os.path.expanduser(slide))  # noqa: PTH111 - it never raises
+    return os.path.normpath(Path(base, path))
 
 
 def _mpp(row: Mapping[str, str], where: str) -> float | None:
@@ -133,10 +136,9 @@ def name_slides(
     """Give each slide its own folder name in the output folder."""
     slides = list(known)
     by_source = {slide.source: slide for slide in slides}
-    taken = {slide.name.casefold() for slide in slides}
-    stems = [folder_name(slide_name(source)) for source, _ in listed]
-    count = Counter(stem.casefold() for stem in stems)
-    for (source, mpp), stem in zip(listed, stems, strict=True):
+    new = [source for source, _ in listed if source not in by_source]
+    names = result_names(new, taken=[slide.name for slide in slides])
+    for source, mpp in listed:
         old = by_source.get(source)
         if old is not None:
             if mpp is not None and mpp != old.mpp:
@@ -145,12 +147,8 @@ def name_slides(
                     hint="Choose another output folder, or --overwrite.",
                 )
             continue
-        name = stem
-        if count[stem.casefold()] > 1 or stem.casefold() in taken:
-            name = folder_name(f"{stem}~{hashlib.sha256(source.encode()).hexdigest()[:8]}")
-        taken.add(name.casefold())
         try:
-            slides.append(SlideRequest(name=name, source=source, mpp=mpp))
+            slides.append(SlideRequest(name=names[source], source=source, mpp=mpp))
         except ValidationError as error:
             raise ArchiveError(f"{source}: {error.errors()[0]['msg']}.") from error
     return slides

@@ -43,6 +43,8 @@ class SlideStatus:
     """When it ended or started, ISO 8601 with offset."""
     wall_s: float = 0.0
     """Seconds that it took."""
+    is_incomplete: bool = False
+    """Whether too much of its tissue could not be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,11 @@ class ArchiveStatus:
         """
         return Counter(slide.state for slide in self.slides)[state]
 
+    @property
+    def n_incomplete(self) -> int:
+        """How many of the finished slides could not be read in large part."""
+        return sum(slide.is_incomplete for slide in self.slides)
+
     def as_json(self) -> dict[str, Any]:
         """Return all fields as JSON types.
 
@@ -85,6 +92,7 @@ class ArchiveStatus:
         return {
             "out": str(self.out),
             **{state: self.count(state) for state in states},
+            "incomplete": self.n_incomplete,
             "slides_per_hour": self.slides_per_hour,
             "eta_s": self.eta_s,
             "slides": [asdict(slide) for slide in self.slides],
@@ -134,7 +142,9 @@ def archive_status(out: str | os.PathLike[str]) -> ArchiveStatus:
 
 def _status_of(slide: SlideRequest, row: Row | None, attempts: list[Attempt]) -> SlideStatus:
     if row is not None:
-        common = row.model_dump(include={"state", "attempts", "reason", "worker", "wall_s"})
+        common = row.model_dump(
+            include={"state", "attempts", "reason", "worker", "wall_s", "is_incomplete"}
+        )
         return SlideStatus(name=slide.name, source=slide.source, since=row.ended, **common)
     status = SlideStatus(
         name=slide.name, source=slide.source, state="waiting", attempts=len(attempts)

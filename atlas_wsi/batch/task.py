@@ -14,6 +14,7 @@ from distributed import get_worker
 
 from atlas_wsi.batch.journal import Row, now
 from atlas_wsi.batch.lease import take, worker_name
+from atlas_wsi.batch.options import open_request
 from atlas_wsi.batch.slide_shards import shards_over_workers
 from atlas_wsi.batch.worker import BatchWorker, plugin_name
 from atlas_wsi.errors import (
@@ -30,7 +31,6 @@ from atlas_wsi.inference.provenance import peak_memory_bytes
 from atlas_wsi.inference.slide_run import predict_to_folder
 from atlas_wsi.models.tile_classifier import TileClassifier
 from atlas_wsi.progress import CancelToken
-from atlas_wsi.slides.open import open_slide
 
 if TYPE_CHECKING:
     from atlas_wsi.batch.journal import SlideRequest
@@ -168,16 +168,14 @@ class _SlideTask:
 
     def _summary(self, cancel: CancelToken) -> Summary:
         request, options, journal = self.request, self.worker.options, self.worker.journal
-        with open_slide(
-            request.source, mpp=request.mpp or options.mpp, strict=options.strict
-        ) as slide:
+        with open_request(request, options) as slide:
             if not self.sharded and self._is_too_large(slide):
                 raise _TooLargeError
             predict_to_folder(
                 slide,
                 journal.out,
                 name=request.name,
-                **options.model_dump(exclude={"mpp", "strict", "distribute_above"}),
+                **options.model_dump(exclude={"distribute_above"}),
                 device=self.worker.run_options.device,
                 repair=True,
                 work=journal.work_folder / request.name,
@@ -216,6 +214,8 @@ class _SlideTask:
             scores={
                 entry.name: entry.score for entry in summary.classes if entry.score is not None
             },
+            unreadable_fraction=run.unreadable_fraction,
+            is_incomplete=run.is_incomplete,
             n_unreadable=run.n_unreadable,
             warnings=(*summary.warnings, *self._warnings()),
         )

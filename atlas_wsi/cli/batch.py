@@ -56,6 +56,10 @@ def batch(
     trust_model: options.TrustModel = False,
     mpp: options.Mpp = None,
     gsd: options.Gsd = None,
+    scale: options.Scale = None,
+    image: options.ImageNumber = None,
+    allow_truncated: options.AllowTruncated = False,
+    max_unreadable: options.MaxUnreadable = 0.01,
     cell_px: options.CellPx = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -108,7 +112,8 @@ def batch(
     skipped. Where the list states mpp, it takes precedence over --mpp. Ctrl-C finishes slides in
     progress; press again to stop at once (they resume next time).
 
-    Exit codes: 0 all done, 2 some slides failed, 3 the disk is full, 130 stopped.
+    Exit codes: 0 all done, 2 some slides failed, 3 the disk is full, 4 some results are incomplete
+    because too much of the tissue could not be read, 130 stopped.
     """
     from atlas_wsi import BatchOptions, RunOptions, estimate_archive, predict_archive
 
@@ -118,6 +123,10 @@ def batch(
             model=model,
             trust_model=trust_model,
             mpp=options.one_mpp(mpp, gsd),
+            scale=scale,
+            image=image,
+            allow_truncated=allow_truncated,
+            max_unreadable=max_unreadable,
             tissue=None if tissue is None else str(tissue),
             tissue_model=tissue_model,
             roi=None if roi is None else str(roi),
@@ -176,11 +185,13 @@ def _show_estimate(estimate: ArchiveEstimate, workers: int, *, as_json: bool) ->
 
 @contextmanager
 def _stoppable() -> Iterator[CancelToken]:
-    """Let the first Ctrl-C (or SIGTERM) finish the slides in progress."""
+    """Let the first Ctrl-C, SIGTERM or SIGHUP finish the slides in progress."""
     from atlas_wsi import CancelToken
 
     cancel = CancelToken()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def stop(*_: object) -> None:
         cancel.cancel()
@@ -208,3 +219,5 @@ def _finish(status: ArchiveStatus, *, stopped: bool, quiet: bool, as_json: bool)
         raise Cancelled(f"Stopped; {left} slides remain.", hint="Run the same command to resume.")
     if status.count("failed"):
         raise typer.Exit(SOME_FAILED)
+    if status.n_incomplete:
+        raise typer.Exit(console.INCOMPLETE)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+INCOMPLETE = 4
+"""Exit code when too much of a slide could not be read."""
 _LINE_EVERY_S = 10.0
 
 
@@ -51,7 +53,7 @@ def print_json(value: Any) -> None:
 
 def run_each(
     items: Sequence[Any], run: Callable[[Any], dict[str, Any]], *, key: str, as_json: bool
-) -> None:
+) -> list[dict[str, Any]]:
     """Do each item: one that fails does not stop the others, and the exit code reports it."""
     done: list[dict[str, Any]] = []
     worst: AtlasError | None = None
@@ -68,6 +70,7 @@ def run_each(
         print_json(done)
     if worst is not None:
         raise typer.Exit(worst.exit_code)
+    return done
 
 
 def print_table(

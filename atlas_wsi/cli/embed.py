@@ -46,6 +46,9 @@ def embed(
     ] = 0.25,
     mpp: options.Mpp = None,
     gsd: options.Gsd = None,
+    scale: options.Scale = None,
+    image: options.ImageNumber = None,
+    allow_truncated: options.AllowTruncated = False,
     device: options.Device = "auto",
     precision: options.Precision = "float32",
     overwrite: options.Overwrite = False,
@@ -65,7 +68,9 @@ def embed(
     from atlas_wsi import embed as run
     from atlas_wsi import open_slide
 
-    with open_slide(slide, mpp=slide_um) as opened:
+    with open_slide(
+        slide, mpp=slide_um, scale=scale, image=image, allow_truncated=allow_truncated
+    ) as opened:
         path = out if out.suffix in {".h5", ".hdf5"} else out / f"{opened.name}.h5"
         if path.exists() and not overwrite:
             raise ResultExistsError(f"{path} exists.", hint="--overwrite replaces it.")

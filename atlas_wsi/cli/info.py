@@ -14,12 +14,21 @@ def info(
     slide: options.SlidePath,
     mpp: options.Mpp = None,
     gsd: options.Gsd = None,
+    scale: options.Scale = None,
+    image: options.ImageNumber = None,
+    allow_truncated: options.AllowTruncated = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Show the metadata of a slide or scene."""
     from atlas_wsi import open_slide
 
-    with open_slide(slide, mpp=options.one_mpp(mpp, gsd)) as opened:
+    with open_slide(
+        slide,
+        mpp=options.one_mpp(mpp, gsd),
+        scale=scale,
+        image=image,
+        allow_truncated=allow_truncated,
+    ) as opened:
         facts = describe(opened)
         properties = dict(opened.meta.properties)
     if as_json:
@@ -57,7 +66,9 @@ def describe(slide: Slide) -> dict[str, Any]:
         "vendor": slide.vendor,
         "rows": slide.shape[0],
         "cols": slide.shape[1],
+        "images": list(meta.images) if len(meta.images) > 1 else [],
         "channels": list(meta.channel_names),
+        "samples": slide.samples.describe() if slide.samples else None,
         "dtype": str(slide.dtype),
         "mpp": list(slide.mpp) if slide.mpp else None,
         "gsd_m": [um / 1e6 for um in slide.mpp] if slide.mpp and slide.is_georeferenced else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +20,17 @@ def _um(text: str | float) -> float:
         return parse_gsd(str(text))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _scale(text: str) -> tuple[float, float]:
+    """Read two numbers, the lower first."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not -math.inf < low < high < math.inf:
+        raise typer.BadParameter(f"'{text}' is not two numbers, the lower first, such as 0,3000")
+    return low, high
 
 
 def _bytes(text: str | int) -> str:
@@ -100,6 +112,40 @@ Mpp = Annotated[
 Gsd = Annotated[
     float | None,
     _gsd("--gsd", "Pixel size of a scene, such as 10m or 30cm, instead of --mpp."),
+]
+Scale = Annotated[
+    Any,
+    typer.Option(
+        "--scale",
+        metavar="LOW,HIGH",
+        parser=_scale,
+        help="Stored values that are black and white, such as 0,3000, for samples that are not "
+        "8-bit colors.",
+    ),
+]
+ImageNumber = Annotated[
+    int | None,
+    typer.Option(
+        "--image",
+        metavar="N",
+        min=0,
+        help="Which image of the file to read; `atlas-wsi info` lists them. Default: the largest.",
+    ),
+]
+AllowTruncated = Annotated[
+    bool,
+    typer.Option("--allow-truncated", help="Read a file whose end is missing as far as it goes."),
+]
+MaxUnreadable = Annotated[
+    float,
+    typer.Option(
+        "--max-unreadable",
+        metavar="FRACTION",
+        min=0,
+        max=1,
+        help="Fraction of the tissue that may be unreadable before the result counts as "
+        "incomplete (exit code 4).",
+    ),
 ]
 WorkMpp = Annotated[
     float | None,

@@ -25,6 +25,10 @@ def predict(
     trust_model: options.TrustModel = False,
     mpp: options.Mpp = None,
     gsd: options.Gsd = None,
+    scale: options.Scale = None,
+    image: options.ImageNumber = None,
+    allow_truncated: options.AllowTruncated = False,
+    max_unreadable: options.MaxUnreadable = 0.01,
     cell_px: options.CellPx = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -46,6 +50,9 @@ def predict(
     heatmap.tif for georeferenced scenes. Existing results are kept unless --overwrite. Re-run
     the same command to resume an interrupted run; intermediate data is kept in
     OUT/.SLIDE.work until then.
+
+    Exit codes: 0 done, 2 bad input, 3 memory or disk, 4 a result is incomplete because too much
+    of the tissue could not be read, 130 stopped.
     """
     options.one_tissue(tissue, tissue_model)
     quiet = quiet or as_json
@@ -53,6 +60,10 @@ def predict(
         "model": model,
         "trust_model": trust_model,
         "mpp": options.one_mpp(mpp, gsd),
+        "scale": scale,
+        "image": image,
+        "allow_truncated": allow_truncated,
+        "max_unreadable": max_unreadable,
         "cell_px": cell_px,
         "device": device,
         "precision": precision,
@@ -66,12 +77,17 @@ def predict(
         "strict": strict,
         "overwrite": overwrite,
     }
-    console.run_each(
-        slides,
-        lambda path: _predict(path, out, arguments, quiet=quiet),
+    from atlas_wsi import result_names
+
+    names = result_names(slides)
+    results = console.run_each(
+        list(names),
+        lambda path: _predict(path, out, {**arguments, "name": names[path]}, quiet=quiet),
         key="slide",
         as_json=as_json,
     )
+    if any(result["incomplete"] for result in results):
+        raise typer.Exit(console.INCOMPLETE)
 
 
 def _predict(path: str, out: Path, arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
@@ -94,6 +110,11 @@ def _predict(path: str, out: Path, arguments: dict[str, Any], *, quiet: bool) ->
         for warning in result.heatmap.run.warnings:
             console.warn(f"{title}: {warning}", quiet=quiet)
         _show(result, quiet=quiet)
+    if result.heatmap.run.is_incomplete:
+        console.warn(
+            f"{title}: the result is incomplete: "
+            f"{result.heatmap.run.unreadable_fraction:.1%} of the tissue could not be read"
+        )
     return _as_json(result)
 
 
@@ -119,6 +140,8 @@ def _as_json(result: SlideResult) -> dict[str, Any]:
         "area_unit": heatmap.area_unit,
         "scores": dict(heatmap.scores),
         "files": {kind: str(file) for kind, file in result.files.items()},
+        "unreadable_fraction": heatmap.run.unreadable_fraction,
+        "incomplete": heatmap.run.is_incomplete,
         "warnings": list(heatmap.run.warnings),
         "wall_s": heatmap.run.wall_s,
     }

@@ -65,6 +65,8 @@ def status(
 def describe(current: ArchiveStatus) -> str:
     """Summarize the progress of an archive in one line."""
     text = ", ".join(f"{current.count(s)} {s}" for s in ("done", "running", "waiting", "failed"))
+    if current.n_incomplete:
+        text += f" ({current.n_incomplete} incomplete)"
     if current.slides_per_hour is not None:
         text += f"; {current.slides_per_hour:.4g} slides per hour"
     if current.eta_s:
@@ -73,12 +75,13 @@ def describe(current: ArchiveStatus) -> str:
 
 
 def show_failed(current: ArchiveStatus, *, quiet: bool) -> None:
-    """Print which slides failed and why."""
+    """Print which slides failed and why, also if quiet, then to the error stream."""
+    show = console.warn if quiet else console.say
     failed = [slide for slide in current.slides if slide.state == "failed"]
     for slide in failed[:SHOWN]:
-        console.say(f"  failed: {slide.name}: {slide.reason}", quiet=quiet)
+        show(f"  failed: {slide.name}: {slide.reason}")
     if len(failed) > SHOWN:
-        console.say(f"  and {len(failed) - SHOWN} more", quiet=quiet)
+        show(f"  and {len(failed) - SHOWN} more")
 
 
 def _page(current: ArchiveStatus) -> RenderableType:

@@ -21,6 +21,8 @@ def tissue(
     ],
     mpp: options.Mpp = None,
     gsd: options.Gsd = None,
+    image: options.ImageNumber = None,
+    allow_truncated: options.AllowTruncated = False,
     tissue: options.Tissue = None,
     mask_mpp: Annotated[
         float, typer.Option(metavar="UM", help="Micrometers per pixel of the mask.", min=0.1)
@@ -34,7 +36,9 @@ def tissue(
     """
     from atlas_wsi import open_slide, read_tissue, tissue_mask
 
-    with open_slide(slide, mpp=options.one_mpp(mpp, gsd)) as opened:
+    with open_slide(
+        slide, mpp=options.one_mpp(mpp, gsd), image=image, allow_truncated=allow_truncated
+    ) as opened:
         if tissue:
             mask = read_tissue(tissue, opened)
         else:

@@ -12,6 +12,7 @@ from atlas_wsi.heatmap.formats import choose_formats
 from atlas_wsi.heatmap.records import MAX_CLASSES, RunRecord, SlideInfo, Summary, record_files
 from atlas_wsi.heatmap.result import SUMMARY, check_writable
 from atlas_wsi.progress import silent
+from atlas_wsi.tissue.mask import MIN_CELL_TISSUE
 
 if TYPE_CHECKING:
     import os
@@ -123,17 +124,22 @@ class Heatmap:
         Returns
         -------
         dict[str, float]
-            Area in `area_unit` of the cells, clipped to the slide, in which each class is the most
-            probable one.
+            Area in `area_unit` of the tissue (of a scene: of what was observed) in the cells in
+            which each class is the most probable one.
         """
-        rows, cols = map(np.diff, self.cell_edges)
         winner = self.argmax()
         if threshold > 0:
             winner[~(self.probabilities.max(axis=0) >= threshold)] = -1
         per_mm2 = 1e12 if self.slide.is_georeferenced else 1e6
         pixel = self.slide.mpp[0] * self.slide.mpp[1] / per_mm2
+        step_y, step_x = self.grid.step_px
+        tissue = self.tissue.coverage(self.grid).astype(np.float64) * step_y * step_x
+        inside = np.minimum(tissue, np.outer(*map(np.diff, self.cell_edges)))
+        # tissue in cells with too little of it to be shown counts as that of the others
+        is_shown = tissue >= MIN_CELL_TISSUE * step_y * step_x
+        pixel *= inside.sum() / max(float(inside[is_shown].sum()), 1e-12) if is_shown.any() else 1.0
         return {
-            name: float(rows @ (winner == k) @ cols) * pixel for k, name in enumerate(self.classes)
+            name: float(inside[winner == k].sum()) * pixel for k, name in enumerate(self.classes)
         }
 
     def write(

@@ -92,7 +92,7 @@ class ModelUsed(Record):
 
 
 class Unreadable(Record):
-    """A block of the slide that could not be decoded and was filled with background."""
+    """A block of the slide that could not be decoded."""
 
     level: Count
     row: Count
@@ -120,6 +120,10 @@ class RunRecord(Record):
     peak_memory_bytes: Count = 0
     """Largest resident memory of the process."""
     warnings: tuple[str, ...] = ()
+    unreadable_fraction: Share = 0.0
+    """Part of the tissue that could not be read: it is in no class, area or score."""
+    is_incomplete: bool = False
+    """Whether that is more than was allowed."""
     n_unreadable: Count = 0
     unreadable: Annotated[tuple[Unreadable, ...], Field(max_length=MAX_LISTED)] = ()
     """The first of them."""

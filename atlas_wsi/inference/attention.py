@@ -82,7 +82,7 @@ class CoarseContext:
             step=lambda *_: None,
         )
         tile = macro_tiles(model, layout, self._image.shape, 1)[0]
-        x_NTC = share.tokens_of_tile(tile, self._image.read(tile.read))
+        x_NTC = share.tokens_of_tile(tile, self._image.read_masked(tile.read))
         coarser = share.layout.scales[1:]
         for block, kv in zip(blocks[:-1], self._kv[:-1], strict=True):
             x_NTC = x_NTC + block.unit(0).position(share.at.side)

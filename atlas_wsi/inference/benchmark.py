@@ -21,7 +21,7 @@ from atlas_wsi.streaming.device import Precision, choose_device, choose_dtype, p
 from atlas_wsi.streaming.fine_windows import FineWindows
 from atlas_wsi.streaming.forward import SlideLogits, StreamedPass
 from atlas_wsi.streaming.prefetch import prefetch
-from atlas_wsi.streaming.shard import macro_tiles, read_threads
+from atlas_wsi.streaming.shard import macro_tiles
 from atlas_wsi.streaming.token_store import RamTokens
 from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.tissue.mask import tissue_mask
@@ -131,9 +131,8 @@ def benchmark(
         tiles = macro_tiles(loaded, layout, image.shape, _SIDE)
         window_mpx = (layout.scales[0].side * loaded.config.token_px) ** 2 / 1e6
         sample = tiles[:: max(1, len(tiles) // _SAMPLE_TILES)]
-        threads = read_threads()
         start = time.perf_counter()
-        for _ in prefetch(lambda t: image.read(t.read), sample, threads=threads, ahead=threads + 1):
+        for _ in prefetch(lambda t: image.read(t.read), sample):
             pass
         seconds = time.perf_counter() - start
         decode = sum(len(tile.windows) for tile in sample) * window_mpx / seconds
@@ -186,10 +185,12 @@ def encode_array(
     batch: int,
     side: int,
     cell_tokens: int = 4,
+    state: NDArray[np.uint8] | None = None,
 ) -> SlideLogits:
     """Run the streamed pass over an image in memory.
 
-    `pixels`: uint8 `(rows, cols, 3)`.
+    `pixels`: uint8 `(rows, cols, 3)`. `state`: what is known of them, uint8 `(rows, cols)`; None if
+    all are observed.
     """
     at = layout.scales[0]
     shape = (pixels.shape[0], pixels.shape[1])
@@ -199,7 +200,10 @@ def encode_array(
     share = FineWindows(
         model,
         layout,
-        ((tile, pixels[tile.read.slices]) for tile in macro_tiles(model, layout, shape, side)),
+        (
+            (tile, (pixels[tile.read.slices], None if state is None else state[tile.read.slices]))
+            for tile in macro_tiles(model, layout, shape, side)
+        ),
         store=store,
         image_shape=shape,
         batch=batch,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from atlas_wsi.errors import ModelError, SlideError
+from atlas_wsi.errors import ModelError, SlideError, UnreadableSlideError
 from atlas_wsi.inference.embeddings import TileEmbeddings
 from atlas_wsi.inference.patches import read_patches
 from atlas_wsi.inference.predict import choose_model
@@ -88,15 +87,19 @@ def embed(
     opened = slide if isinstance(slide, Slide) else open_slide(slide)
     try:
         slide_mpp = opened.require_mpp()
+        computer = choose_device(device)
+        dtype = choose_dtype(computer, precision)
         encoder: Model | TimmEncoder
         if isinstance(model, str) and model.startswith(PREFIX):
             encoder = TimmEncoder(model, weights=weights, mpp=work_mpp)
             name, mpp = encoder.name, encoder.mpp
+            encoder = encoder.to(device=computer, dtype=dtype)
         else:
             chosen, _ = choose_model(opened, model)
             if not isinstance(chosen, Model):
                 raise ModelError(f"{chosen.card.name} is a tile classifier and has no features.")
-            encoder, name, mpp = chosen, chosen.card.name, chosen.card.mpp
+            name, mpp = chosen.card.name, chosen.card.mpp
+            encoder = prepare(chosen, device=computer, dtype=dtype)
         image = open_working_image(opened, mpp=mpp)
         mask = tissue if tissue is not None else tissue_mask(opened)
         covered = mask.coverage(image.grid.coarsen(tile_px))
@@ -108,18 +111,22 @@ def embed(
                 f"{min_tissue:.0%} tissue.",
                 hint="Give a smaller --tile-px or --min-tissue.",
             )
-        computer = choose_device(device)
-        ready = _prepare(encoder, computer, choose_dtype(computer, precision))
         step = reporter(progress or silent, cancel or CancelToken(), {"embed": len(tiles)})
         positions: list[NDArray[np.int64]] = []
         values: list[NDArray[np.float32]] = []
         with torch.inference_mode():
-            for block, pixels in read_patches(image, tiles, tile_px):
+            for part in read_patches(image, tiles, tile_px):
+                block, pixels = part.enough()
+                step("embed", len(part.indices) - len(block))
                 for start in range(0, len(block), batch_size):
                     images = torch.from_numpy(pixels[start : start + batch_size]).to(computer)
-                    values.append(ready.features(images).cpu().numpy())
+                    values.append(encoder.features(images).cpu().numpy())
                     step("embed", len(images))
                 positions.append(block)
+        if not values:
+            raise UnreadableSlideError(
+                f"None of the {len(tiles)} tiles of {opened.name} can be read."
+            )
     finally:
         if opened is not slide:
             opened.close()
@@ -139,11 +146,3 @@ def embed(
         encoder=name,
         sha256=encoder.sha256,
     )
-
-
-def _prepare(
-    encoder: Model | TimmEncoder, device: torch.device, dtype: torch.dtype
-) -> Model | TimmEncoder:
-    if isinstance(encoder, Model):
-        return prepare(encoder, device=device, dtype=dtype)
-    return copy.deepcopy(encoder).to(device=device, dtype=dtype)

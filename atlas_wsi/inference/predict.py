@@ -271,6 +271,7 @@ def run_model(
     )
     if shards is not None:
         run.parameters["shards"] = n_shards
+    run.leave_out(logits.missing.numpy(), logits.unreadable.numpy())
     shown = logits.valid.numpy() & wanted
     probabilities[:, shown] = torch.softmax(logits.cells / temperature, dim=0).numpy()[:, shown]
     scores = torch.softmax(logits.slide / temperature, dim=0).tolist()
@@ -319,5 +320,9 @@ def _encode(
             opened_shards = [(np.arange(n), opened.enter_context(here))]
         stream = StreamedPass(model, layout, opened_shards, batch=plan.batch, keep_context=context)
         logits = stream.run(cell_tokens=cell_tokens)
-    seen = CoarseContext(model, layout, image, stream.coarse_kv, cell_tokens) if context else None
+    seen = (
+        CoarseContext(model, stream.layout, image, stream.coarse_kv, cell_tokens)
+        if context
+        else None
+    )
     return logits, seen, len(opened_shards)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
+from atlas_wsi.errors import UnreadableSlideError
 from atlas_wsi.grid import Grid
 from atlas_wsi.heatmap.heatmap import Heatmap
 from atlas_wsi.heatmap.records import MAX_LISTED, ModelUsed, RunRecord, SlideInfo, Unreadable
 from atlas_wsi.streaming.working_image import open_working_image
-from atlas_wsi.tissue.mask import TissueMask, tissue_mask
+from atlas_wsi.tissue.mask import MIN_CELL_TISSUE, TissueMask, tissue_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
     from atlas_wsi.progress import CancelToken, Progress
     from atlas_wsi.slides.slide import Slide
 
-MIN_CELL_TISSUE = 0.2
-"""Least fraction of tissue of a cell that is shown; cells with less are left empty."""
-
+_NOTHING_READ = 0.999
 _VERSIONS = ("atlas-wsi", "torch", "numpy", "openslide-python", "tifffile", "rasterio", "zarr")
 
 
@@ -67,6 +66,9 @@ class RunningPrediction:
             tissue = tissue_mask(slide)
             report("find tissue", 1, 1)
         self.tissue = tissue
+        self.unreadable_fraction = tissue.unreadable
+        if tissue.unreadable > _NOTHING_READ:
+            raise self._nothing_read()
         self._end_stage("tissue")
         self.heatmap = self._empty_heatmap(model, reason, cell_px)
         self.parameters: dict[str, object] = {
@@ -78,6 +80,23 @@ class RunningPrediction:
     def wanted_cells(self) -> NDArray[np.bool_]:
         """Return which cells have enough tissue to be shown."""
         return self.tissue.coverage(self.heatmap.grid) >= MIN_CELL_TISSUE
+
+    def leave_out(self, missing: NDArray[np.float32], unreadable: NDArray[np.float32]) -> None:
+        """Take what was not observed out of the tissue.
+
+        `missing`, `unreadable`: shares of the cells, float32 `(rows, cols)`. Raises
+        `UnreadableSlideError` if nothing of the tissue could be read.
+        """
+        cells, tissue = self.heatmap.grid, self.tissue.coverage(self.heatmap.grid)
+        fraction = float((tissue * unreadable).sum() / max(float(tissue.sum()), 1e-12))
+        if fraction > 0 and not (tissue * (missing < 1)).any():
+            raise self._nothing_read()
+        # where nothing was read, tissue is as likely as elsewhere
+        fraction = 1 - (1 - self.tissue.unreadable) * (1 - fraction)
+        self.unreadable_fraction = min(1.0, max(0.0, fraction))
+        if (missing > 0.5).any():
+            tissue_left = self.tissue.without(missing > 0.5, cells)
+            self.heatmap = replace(self.heatmap, tissue=tissue_left)
 
     def finish(
         self,
@@ -91,10 +110,10 @@ class RunningPrediction:
         slide, empty = self.image.slide, self.heatmap
         if not scores:
             self.warnings.append("No tissue was found; the result is empty.")
-        lost = slide.unreadable
-        if lost:
+        if self.unreadable_fraction > 0:
             self.warnings.append(
-                f"{len(lost)} tiles could not be read and were replaced by background."
+                f"{100 * self.unreadable_fraction:.3g}% of the tissue could not be read; it is in no "
+                "class, area or score."
             )
         run = empty.run.model_copy(
             update={
@@ -104,7 +123,8 @@ class RunningPrediction:
                 "stages_s": self._stages,
                 "peak_memory_bytes": peak_memory_bytes(),
                 "warnings": tuple(self.warnings),
-                "n_unreadable": len(lost),
+                "unreadable_fraction": self.unreadable_fraction,
+                "n_unreadable": len(slide.unreadable),
                 "unreadable": _unreadable(slide),
             }
         )
@@ -114,6 +134,13 @@ class RunningPrediction:
             scores=dict(zip(empty.classes, scores, strict=True)) if scores else {},
             context=context,
             run=run,
+        )
+
+    def _nothing_read(self) -> UnreadableSlideError:
+        return UnreadableSlideError(
+            f"Nothing of the tissue of {self.image.slide.path} could be read.",
+            hint="The file is damaged, or files that it refers to are missing: copy or download it "
+            "again.",
         )
 
     def _end_stage(self, stage: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,13 +32,12 @@ from atlas_wsi.inference.predict import check_cell_px, choose_model, run_model
 from atlas_wsi.models.tile_classifier import TileClassifier
 from atlas_wsi.progress import CancelToken, Progress, silent
 from atlas_wsi.slides.open import open_slide
-from atlas_wsi.slides.slide import Slide
+from atlas_wsi.slides.slide import Slide, slide_name
 from atlas_wsi.streaming.device import Precision, choose_device
 from atlas_wsi.streaming.plan import memory_budget
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     """Makes shards for an amount of memory and a batch size."""
 
 MIN_MEMORY_BYTES = 16 << 20
+MAX_UNREADABLE = 0.01
+"""Fraction of the tissue above which a result counts as incomplete."""
 _TILE_BATCH = 16
 
 
@@ -73,7 +77,11 @@ def predict_to_folder(
     *,
     name: str | None = None,
     mpp: float | None = None,
+    scale: tuple[float, float] | None = None,
+    image: int | None = None,
+    allow_truncated: bool = False,
     strict: bool = False,
+    max_unreadable: float = MAX_UNREADABLE,
     model: Model | TileClassifier | str | os.PathLike[str] | None = None,
     trust_model: bool = False,
     tissue: TissueMask | str | os.PathLike[str] | None = None,
@@ -110,8 +118,16 @@ def predict_to_folder(
         Name of the slide's folder; by default the slide's name.
     mpp
         Micrometers per pixel of a slide given by its path, overriding the file.
+    scale
+        As for `open_slide`, of a slide given by its path.
+    image
+        As for `open_slide`, of a slide given by its path.
+    allow_truncated
+        As for `open_slide`, of a slide given by its path.
     strict
         Whether a slide given by its path fails at the first tile that cannot be read.
+    max_unreadable
+        Fraction of the tissue above which the result is marked as incomplete.
     model
         As for `predict`, or the folder of a tile classifier.
     trust_model
@@ -185,13 +201,28 @@ def predict_to_folder(
     report, cancel = progress or silent, cancel or CancelToken()
     with ExitStack() as opened:
         if not isinstance(slide, Slide):
-            slide = opened.enter_context(open_slide(slide, mpp=mpp, strict=strict))
+            slide = opened.enter_context(
+                open_slide(
+                    slide,
+                    mpp=mpp,
+                    scale=scale,
+                    image=image,
+                    allow_truncated=allow_truncated,
+                    strict=strict,
+                )
+            )
         slide.require_mpp()
+        samples = slide.require_samples()
         chosen, reason = choose_model(slide, model, trust=trust_model)
         cell_px = check_cell_px(chosen, cell_px)
         name = name or slide.name
         area = Area.of(slide, tissue, tissue_model, roi, keep_fat=keep_fat)
-        decisive = {"cell_px": cell_px, **area.provenance()}
+        decisive = {
+            "cell_px": cell_px,
+            "image": slide.image,
+            "scale": samples.describe(),
+            **area.provenance(),
+        }
         folder = None if out is None else Path(out) / folder_name(name)
         if folder is not None:
             if not overwrite and is_finished(folder, slide, chosen.sha256, decisive, repair=repair):
@@ -227,7 +258,12 @@ def predict_to_folder(
             (batch_size or _TILE_BATCH) if isinstance(chosen, TileClassifier) else batch_size,
             device,
         )
-        run = heatmap.run.model_copy(update={"parameters": {**heatmap.run.parameters, **decisive}})
+        run = heatmap.run.model_copy(
+            update={
+                "parameters": {**heatmap.run.parameters, **decisive},
+                "is_incomplete": heatmap.run.unreadable_fraction > max_unreadable,
+            }
+        )
         heatmap = replace(heatmap, run=run, slide=heatmap.slide.model_copy(update={"name": name}))
         if folder is None:
             return SlideResult(heatmap=heatmap)
@@ -240,6 +276,35 @@ def predict_to_folder(
             progress=report,
         )
     return SlideResult(heatmap=heatmap, folder=folder, files=files)
+
+
+def result_names(
+    sources: Iterable[str | os.PathLike[str]], *, taken: Iterable[str] = ()
+) -> dict[str, str]:
+    """Name the result folder of each slide, so that none overwrites another's.
+
+    Parameters
+    ----------
+    sources
+        Paths or URLs of slides.
+    taken
+        Names that other slides have.
+
+    Returns
+    -------
+    dict[str, str]
+        Name by path: that of the file, and where several files have it, with a hash of the path.
+    """
+    paths = {str(source): slide_name(os.fspath(source)) for source in sources}
+    stems = {path: folder_name(name) for path, name in paths.items()}
+    count = Counter([*(stem.casefold() for stem in stems.values()), *map(str.casefold, taken)])
+    names = {}
+    for path, stem in stems.items():
+        names[path] = stem
+        if count[stem.casefold()] > 1:
+            place = path if "://" in path else os.path.abspath(path)  # noqa: PTH100
+            names[path] = folder_name(f"{stem}~{hashlib.sha256(place.encode()).hexdigest()[:8]}")
+    return names
 
 
 def is_finished(

@@ -216,9 +216,13 @@ class Atlas(nn.Module):
         *,
         n_images: int = 1,
         active_windows: torch.Tensor | np.ndarray[Any, Any] | None = None,
+        observed: torch.Tensor | np.ndarray[Any, Any] | None = None,
         n_scales: int | None = None,
     ) -> Layout:
-        """List the windows of images; `active_windows`: bool `([B,] rows, cols)`, None for all."""
+        """List the windows of images; `active_windows`: bool `([B,] rows, cols)`, None for all.
+
+        `observed`: bool `([B,] rows, cols)` of tokens, None for all.
+        """
         step = self.config.token_px
         tokens = (-(-shape_px[0] // step), -(-shape_px[1] // step))
         side = min(self.config.window, max(tokens))
@@ -233,6 +237,7 @@ class Atlas(nn.Module):
         return plan_layout(
             tokens,
             active=active,
+            observed=None if observed is None else np.asarray(observed, dtype=bool),
             window=self.config.window,
             ratio=self.config.ratio,
             alignment=self.config.alignment,

@@ -103,6 +103,26 @@ class Layout:
             return x_NTC
         return torch.where(at.valid.to(x.device)[..., None], x_NTC, 0)
 
+    def observed(self, valid_NT: torch.Tensor) -> Layout:
+        """Restrict the valid tokens to those that were observed, at every scale.
+
+        `valid_NT`: bool `(N, T)` of the finest scale. The windows stay the same, also those
+        without a valid token.
+        """
+        scales = []
+        for at in self.scales:
+            valid_NT = at.valid & valid_NT.to(at.valid.device)
+            scales.append(replace(at, valid=valid_NT, is_full=bool(valid_NT.all())))
+            if at.part_side:
+                n, m, p = at.n_windows, at.side, at.part_side
+                grid = pad_map(
+                    valid_NT.view(n, m, m), rows=p * self.ratio - m, cols=p * self.ratio - m
+                )
+                parts = grid.view(n, p, self.ratio, p, self.ratio).any(dim=4).any(dim=2).flatten()
+                parts = torch.cat([parts, parts.new_zeros(1)])
+                valid_NT = parts[at.down].view(-1, self.scales[len(scales)].side ** 2)
+        return replace(self, scales=tuple(scales))
+
     def share(self, members: NDArray[np.int64]) -> Layout:
         """Restrict the finest scale to some of its windows."""
         at = self.scales[0]
@@ -145,12 +165,16 @@ def plan_layout(
     tokens: tuple[int, int],
     *,
     active: NDArray[np.bool_],
+    observed: NDArray[np.bool_] | None = None,
     window: int,
     ratio: int,
     alignment: Alignment = "spatial",
     n_scales: int | None = None,
 ) -> Layout:
-    """List the windows of every scale; `active`: bool `(B, rows, cols)` of fine windows."""
+    """List the windows of every scale; `active`: bool `(B, rows, cols)` of fine windows.
+
+    `observed`: bool `(B, *tokens)`, which tokens were observed; None if all were.
+    """
     n_scales = n_scales or count_scales(max(tokens), window=window, ratio=ratio)
     longer = max(tokens)
     side = min(longer, window)
@@ -164,6 +188,10 @@ def plan_layout(
         raise ValueError("no window is active; there is nothing to encode")
 
     valid = active.repeat(side, axis=1).repeat(side, axis=2)[:, : tokens[0], : tokens[1]]
+    if observed is not None:
+        valid = valid & observed
+        if not valid.any():
+            raise ValueError("no token is observed; there is nothing to encode")
     grids, cut = [], []
     for _ in range(n_scales):
         grids.append(valid.shape[1:])

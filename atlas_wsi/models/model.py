@@ -110,6 +110,7 @@ class Model(nn.Module):
         x_BCYX: torch.Tensor,
         active_windows: torch.Tensor | None = None,
         *,
+        observed: torch.Tensor | None = None,
         cell_tokens: int = 4,
         n_scales: int | None = None,
     ) -> Prediction:
@@ -121,6 +122,8 @@ class Model(nn.Module):
             Normalized images.
         active_windows
             bool `(rows, cols)` or `(B, rows, cols)`; None computes all.
+        observed
+            bool `(B, rows, cols)`: which tokens were observed; None takes all.
         cell_tokens
             Fine tokens along a cell's side; 4 makes cells of 64 working pixels.
         n_scales
@@ -131,16 +134,31 @@ class Model(nn.Module):
         Prediction
             Logits per cell and a slide.
         """
-        layout = self.encoder.plan(
-            (x_BCYX.shape[-2], x_BCYX.shape[-1]),
-            n_images=len(x_BCYX),
-            active_windows=active_windows,
-            n_scales=n_scales,
+        shape = (x_BCYX.shape[-2], x_BCYX.shape[-1])
+        planned = self.encoder.plan(
+            shape, n_images=len(x_BCYX), active_windows=active_windows, n_scales=n_scales
         )
+        layout = planned
+        if observed is not None:
+            layout = self.encoder.plan(
+                shape,
+                n_images=len(x_BCYX),
+                active_windows=active_windows,
+                observed=observed,
+                n_scales=n_scales,
+            )
         encoding = self.encoder.encode(x_BCYX, layout)
         cells = self.head(encoding.last(), encoding.layout, cell_tokens=cell_tokens)
-        fine = valid_map(encoding.layout, 0, like=cells)
-        valid = nn.functional.max_pool2d(fine.float(), cell_tokens, ceil_mode=True)[:, 0] > 0
+        n_valid, n_planned = (
+            nn.functional.avg_pool2d(
+                valid_map(one, 0, like=cells).float(),
+                cell_tokens,
+                ceil_mode=True,
+                divisor_override=1,
+            )[:, 0]
+            for one in (encoding.layout, planned.to(cells.device))
+        )
+        valid = (n_valid > 0) & (2 * n_valid >= n_planned)
         slide = self.encoder.fc(self.encoder.fc_norm(self.encoder.pooled(encoding)))
         return Prediction(cells=cells, valid=valid, slide=slide)
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from atlas_wsi.grid import Box
+    from atlas_wsi.slides.radiometry import Samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,8 @@ class SlideMeta:
     """One name per channel."""
     background: tuple[float, ...]
     """Value of a pixel outside the slide, one number per channel."""
+    images: tuple[str, ...] = ()
+    """Names and sizes of the images among which ``--image`` chooses; empty if there is one."""
     mpp: tuple[float, float] | None = None
     """Micrometers per level-0 pixel `(y, x)`; None if the file does not say."""
     mpp_source: str = ""
@@ -66,6 +69,8 @@ class SlideMeta:
     """Affine (a, b, c, d, e, f): CRS x = a*col + b*row + c, y = d*col + e*row + f (level 0)."""
     nodata: float | None = None
     """Value that marks missing pixels; NaN is possible."""
+    samples: Samples | None = None
+    """What samples that are not 8-bit colors mean; None if the file does not say."""
     has_mask: bool = False
     """Whether `Backend.read_valid` can be False; then invalid pixels never blend into others."""
     properties: Mapping[str, str] = field(default_factory=dict)
@@ -77,68 +82,34 @@ class SlideMeta:
 class Backend(ABC):
     """A reader of one file format. All methods may be called from several threads at once."""
 
-    @property
-    @abstractmethod
-    def meta(self) -> SlideMeta:
-        """The metadata of the file."""
+    meta: SlideMeta
+    """The metadata of the file."""
 
     @abstractmethod
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
-        """Read pixels of a stored level.
+        """Return a new `(rows, cols, channels)` array of a box inside a stored level.
 
-        Parameters
-        ----------
-        level
-            Index into ``meta.levels``.
-        box
-            Rows and columns in the level's pixels, wholly inside the level.
-
-        Returns
-        -------
-        NDArray
-            `(rows, cols, channels)` of ``meta.dtype``; a new array that belongs to the caller.
-
-        Raises
-        ------
-        atlas_wsi.UnreadableSlideError
-            If the file's bytes cannot be decoded there.
+        Raises `atlas_wsi.UnreadableSlideError` if the bytes there cannot be decoded.
         """
 
-    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:  # noqa: ARG002
-        """Return which pixels hold an observation (not nodata, not transparent); all by default.
+    def read_valid(
+        self,
+        level: int,  # noqa: ARG002
+        box: Box,
+        channels: Sequence[int] = (),  # noqa: ARG002
+    ) -> NDArray[np.bool_]:
+        """Return bool `(rows, cols)`: where no channel is nodata or transparent; all by default.
 
-        Parameters
-        ----------
-        level
-            Index into ``meta.levels``.
-        box
-            As for `read_block`.
-
-        Returns
-        -------
-        NDArray
-            bool `(rows, cols)`.
+        `channels`: those that must hold an observation; all if empty.
         """
         return np.ones((box.rows, box.cols), dtype=bool)
 
+    def is_absent(self, level: int, box: Box) -> bool:  # noqa: ARG002
+        """Whether the file holds no block of a box, which is then not read; False by default."""
+        return False
+
     def read_associated(self, name: str) -> NDArray[Any]:
-        """Read an associated image; a format without any needs no method of its own.
-
-        Parameters
-        ----------
-        name
-            One of ``meta.associated``.
-
-        Returns
-        -------
-        NDArray
-            uint8 `(rows, cols, 3)`.
-
-        Raises
-        ------
-        ValueError
-            If there is no image of this name.
-        """
+        """Read one of `meta.associated`, uint8 `(rows, cols, 3)`; ValueError for other names."""
         raise ValueError(f"This {self.meta.format} file has no associated image {name!r}.")
 
     def close(self) -> None:  # noqa: B027 - optional

@@ -67,16 +67,9 @@ def read_place(dataset: DatasetReader) -> Place:
 def ground_mpp(
     crs: CRS, transform: Affine, shape: tuple[int, int]
 ) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    """Return how many micrometers of ground a pixel spans, along rows and along columns.
+    """Return micrometers of ground per pixel `(y, x)`, None if unknown, and notes for the user.
 
-    Returns: Micrometers per pixel `(y, x)`, or None if it is unknown; and what the user should
-    know.
-
-    Notes
-    -----
-    For a projected CRS this is the nominal size (10 m for a 10 m grid in UTM) as long as it is
-    within 1% of the distance on the WGS 84 ellipsoid at the raster's center. Where the projection
-    stretches more (Web Mercator away from the equator), and for degrees, it is that distance.
+    The nominal size of a projected CRS is used where it is within 1% of that on the ellipsoid.
     """
     nominal = _nominal(crs, transform)
     ground = _on_ellipsoid(crs, transform, (shape[0] / 2, shape[1] / 2))

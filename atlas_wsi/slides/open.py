@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from atlas_wsi.errors import AtlasError, UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.slides.radiometry import stated_range
 from atlas_wsi.slides.registry import SlideSource, slide_formats
 from atlas_wsi.slides.remote import COPY_HINT, is_url
 from atlas_wsi.slides.resolution import parse_gsd
@@ -24,6 +25,9 @@ def open_slide(
     mpp: float | tuple[float, float] | None = None,
     *,
     gsd: float | str | None = None,
+    scale: tuple[float, float] | None = None,
+    image: int | None = None,
+    allow_truncated: bool = False,
     strict: bool = False,
 ) -> Slide:
     """Open a slide or a scene; no pixel is read yet.
@@ -38,6 +42,13 @@ def open_slide(
         Micrometers per level-0 pixel, a number or `(y, x)`, instead of what the file says.
     gsd
         The same in meters, for scenes: a number, or text such as ``"10m"`` or ``"30cm"``.
+    scale
+        Stored values of black and white of samples that are not 8-bit colors, instead of what the
+        file says.
+    image
+        Number of the image to read, of those that the file holds; by default the largest.
+    allow_truncated
+        Whether a file whose end is missing is read as far as it goes.
     strict
         Whether a block that cannot be decoded raises, rather than being filled with background
         and listed in ``slide.unreadable``.
@@ -54,25 +65,48 @@ def open_slide(
     UnsupportedFormatError
         If no format recognizes it.
     ValueError
-        If both `mpp` and `gsd` are given, or `gsd` is not a length.
+        If both `mpp` and `gsd` are given, `gsd` is not a length, or `scale` is not two numbers of
+        which the first is lower.
     """
     if gsd is not None:
         if mpp is not None:
             raise ValueError("mpp and gsd both state the pixel size; give one")
         mpp = parse_gsd(str(gsd))
+    if scale is not None:
+        stated_range(*scale, 1)
     text = os.fspath(path)
     if text.startswith("file://"):
         text = url2pathname(urlsplit(text).path)
     if is_url(text):
-        return Slide(_open_url(text), text, mpp=mpp, strict=strict)
+        source = SlideSource(url=text, image=image, allow_truncated=allow_truncated)
+        backend = _open_url(text, source)
+        return Slide(backend, text, mpp=mpp, scale=scale, image=image, strict=strict)
     local = Path(text).expanduser().absolute()
+    source = SlideSource(local, image=image, allow_truncated=allow_truncated)
     try:
-        backend = _open_local(SlideSource(local))
+        if not (local.is_file() or local.is_dir()) and local.stat():
+            raise UnsupportedFormatError(
+                f"{local} is no regular file: a pipe or a device cannot be read at any place.",
+                hint="Write it to a file first.",
+            )
+        backend = _open_local(source)
     except FileNotFoundError as error:
         raise UnreadableSlideError(f"{local} does not exist.", hint="Check the path.") from error
     except PermissionError as error:
         raise UnreadableSlideError(f"{local} may not be read: {error.strerror}.") from error
-    return Slide(backend, str(local), mpp=mpp, strict=strict)
+    except AtlasError:
+        raise
+    except OSError as error:
+        raise UnreadableSlideError(f"{local} cannot be read: {error.strerror}.") from error
+    return Slide(
+        backend,
+        str(local),
+        mpp=mpp,
+        scale=scale,
+        image=image,
+        allow_truncated=allow_truncated,
+        strict=strict,
+    )
 
 
 def _open_local(source: SlideSource) -> Backend:
@@ -80,7 +114,7 @@ def _open_local(source: SlideSource) -> Backend:
     if not source.is_folder and not source.head:
         raise UnreadableSlideError(f"{source.name} is empty.", hint="Copy or download it again.")
     if source.is_tiff:
-        check_directories(source.local)
+        check_directories(source.local, allow_truncated=source.allow_truncated)
     try:
         backend = _first_that_opens(source)
     except AtlasError:
@@ -112,9 +146,8 @@ def _open_local(source: SlideSource) -> Backend:
     )
 
 
-def _open_url(url: str) -> Backend:
+def _open_url(url: str, source: SlideSource) -> Backend:
     """Open a file on a server by its first bytes; a folder there is recognized by name only."""
-    source = SlideSource(url=url)
     try:
         backend = _first_that_opens(source)
     except UnreadableSlideError as missing:

@@ -11,10 +11,7 @@ if TYPE_CHECKING:
 
 
 def paste(source: NDArray[Any], source_box: Box, target: NDArray[Any], target_box: Box) -> None:
-    """Copy the pixels that two arrays have in common.
-
-    `source`: `(rows, cols, ...)`. `target`: `(rows, cols, ...)`, written to.
-    """
+    """Copy the pixels that two arrays `(rows, cols, ...)` have in common."""
     row, col = max(source_box.row, target_box.row), max(source_box.col, target_box.col)
     rows = min(source_box.row_end, target_box.row_end) - row
     cols = min(source_box.col_end, target_box.col_end) - col

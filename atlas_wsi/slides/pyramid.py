@@ -41,10 +41,7 @@ def with_overviews(stored: Sequence[Level]) -> tuple[Level, ...]:
 
 
 def level_for(levels: Sequence[Level], ratio: tuple[float, float]) -> int:
-    """Return the coarsest level that is still fine enough.
-
-    `ratio`: Level-0 pixels an output pixel `(y, x)`.
-    """
+    """Return the coarsest level that is fine enough for `ratio`, level-0 pixels per pixel `(y, x)`."""
     y, x = ratio[0] * _FINER_SLACK, ratio[1] * _FINER_SLACK
     best = 0
     for index, level in enumerate(levels):

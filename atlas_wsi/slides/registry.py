@@ -46,10 +46,22 @@ class SlideSource:
         A local file or folder; None for a URL.
     url
         An address on a server; None for a local path.
+    image
+        Number of the image to read, of those that the file holds; None for the largest.
+    allow_truncated
+        Whether a file whose end is missing is read as far as it goes.
     """
 
-    def __init__(self, path: Path | None = None, url: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        url: str | None = None,
+        *,
+        image: int | None = None,
+        allow_truncated: bool = False,
+    ) -> None:
         self.path, self.url = path, url
+        self.image, self.allow_truncated = image, allow_truncated
         self.name = str(path) if url is None else url
         self._file: RemoteBytes | None = None
 
@@ -125,7 +137,7 @@ class SlideSource:
         try:
             with tifffile.TiffFile(_binary(file), _multifile=False) as tif:
                 end = directory_beyond(tif)
-                if end is not None:
+                if end is not None and not self.allow_truncated:
                     raise UnreadableSlideError(
                         f"{self.name} is truncated: a directory begins at byte {end}, but the file "
                         f"has {tif.filehandle.size} bytes.",

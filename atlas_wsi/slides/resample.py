@@ -48,12 +48,9 @@ def resample(
     scale: tuple[float, float],
     shape: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """Return output pixels as weighted means of the source pixels around them.
+    """Return float32 output pixels, not rounded, as weighted means of what `support_of` asks for.
 
-    `source`: `(rows, cols, channels)`; must cover what `support_of` asks for. `offset`: Position of
-    ``source[0, 0]`` on the source level `(y, x)`. `start`: Position of the output's top-left corner
-    on the source level `(y, x)`. `scale`: Source pixels an output pixel `(y, x)`. Returns: float32
-    `(rows, cols, channels)`, not rounded.
+    `offset` is the place of ``source[0, 0]`` on the source level; all pairs are `(y, x)`.
     """
     rows, cols, channels = source.shape
     down = _weights(start[0], scale[0], shape[0], offset[0], rows)
@@ -66,11 +63,7 @@ def resample(
 
 
 def halve(source: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return means of 2 x 2 pixels; an odd last row or column stands for itself.
-
-    `source`: `(rows, cols, channels)`. Returns: float32 `(ceil(rows / 2), ceil(cols / 2),
-    channels)`.
-    """
+    """Return means of 2 x 2 pixels; an odd last row or column stands for itself."""
     rows, cols, channels = source.shape
     padded = np.pad(source, ((0, rows % 2), (0, cols % 2), (0, 0)), mode="edge")
     grouped = padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2, channels)

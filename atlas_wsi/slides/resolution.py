@@ -10,15 +10,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PLAUSIBLE_UM = (0.02, 100.0)
-_EDITOR_DPI = (72.0, 96.0, 150.0, 200.0, 300.0, 600.0, 1200.0)
+_PRINTED_UM = 2.6
+"""Pixels of this size and larger are those of printers, cameras and flatbed scanners: 9600 dpi."""
 _UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 
 def check_mpp(mpp: float | tuple[float, float]) -> tuple[float, float]:
-    """Return a resolution given by a caller as `(y, x)`.
-
-    `mpp`: Micrometers per pixel, one number or `(y, x)`. Returns: `(y, x)`.
-    """
+    """Return a caller's micrometers per pixel as `(y, x)`."""
     y, x = (mpp, mpp) if isinstance(mpp, (int, float)) else mpp
     if not all(math.isfinite(value) and value > 0 for value in (y, x)):
         raise ValueError(f"mpp must be finite and positive, got {mpp!r}.")
@@ -54,10 +52,7 @@ def parse_gsd(text: str) -> float:
 
 
 def from_openslide(properties: Mapping[str, str]) -> tuple[tuple[float, float] | None, str]:
-    """Return the resolution among OpenSlide's properties.
-
-    Returns: Micrometers per pixel `(y, x)` or None, and the property it was read from.
-    """
+    """Return micrometers per pixel `(y, x)` and the property of OpenSlide that says so."""
     y = _positive(properties.get("openslide.mpp-y"))
     x = _positive(properties.get("openslide.mpp-x"))
     if y is None or x is None:
@@ -70,10 +65,7 @@ def from_openslide(properties: Mapping[str, str]) -> tuple[tuple[float, float] |
 def from_aperio(
     description: str,
 ) -> tuple[tuple[tuple[float, float] | None, str], float | None]:
-    """Return the resolution and the objective's power in an Aperio slide's description.
-
-    Returns: Micrometers per pixel `(y, x)` or None with the place it was read from; and the power.
-    """
+    """Return an Aperio slide's micrometers per pixel `(y, x)` with their place, and the power."""
     parts = (part.partition("=") for part in description.split("|")[1:])
     facts = {key.strip(): value.strip() for key, _, value in parts}
     mpp = _positive(facts.get("MPP"))
@@ -84,30 +76,19 @@ def from_aperio(
 def from_tiff(
     per_unit_y: float, per_unit_x: float, unit: str
 ) -> tuple[tuple[float, float] | None, str]:
-    """Return the resolution that TIFF's resolution tags mean, if they mean one.
-
-    Returns: Micrometers per pixel `(y, x)` and where they were read. None for what image editors
-    write by habit (72, 96, 300 dpi) and for anything that no microscope has.
-    """
+    """Return micrometers per pixel `(y, x)` and their place, unless editors write such by habit."""
     scale = _UM_PER_UNIT.get(unit.lower())
     if scale is None or not (per_unit_y > 0 and per_unit_x > 0):
         return None, ""
-    dpi = per_unit_x * _UM_PER_UNIT["inch"] / scale
     mpp = scale / per_unit_y, scale / per_unit_x
-    low, high = PLAUSIBLE_UM
-    if any(abs(dpi - habit) < 0.5 for habit in _EDITOR_DPI):
-        return None, ""
-    if not all(low <= value <= high for value in mpp):
+    if not all(PLAUSIBLE_UM[0] <= value < _PRINTED_UM for value in mpp):
         return None, ""
     return mpp, "TIFF resolution"
 
 
 def contradictions(mpp: tuple[float, float] | None, magnification: float) -> tuple[str, ...]:
-    """Compare the two statements that a file makes about its resolution.
-
-    `mpp`: Micrometers per pixel `(y, x)`, if stated.
-    """
-    if mpp is None or not magnification or 5.0 <= magnification * max(mpp) <= 20.0:
+    """Compare micrometers per pixel `(y, x)` with the magnification that a file states."""
+    if mpp is None or not magnification or 5.0 < magnification * max(mpp) < 20.0:
         return ()
     return (f"the file says {magnification:g}x and {max(mpp):.3g} µm/px, which do not go together",)
 

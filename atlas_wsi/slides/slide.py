@@ -10,12 +10,12 @@ from uuid import uuid4
 
 import numpy as np
 
-from atlas_wsi.errors import MissingResolutionError
+from atlas_wsi.errors import MissingResolutionError, MissingScaleError
 from atlas_wsi.grid import Box
-from atlas_wsi.slides import resolution
+from atlas_wsi.slides import radiometry, resolution
 from atlas_wsi.slides.pyramid import OVERVIEW_PX
 from atlas_wsi.slides.resample import as_dtype
-from atlas_wsi.slides.tile_reader import TileReader
+from atlas_wsi.slides.tile_reader import OBSERVED, UNREADABLE, TileReader, majority
 from atlas_wsi.slides.view import View
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.slides.backend import Backend, SlideMeta
-    from atlas_wsi.slides.tile_reader import UnreadableTile
+    from atlas_wsi.slides.radiometry import Samples
+    from atlas_wsi.slides.tile_reader import Channels, UnreadableTile
 
 _SUFFIX = re.compile(r"(\.ome)?\.(zarr(\.zip)?|(?!\d)\w{2,5})$", re.IGNORECASE)
 
@@ -40,6 +41,12 @@ class Slide:
         Absolute path or URL, as it can be opened again.
     mpp
         Micrometers per level-0 pixel, a number or `(y, x)`, instead of what the file says.
+    scale
+        Stored values of black and white, instead of what the file says.
+    image
+        Number of the image that was chosen, of those in the file; None for the default.
+    allow_truncated
+        Whether a file whose end is missing was read as far as it goes.
     strict
         Whether a block that cannot be decoded raises, rather than being filled with background
         and listed in `unreadable`.
@@ -51,10 +58,14 @@ class Slide:
         path: str,
         *,
         mpp: float | tuple[float, float] | None = None,
+        scale: tuple[float, float] | None = None,
+        image: int | None = None,
+        allow_truncated: bool = False,
         strict: bool = False,
     ) -> None:
         self.path = path
-        self.strict = strict
+        self.scale, self.image = scale, image
+        self.allow_truncated, self.strict = allow_truncated, strict
         self._backend = backend
         self._override = None if mpp is None else resolution.check_mpp(mpp)
         self._reader = TileReader(backend, strict=strict)
@@ -153,6 +164,16 @@ class Slide:
         return self.meta.magnification
 
     @property
+    def samples(self) -> Samples | None:
+        """What the samples mean; None if neither caller nor file says."""
+        if self.scale is not None:
+            return radiometry.stated_range(*self.scale, self.n_channels)
+        is_number = "palette" in self.meta.properties.get("colorinterp", "")
+        if self.meta.samples is None and self.dtype == np.uint8 and not is_number:
+            return radiometry.full_range(self.dtype, self.n_channels)
+        return self.meta.samples
+
+    @property
     def vendor(self) -> str:
         """Scanner's vendor; empty if unknown."""
         return self.meta.vendor
@@ -216,6 +237,27 @@ class Slide:
             raise MissingResolutionError(message, hint=hint)
         return self.mpp
 
+    def require_samples(self) -> Samples:
+        """Return what the samples mean, which must be known to compare slides.
+
+        Returns
+        -------
+        Samples
+            The stored values of black and white, or of reflectance 0 and 1.
+
+        Raises
+        ------
+        MissingScaleError
+            If neither the caller nor the file says it.
+        """
+        if self.samples is None:
+            raise MissingScaleError(
+                f"{self.name} has {self.dtype} samples and does not say what they mean.",
+                hint="Give the values that are black and white: --scale 0,3000 "
+                "(in Python: open_slide(path, scale=(0, 3000))).",
+            )
+        return self.samples
+
     # Pixels --------------------------------------------------------------------------------
 
     def read_region(
@@ -253,7 +295,43 @@ class Slide:
         reduction. A pixel depends on its own place only: an area read whole equals its parts
         joined.
         """
-        return self._read_scaled(y, x, height, width, self._ratio(mpp))
+        return self._read_scaled(y, x, height, width, self._ratio(mpp))[0]
+
+    def read_masked(
+        self,
+        y: float,
+        x: float,
+        height: int,
+        width: int,
+        *,
+        mpp: float | tuple[float, float] | None = None,
+        channels: tuple[int, ...] = (),
+    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        """Read a region and what is known of its pixels.
+
+        Parameters
+        ----------
+        y
+            As for `read_region`.
+        x
+            As for `read_region`.
+        height
+            As for `read_region`.
+        width
+            As for `read_region`.
+        mpp
+            As for `read_region`.
+        channels
+            The channels that must hold an observation; red, green and blue by default.
+
+        Returns
+        -------
+        tuple
+            What `read_region` returns, and uint8 `(height, width)`: 0 for an observed pixel, 1 for
+            one that the file does not hold (outside, nodata, masked), 2 for one that could not be
+            decoded; None if all are observed.
+        """
+        return self._read_scaled(y, x, height, width, self._ratio(mpp), channels)
 
     def read_valid(
         self,
@@ -302,7 +380,8 @@ class Slide:
         """
         shrink = max(1.0, max(self.shape) / max_px)
         rows, cols = (max(1, round(n / shrink)) for n in self.shape)
-        return self._read_scaled(0, 0, rows, cols, (self.shape[0] / rows, self.shape[1] / cols))
+        ratio = self.shape[0] / rows, self.shape[1] / cols
+        return self._read_scaled(0, 0, rows, cols, ratio)[0]
 
     def read_level(self, level: int, box: Box) -> NDArray[Any]:
         """Read pixels of one level as they are.
@@ -354,7 +433,14 @@ class Slide:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._override, self.strict)
+        facts = {
+            "mpp": self._override,
+            "scale": self.scale,
+            "image": self.image,
+            "allow_truncated": self.allow_truncated,
+            "strict": self.strict,
+        }
+        return _reopen, (self.path, facts)
 
     def __repr__(self) -> str:
         rows, cols = self.shape
@@ -372,24 +458,35 @@ class Slide:
         return wanted[0] / own[0], wanted[1] / own[1]
 
     def _read_scaled(
-        self, y: float, x: float, height: int, width: int, ratio: tuple[float, float]
-    ) -> NDArray[Any]:
+        self,
+        y: float,
+        x: float,
+        height: int,
+        width: int,
+        ratio: tuple[float, float],
+        channels: Channels = (),
+    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
         reader = self._reader
+        channels = channels or reader.channels
         view = View.over(reader.levels, y, x, (height, width), ratio)
         aligned = view.aligned_box
         if aligned is not None:
-            return reader.read(view.level, aligned)
+            return reader.read_masked(view.level, aligned, channels)
         result = np.empty((height, width, self.n_channels), reader.dtype)
+        states = np.full((height, width), OBSERVED, np.uint8)
         for out in view.blocks():
             source = view.source_of(out)
-            pixels = reader.read(view.level, source)
-            if reader.has_mask:
-                valid = reader.read_valid(view.level, source)[..., None]
-                total = view.reduce(np.where(valid, pixels, 0), source, out)
-                result[out.slices] = reader.blend(total, view.reduce(valid, source, out))
-            else:
+            pixels, state = reader.read_masked(view.level, source, channels)
+            if state is None:
                 result[out.slices] = as_dtype(view.reduce(pixels, source, out), reader.dtype)
-        return result
+                continue
+            observed = (state == OBSERVED)[..., None]
+            share = view.reduce(observed, source, out)
+            lost = view.reduce((state == UNREADABLE)[..., None], source, out)
+            total = view.reduce(np.where(observed, pixels, 0), source, out)
+            result[out.slices] = reader.blend(total, share)
+            states[out.slices] = majority(share, lost)
+        return result, states if states.any() else None
 
     def _valid_scaled(
         self, y: float, x: float, height: int, width: int, ratio: tuple[float, float]
@@ -398,22 +495,24 @@ class Slide:
         view = View.over(reader.levels, y, x, (height, width), ratio)
         aligned = view.aligned_box
         if aligned is not None:
-            return reader.read_valid(view.level, aligned)
+            return reader.read_valid(view.level, aligned, reader.channels)
         result = np.empty((height, width), dtype=bool)
         for out in view.blocks():
             source = view.source_of(out)
-            share = view.reduce(reader.read_valid(view.level, source)[..., None], source, out)
-            result[out.slices] = share[..., 0] >= 0.5
+            valid = reader.read_valid(view.level, source, reader.channels)
+            result[out.slices] = view.reduce(valid[..., None], source, out)[..., 0] >= 0.5
         return result
 
 
 def slide_name(path: str) -> str:
     """Return a short name for a path or URL."""
-    last = PurePosixPath(path.split("?")[0].rstrip("/")).name
+    if "://" in path:
+        path = path.split("?")[0]
+    last = PurePosixPath(path.rstrip("/")).name
     return _SUFFIX.sub("", last).strip() or "slide"
 
 
-def _reopen(path: str, mpp: tuple[float, float] | None, strict: bool) -> Slide:
+def _reopen(path: str, facts: dict[str, Any]) -> Slide:
     from atlas_wsi.slides.open import open_slide
 
-    return open_slide(path, mpp=mpp, strict=strict)
+    return open_slide(path, **facts)

@@ -35,10 +35,7 @@ _CHUNK_KEY = {
 
 
 class SlideStore(Store):
-    """Levels of a slide as arrays ``"0"``, ``"1"``, ... with axes y, x, c; pickles by the slide.
-
-    With `channels_first` the axes are c, y, x, as OME-NGFF requires.
-    """
+    """A slide's levels as arrays ``"0"``, ``"1"``, ..., axes y, x, c or, `channels_first`, c, y, x."""
 
     supports_writes = False
     supports_deletes = False

@@ -41,10 +41,7 @@ def make_svs(
     levels: int = 3,
     whole_tiles: bool = False,
 ) -> None:
-    """Write a slide as an Aperio scanner would: tiled JPEG levels, thumbnail, label, macro.
-
-    `whole_tiles`: tissue ends at edges of tiles, so that a slide of gigapixels takes seconds.
-    """
+    """Write a slide as an Aperio scanner would; gigapixels take seconds with `whole_tiles`."""
     if not 1 <= levels <= _MOST_LEVELS:
         raise ValueError(f"A slide has 1 to {_MOST_LEVELS} levels, not {levels}.")
     rng = np.random.default_rng(seed)

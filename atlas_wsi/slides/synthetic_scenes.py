@@ -62,8 +62,7 @@ def make_scene(
 ) -> None:
     """Write a georeferenced scene with a river, woods, fields and towns.
 
-    `dtype`: ``"uint8"``, ``"uint16"``, ``"int16"`` or ``"float32"``; the full scale is 255, 10,000
-    and 1. `period_px`: Draw a square of this side and repeat it, which is fast for large scenes.
+    A square of `period_px` is drawn and repeated, which is fast for large scenes.
     """
     if not 1 <= bands <= len(BAND_NAMES) or dtype not in _FULL_SCALE:
         raise ValueError(f"No scene with {bands} bands of {dtype} can be made.")
@@ -201,11 +200,7 @@ def make_ome_zarr(
     chunk: int = 256,
     channels: Sequence[tuple[str, str]] | None = None,
 ) -> None:
-    """Write an image as OME-Zarr.
-
-    `pixels`: `(rows, cols, channels)`. `mpp`: Pixel size in `unit`, a number or `(y, x)`; None
-    leaves scale 1 without a unit.
-    """
+    """Write pixels `(rows, cols, channels)` of size `mpp` in `unit` as OME-Zarr."""
     import zarr
     from zarr.storage import ZipStore
 

@@ -6,6 +6,7 @@ import contextlib
 import struct
 from typing import TYPE_CHECKING
 
+import numpy as np
 import tifffile
 
 from atlas_wsi.errors import UnreadableSlideError
@@ -29,10 +30,11 @@ _MAX_TILE_PX = 2**26
 _MAX_SIDE_PX = 2**23
 
 
-def check_directories(path: Path) -> None:
-    """Refuse impossible sizes before a reader allocates memory for them."""
+def check_directories(path: Path, *, allow_truncated: bool = False) -> None:
+    """Refuse impossible sizes before a reader allocates memory for them, and files cut short."""
     with contextlib.suppress(*TIFF_ERRORS), tifffile.TiffFile(path, _multifile=False) as tif:
         size = path.stat().st_size
+        blocks = lost = end = 0
         for n, page in enumerate(tif.pages):
             key = page.keyframe
             if key is None:
@@ -40,7 +42,10 @@ def check_directories(path: Path) -> None:
             px = int(key.tilelength) * int(key.tilewidth)
             stored = max(page.databytecounts, default=0)
             is_image = all(0 < side < _MAX_SIDE_PX for side in (key.imagelength, key.imagewidth))
-            if not is_image or px > _MAX_TILE_PX or stored > size:
+            ends = np.add(page.dataoffsets, page.databytecounts, dtype=np.float64)
+            blocks, lost = blocks + len(ends), lost + int((ends > size).sum())
+            end = max(end, int(ends.max(initial=0)))
+            if not is_image or px > _MAX_TILE_PX or (stored > size and not allow_truncated):
                 raise UnreadableSlideError(
                     f"{path} has a directory that makes no sense: {key.imagelength} x "
                     f"{key.imagewidth} px (a side may have {_MAX_SIDE_PX:,}) in tiles of "
@@ -48,6 +53,12 @@ def check_directories(path: Path) -> None:
                     f"largest of {stored} bytes (directory {n}).",
                     hint="The file is damaged: copy or download it again.",
                 )
+        if lost and not allow_truncated:
+            raise UnreadableSlideError(
+                f"{path} is truncated: {lost} of its {blocks} blocks lie behind the end of the file; "
+                f"{end - size:,} bytes of {end:,} are missing.",
+                hint="Copy or download it again, or read the rest: --allow-truncated.",
+            )
 
 
 def directory_beyond(tif: tifffile.TiffFile) -> int | None:

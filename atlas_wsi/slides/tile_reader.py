@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from atlas_wsi.errors import UnreadableSlideError
 from atlas_wsi.grid import Box
+from atlas_wsi.slides import radiometry
 from atlas_wsi.slides.cache import TileCache
 from atlas_wsi.slides.paste import paste, relative
 from atlas_wsi.slides.pyramid import with_overviews
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.slides.backend import Backend
+
+
+Channels: TypeAlias = "tuple[int, ...]"
+OBSERVED, NO_DATA, UNREADABLE = 0, 1, 2
+"""What is known of a pixel: it was read; the file marks it as missing; its block is damaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +51,7 @@ class TileReader:
         self.dtype = np.dtype(meta.dtype)
         self.background = np.array(meta.background).astype(self.dtype)
         self.has_mask = meta.has_mask
+        self.channels = radiometry.rgb_channels(meta)[0]
         self._backend = backend
         self._n_stored = len(meta.levels)
         self._strict = strict
@@ -59,10 +66,7 @@ class TileReader:
             return list(self._unreadable.values())
 
     def read(self, level: int, box: Box) -> NDArray[Any]:
-        """Read pixels of a level.
-
-        Returns: `(rows, cols, channels)`, background outside the level.
-        """
+        """Read `(rows, cols, channels)`, background outside the level."""
         inside = box.clip(self.levels[level].shape)
         places = list(self._tiles_in(level, inside))
         # Whole tiles are no neighbor's margin: they go past the cache, which spares copying.
@@ -77,21 +81,30 @@ class TileReader:
             paste(fetch(level, place), place, pixels, box)
         return pixels
 
-    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
-        """Tell which pixels of a level hold an observation.
+    def read_masked(
+        self, level: int, box: Box, channels: Channels
+    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        """Read pixels of a level, and what is known of them.
+
+        Returns: `(rows, cols, channels)`, and uint8 `(rows, cols)` of `OBSERVED`, `NO_DATA` and
+        `UNREADABLE`, or None if all are observed. `channels`: those that must hold an observation.
+        """
+        return self.read(level, box), self._state(level, box, channels, was_read=True)
+
+    def read_valid(self, level: int, box: Box, channels: Channels) -> NDArray[np.bool_]:
+        """Tell which pixels of a level are observed, as far as is known without reading them.
 
         Returns: bool `(rows, cols)`, False outside the level and in blocks found unreadable so far.
         """
-        valid = np.zeros((box.rows, box.cols), dtype=bool)
-        if not self.has_mask:
-            inside = box.clip(self.levels[level].shape)
-            valid[relative(inside, box).slices] = True
-        else:
-            for place in self._tiles_in(level, box.clip(self.levels[level].shape)):
-                key = "valid", level, place.row, place.col
-                tile = self._cache.fetch(key, partial(self._decode_valid, level, place))
-                paste(tile, place, valid, box)
-        self._punch_unreadable(level, box, valid)
+        state = self._state(level, box, channels, was_read=False)
+        valid = np.ones((box.rows, box.cols), dtype=bool) if state is None else state == OBSERVED
+        here = self.levels[level].downsample
+        for hole in self.unreadable:
+            there = self.levels[hole.level].downsample
+            row, row_end = (round(n * there[0] / here[0]) for n in (hole.box.row, hole.box.row_end))
+            col, col_end = (round(n * there[1] / here[1]) for n in (hole.box.col, hole.box.col_end))
+            scaled = Box(row=row, col=col, rows=row_end - row, cols=col_end - col)
+            valid[relative(scaled, box).clip(valid.shape).slices] = False
         return valid
 
     def close(self) -> None:
@@ -124,7 +137,23 @@ class TileReader:
                 height, width = min(rows, row_end - row), min(cols, col_end - col)
                 yield Box(row=row, col=col, rows=height, cols=width)
 
+    def _is_absent(self, level: int, box: Box) -> bool:
+        last = self._n_stored - 1
+        if level > last:
+            factor = 2 ** (level - last)
+            rows, cols = box.rows * factor, box.cols * factor
+            box = Box(row=box.row * factor, col=box.col * factor, rows=rows, cols=cols)
+            level, box = last, box.clip(self.levels[last].shape)
+        return self._backend.is_absent(level, box)
+
+    def _blank(self, box: Box) -> NDArray[Any]:
+        blank = np.empty((box.rows, box.cols, len(self.background)), self.dtype)
+        blank[...] = self.background
+        return blank
+
     def _decode(self, level: int, box: Box) -> NDArray[Any]:
+        if self._is_absent(level, box):
+            return self._blank(box)
         if level >= self._n_stored:
             return self._make(level, box)
         try:
@@ -135,35 +164,70 @@ class TileReader:
             tile = UnreadableTile(level=level, box=box, reason=str(error.__cause__ or error))
             with self._lock:
                 self._unreadable[level, box.row, box.col] = tile
-        blank = np.empty((box.rows, box.cols, len(self.background)), self.dtype)
-        blank[...] = self.background
-        return blank
-
-    def _decode_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
-        if level >= self._n_stored:
-            share = self.read_valid(level - 1, self._finer(level, box))
-            return halve(share[..., None].astype(np.float32))[..., 0] >= 0.5
-        try:
-            return self._backend.read_valid(level, box)
-        except UnreadableSlideError:
-            if self._strict:
-                raise
-        return np.zeros((box.rows, box.cols), dtype=bool)
+        return self._blank(box)
 
     def _make(self, level: int, box: Box) -> NDArray[Any]:
-        finer = self._finer(level, box)
-        pixels = self.read(level - 1, finer).astype(np.float32)
-        if not self.has_mask:
-            return as_dtype(halve(pixels), self.dtype)
-        valid = self.read_valid(level - 1, finer)[..., None].astype(np.float32)
-        return self.blend(halve(np.where(valid > 0, pixels, np.float32(0))), halve(valid))
+        pixels, state = self.read_masked(level - 1, self._finer(level, box), self.channels)
+        if state is None:
+            return as_dtype(halve(pixels.astype(np.float32)), self.dtype)
+        valid = (state == OBSERVED)[..., None].astype(np.float32)
+        observed = np.where(valid > 0, pixels, 0).astype(np.float32)
+        return self.blend(halve(observed), halve(valid))
+
+    def _state(
+        self, level: int, box: Box, channels: Channels, *, was_read: bool
+    ) -> NDArray[np.uint8] | None:
+        inside = box.clip(self.levels[level].shape)
+        if inside == box and not self.has_mask and not self._unreadable:
+            return None
+        state = np.full((box.rows, box.cols), NO_DATA, np.uint8)
+        for place in self._tiles_in(level, inside):
+            tile = self._tile_state(level, place, channels, was_read)
+            if tile is None:
+                state[relative(place, box).clip(state.shape).slices] = OBSERVED
+            else:
+                paste(tile, place, state, box)
+        return state if state.any() else None
+
+    def _tile_state(
+        self, level: int, place: Box, channels: Channels, was_read: bool
+    ) -> NDArray[np.uint8] | None:
+        """Return what is known of a tile; None if all are observed."""
+        if self.has_mask and self._is_absent(level, place):
+            return np.full((place.rows, place.cols), NO_DATA, np.uint8)
+        if (level, place.row, place.col) in self._unreadable:
+            return np.full((place.rows, place.cols), UNREADABLE, np.uint8)
+        if level < self._n_stored and not self.has_mask:
+            return None
+        key = "state", level, place.row, place.col, channels, was_read
+        state = self._cache.fetch(key, partial(self._make_state, level, place, channels, was_read))
+        return state if state.size else None
+
+    def _make_state(
+        self, level: int, place: Box, channels: Channels, was_read: bool
+    ) -> NDArray[np.uint8]:
+        if level < self._n_stored:
+            try:
+                valid = self._backend.read_valid(level, place, channels)
+            except UnreadableSlideError:
+                if self._strict:
+                    raise
+                return np.full((place.rows, place.cols), UNREADABLE, np.uint8)
+            state = np.where(valid, OBSERVED, NO_DATA).astype(np.uint8)
+        else:
+            finer = self._state(level - 1, self._finer(level, place), channels, was_read=was_read)
+            if finer is None:
+                return np.empty((0, 0), np.uint8)
+            shares = (
+                halve((finer == n).astype(np.float32)[..., None]) for n in (OBSERVED, UNREADABLE)
+            )
+            state = majority(*shares)
+        return state if state.any() else np.empty((0, 0), np.uint8)
 
     def blend(self, total: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[Any]:
-        """Turn sums over valid pixels into their mean.
+        """Turn sums `(rows, cols, channels)` over valid pixels, a share of each, into their mean.
 
-        `total`: `(rows, cols, channels)`, means in which invalid pixels count as zero. `share`:
-        `(rows, cols, 1)`, weight of the valid pixels, 0 to 1. Returns: `(rows, cols, channels)` in
-        the slide's sample type; background where less than half of a pixel is valid.
+        Where less than half of a pixel is valid there is background.
         """
         mean = total / np.maximum(share, np.float32(0.5))
         return np.asarray(
@@ -176,13 +240,12 @@ class TileReader:
         doubled = Box(row=box.row * 2, col=box.col * 2, rows=box.rows * 2, cols=box.cols * 2)
         return doubled.clip(self.levels[level - 1].shape)
 
-    def _punch_unreadable(self, level: int, box: Box, valid: NDArray[np.bool_]) -> None:
-        here = self.levels[level].downsample
-        for hole in self.unreadable:
-            there = self.levels[hole.level].downsample
-            row, row_end = (round(n * there[0] / here[0]) for n in (hole.box.row, hole.box.row_end))
-            col, col_end = (round(n * there[1] / here[1]) for n in (hole.box.col, hole.box.col_end))
-            scaled = Box(
-                row=row - box.row, col=col - box.col, rows=row_end - row, cols=col_end - col
-            )
-            valid[scaled.clip((box.rows, box.cols)).slices] = False
+
+def majority(observed: NDArray[np.float32], unreadable: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Tell what is known of pixels that are made of several.
+
+    `observed`, `unreadable`: shares of what they are made of, `(rows, cols, 1)`. Returns: uint8
+    `(rows, cols)`; a pixel is observed if half of it is.
+    """
+    missing = np.where(2 * unreadable >= 1 - observed, UNREADABLE, NO_DATA)
+    return np.asarray(np.where(observed >= 0.5, OBSERVED, missing)[..., 0], np.uint8)

@@ -44,10 +44,7 @@ class View:
         shape: tuple[int, int],
         ratio: tuple[float, float],
     ) -> View:
-        """Choose the level for a region.
-
-        `ratio`: Level-0 pixels an output pixel `(y, x)`.
-        """
+        """Choose the level for a region of `ratio` level-0 pixels an output pixel `(y, x)`."""
         if min(shape) < 0 or not (math.isfinite(y) and math.isfinite(x)):
             raise ValueError(f"No region has its corner at {y, x} and {shape} rows and columns.")
         level = level_for(levels, ratio)
@@ -82,11 +79,7 @@ class View:
         return Box(row=row, col=col, rows=row_end - row, cols=col_end - col)
 
     def reduce(self, pixels: NDArray[Any], source: Box, out: Box) -> NDArray[np.float32]:
-        """Resample what was read for a block.
-
-        `pixels`: `(rows, cols, channels)` of the level. Returns: float32 `(rows, cols, channels)`,
-        not rounded.
-        """
+        """Resample `(rows, cols, channels)` read for a block to float32, not rounded."""
         return resample(
             pixels,
             (source.row, source.col),

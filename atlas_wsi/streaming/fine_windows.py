@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from atlas_wsi.models.layout import pad_map
 from atlas_wsi.models.msa import MsaBlock, pool
+from atlas_wsi.slides.paste import relative
+from atlas_wsi.slides.tile_reader import OBSERVED, UNREADABLE, majority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from atlas_wsi.streaming.plan import MacroTile
     from atlas_wsi.streaming.token_store import TokenStore
 
+    Pixels = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
+    """Pixels `(rows, cols, 3)` and what is known of them `(rows, cols)`, None if all are observed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pooled:
@@ -39,6 +44,8 @@ class Pooled:
     """Pooled tokens."""
     placed: torch.Tensor
     """Pooled tokens with the position of the first block added."""
+    valid: torch.Tensor
+    """bool `(N, T)`: which fine tokens were observed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +63,8 @@ class FineReading:
     """What is read from the windows of a share at the end."""
 
     cells: torch.Tensor
-    """float32 `(N, K + 1, rows, cols)`: sums of logits per cell, and the count of valid tokens."""
+    """float32 `(N, K + 2, rows, cols)`: sums of logits per cell, and the counts of valid and of
+    unreadable tokens."""
     total: torch.Tensor
     """float32 `(C,)`: sum of normalized valid tokens; zeros if the finest scale is dropped."""
     count: int
@@ -70,9 +78,17 @@ class Fine(Protocol):
         """Read and encode every window."""
 
     def attend(
-        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
+        self,
+        number: int,
+        coarse: torch.Tensor | None,
+        kv: Sequence[torch.Tensor],
+        valid: Sequence[torch.Tensor],
     ) -> Attended:
-        """Run one block over every window."""
+        """Run one block over every window.
+
+        `coarse`: tokens of the next scale. `kv`: keys and values of the coarser scales. `valid`:
+        which tokens of the coarser scales exist, bool `(N, T)` each.
+        """
 
     def reading(self) -> FineReading:
         """Return what was read after the last block."""
@@ -91,7 +107,7 @@ class FineWindows:
         self,
         model: Model,
         layout: Layout,
-        tiles: Iterable[tuple[MacroTile, NDArray[np.uint8]]],
+        tiles: Iterable[tuple[MacroTile, Pixels]],
         *,
         store: TokenStore,
         image_shape: tuple[int, int],
@@ -99,7 +115,7 @@ class FineWindows:
         cell_tokens: int,
         step: Callable[[str, int], None],
         scratch: TokenStore | None = None,
-        kept: torch.Tensor | None = None,
+        stored: torch.Tensor | None = None,
         preview: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     ) -> None:
         self.model = model
@@ -110,17 +126,19 @@ class FineWindows:
         self.batch = batch
         self.cell_tokens = cell_tokens
         self.step = step
-        self.kept = torch.empty(0, dtype=torch.long) if kept is None else kept
+        self.stored = torch.empty(0, dtype=torch.long) if stored is None else stored
         self.preview = preview
         weight = model.encoder.fc.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.layout = layout.to(self.device)
-        self.at: ScaleLayout = self.layout.scales[0]
+        at = self.layout.scales[0]
+        self.at: ScaleLayout = replace(at, valid=at.valid.clone())
+        self.unreadable = torch.zeros_like(at.valid)
         self.blocks = fine_blocks(model, layout)
-        self.is_kept = len(self.blocks) == sum(model.config.depths)
+        self.reaches_end = len(self.blocks) == sum(model.config.depths)
         cells = -(-self.at.side // cell_tokens)
         n_classes = model.config.n_classes
-        self._cells = torch.zeros(self.at.n_windows, n_classes + 1, cells, cells)
+        self._cells = torch.zeros(self.at.n_windows, n_classes + 2, cells, cells)
         self._total = torch.zeros(model.config.dim)
         self._count = 0
 
@@ -136,30 +154,45 @@ class FineWindows:
     def _encode(self) -> Pooled:
         at, dim = self.at, self.model.config.dim
         shape = (at.n_windows, at.part_side**2, dim)
-        out = Pooled(raw=self._empty(*shape), placed=self._empty(*shape))
-        for start in range(0, len(self.kept), self.batch):
-            windows = self.kept[start : start + self.batch]
-            self._take_in(windows, self.store.read(windows).to(self.device), out)
+        out = Pooled(raw=self._empty(*shape), placed=self._empty(*shape), valid=at.valid)
+        for start in range(0, len(self.stored), self.batch):
+            windows = self.stored[start : start + self.batch]
+            x_NTC = self.store.read(windows).to(self.device)
+            missing, lost = x_NTC[..., 0].isnan(), x_NTC[..., 0].isinf()
+            self._leave_out(windows, missing | lost, lost)
+            self._take_in(windows, self._observed(windows, x_NTC), out)
         for tile, pixels in self.tiles:
             windows = torch.from_numpy(tile.windows)
             x_NTC = self.tokens_of_tile(tile, pixels)
             if self.blocks:
-                self.store.write(windows, x_NTC)
+                self.store.write(windows, self._marked(windows, x_NTC))
             self._take_in(windows, x_NTC, out)
         return out
 
     def attend(
-        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
+        self,
+        number: int,
+        coarse: torch.Tensor | None,
+        kv: Sequence[torch.Tensor],
+        valid: Sequence[torch.Tensor],
     ) -> Attended:
         """Run one block over every window (pass b)."""
         with self._mode:
-            return self._attend(number, coarse, kv)
+            return self._attend(number, coarse, kv, valid)
 
     def _attend(
-        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
+        self,
+        number: int,
+        coarse: torch.Tensor | None,
+        kv: Sequence[torch.Tensor],
+        valid: Sequence[torch.Tensor],
     ) -> Attended:
         block, following = self.blocks[number], self.blocks[number + 1 : number + 2]
-        at, coarser = self.at, self.layout.scales[1:]
+        at = self.at
+        coarser = [
+            replace(above, valid=seen.to(self.device), is_full=bool(seen.all()))
+            for above, seen in zip(self.layout.scales[1:], valid, strict=True)
+        ]
         if coarse is not None:
             coarse, kv = coarse.to(self.device), [t.to(self.device) for t in kv]
         shape = (at.n_windows, at.part_side**2, self.model.config.dim)
@@ -168,7 +201,8 @@ class FineWindows:
         position = block.unit(0).position(at.side)
         store = self.scratch if number else self.store
         for part in at.parts(self.batch):
-            x_NTC = store.read(part).to(self.device, self.dtype, non_blocking=True) + position
+            x_NTC = store.read(part).to(self.device, self.dtype, non_blocking=True)
+            x_NTC = (x_NTC if number else self._observed(part, x_NTC)) + position
             x_NTC = block.down(0, x_NTC, at, kv, coarser, part=part)
             if coarse is not None:
                 kv_fine = block.unit(0).keys_values(x_NTC)
@@ -187,17 +221,28 @@ class FineWindows:
         """Return what was read after the last block."""
         return FineReading(cells=self._cells, total=self._total, count=self._count)
 
-    def tokens_of_tile(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
-        """Encode the windows of one macro-tile.
+    def tokens_of_tile(self, tile: MacroTile, pixels: Pixels) -> torch.Tensor:
+        """Encode the windows of one macro-tile, and leave out what was not observed.
 
-        `pixels`: uint8, what the tile says to read. Returns: Tokens `(n, T, C)`, zero where
-        invalid.
+        `pixels`: what the tile says to read, and what is known of it. Returns: Tokens `(n, T, C)`,
+        zero where invalid.
         """
+        windows = torch.from_numpy(tile.windows).to(self.device)
+        if pixels[1] is not None:
+            missing, lost = self._missing(tile, pixels[1])
+            self._leave_out(windows, missing, lost)
+        return self._observed(windows, self._encoded(tile, pixels[0]))
+
+    def _encoded(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
         image = torch.from_numpy(pixels[None])
         if self.device.type == "cuda":
             image = image.pin_memory().to(self.device, non_blocking=True)
         x_BCYX = self.model.normalize(image).to(self.dtype)
         tokens = self.model.encoder.stem.part(x_BCYX, tile.want, self.image_shape)[0]
+        return self._cut(tile, tokens)
+
+    def _cut(self, tile: MacroTile, tokens: torch.Tensor) -> torch.Tensor:
+        """Cut the tokens of a tile `(C, rows, cols)` into its windows `(n, T, C)`."""
         at, area, m = self.at, tile.area, self.at.side
         tokens = pad_map(
             tokens, rows=area.rows * m - tokens.shape[1], cols=area.cols * m - tokens.shape[2]
@@ -206,11 +251,49 @@ class FineWindows:
         where = at.where[tile.windows]
         rows = torch.from_numpy(where[:, 1] - area.row)
         cols = torch.from_numpy(where[:, 2] - area.col)
-        x_NTC = cut[rows, cols].reshape(len(where), m * m, -1)
-        if at.is_full:
+        return cut[rows, cols].reshape(len(where), m * m, -1)
+
+    def _missing(
+        self, tile: MacroTile, state: NDArray[np.uint8]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tell which tokens of a tile are not observed, and which of these are unreadable.
+
+        `state`: uint8, what is known of the pixels to read. Returns: bool `(n, T)` each.
+        """
+        wanted = state[relative(tile.want, tile.read).slices]
+        side = self.model.config.token_px
+        shares = [
+            nn.functional.avg_pool2d(
+                torch.from_numpy(wanted == n)[None].float(), side, ceil_mode=True
+            )
+            for n in (OBSERVED, UNREADABLE)
+        ]
+        of_token = torch.from_numpy(
+            majority(*(share.permute(1, 2, 0).numpy() for share in shares))
+        ).to(self.device)
+        cut = self._cut(tile, of_token[None])[..., 0]
+        return cut != OBSERVED, cut == UNREADABLE
+
+    def _leave_out(self, windows: torch.Tensor, missing: torch.Tensor, lost: torch.Tensor) -> None:
+        if missing.any():
+            here = windows.to(self.device)
+            self.unreadable[here] = lost & self.at.valid[here]
+            self.at.valid[here] &= ~missing
+            self.at = replace(self.at, is_full=False)
+
+    def _observed(self, part: slice | torch.Tensor, x_NTC: torch.Tensor) -> torch.Tensor:
+        """Set the tokens that do not exist to zero."""
+        if self.at.is_full:
             return x_NTC
-        valid = at.valid[torch.from_numpy(tile.windows).to(self.device)]
-        return torch.where(valid[..., None], x_NTC, 0)
+        return torch.where(self.at.valid[part][..., None], x_NTC, 0)
+
+    def _marked(self, windows: torch.Tensor, x_NTC: torch.Tensor) -> torch.Tensor:
+        """Mark the tokens to store that were not observed: NaN, or infinity if unreadable."""
+        if self.at.is_full:
+            return x_NTC
+        here = windows.to(self.device)
+        x_NTC = x_NTC.masked_fill(~self.at.valid[here][..., None], torch.nan)
+        return x_NTC.masked_fill(self.unreadable[here][..., None], torch.inf)
 
     def _take_in(self, windows: torch.Tensor, x_NTC: torch.Tensor, out: Pooled) -> None:
         """Give the tokens of windows to the scale above, or read them if nothing follows."""
@@ -239,7 +322,7 @@ class FineWindows:
     def _read_out(self, part: slice | torch.Tensor, x_NTC: torch.Tensor) -> None:
         cells = self._sum_cells(part, x_NTC)
         self._cells[part] = cells
-        if self.is_kept:
+        if self.reaches_end:
             valid = self.at.valid[part]
             norm = self.model.encoder.readout_norm
             total = torch.where(valid[..., None], norm(x_NTC).float(), 0).sum(dim=(0, 1))
@@ -250,11 +333,12 @@ class FineWindows:
             self.preview(places, mean_cells(cells))
 
     def _sum_cells(self, part: slice | torch.Tensor, x_NTC: torch.Tensor) -> torch.Tensor:
-        """Sum the reading of windows over their cells: `(n, K + 1, cells, cells)`."""
+        """Sum the reading of windows over their cells: `(n, K + 2, cells, cells)`."""
         at = self.at
         read = self.model.head.read(0, x_NTC).float()
         valid = at.valid[part][..., None]
-        both = torch.cat([torch.where(valid, read, 0), valid.float()], dim=-1)
+        lost = self.unreadable[part][..., None].float()
+        both = torch.cat([torch.where(valid, read, 0), valid.float(), lost], dim=-1)
         both = both.view(len(x_NTC), at.side, at.side, -1).permute(0, 3, 1, 2)
         summed = nn.functional.avg_pool2d(
             both, self.cell_tokens, ceil_mode=True, divisor_override=1
@@ -274,18 +358,17 @@ class LearningWindows(FineWindows):
 
     learns = True
 
-    def tokens_of_tile(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
-        """Encode the windows of one macro-tile; its maps are not stored."""
-        return checkpoint(super().tokens_of_tile, tile, pixels, use_reentrant=False)
+    def _encoded(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        return checkpoint(super()._encoded, tile, pixels, use_reentrant=False)
 
 
 def mean_cells(summed: torch.Tensor) -> torch.Tensor:
     """Turn sums per cell into means.
 
-    `summed`: `(n, K + 1, rows, cols)`, counts last. Returns: `(n, K, rows, cols)`; NaN where no
+    `summed`: `(n, K + 2, rows, cols)`, counts last. Returns: `(n, K, rows, cols)`; NaN where no
     token is valid.
     """
-    return summed[:, :-1] / summed[:, -1:]
+    return summed[:, :-2] / summed[:, -2:-1]
 
 
 def fine_blocks(model: Model, layout: Layout) -> list[MsaBlock]:

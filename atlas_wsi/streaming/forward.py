@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from torch import nn
 
 from atlas_wsi.models.atlas import last_of_each
 from atlas_wsi.models.msa import MsaBlock, coarse_tokens, place_parts, pool_up, replace
@@ -25,7 +26,7 @@ from atlas_wsi.streaming.fine_windows import (
     mean_cells,
     stage_blocks,
 )
-from atlas_wsi.streaming.heap import kept_heap
+from atlas_wsi.streaming.heap import retained_heap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +47,11 @@ class SlideLogits:
     cells: torch.Tensor
     """float32 logits `(K, rows, cols)`."""
     valid: torch.Tensor
-    """bool `(rows, cols)`: cells with a valid token."""
+    """bool `(rows, cols)`: cells of whose tokens at least half were observed."""
+    missing: torch.Tensor
+    """float32 `(rows, cols)`: which part of a cell's active tokens was not observed, 0 to 1."""
+    unreadable: torch.Tensor
+    """float32 `(rows, cols)`: which part could not be read."""
     slide: torch.Tensor
     """float32 logits `(K,)` of the whole image."""
 
@@ -81,12 +86,15 @@ class StreamedPass:
     @torch.inference_mode()
     def run(self, *, cell_tokens: int = 4) -> SlideLogits:
         """Encode and read a whole image."""
-        with kept_heap():
+        with retained_heap():
             return self.logits(cell_tokens=cell_tokens)
 
     def logits(self, *, cell_tokens: int = 4) -> SlideLogits:
         """Encode and read a whole image with the gradient that its shares keep, for training."""
         made = self._each(lambda share: share.encode())
+        planned = self.scales[0].valid
+        self.layout = self.layout.observed(self._gather([one.valid for one in made]))
+        self.scales = self.layout.scales
         pooled = self._gather([one.placed for one in made])
         coarse = coarse_tokens(self._gather([one.raw for one in made]), self.layout)
         for number, block in enumerate(self.fine_blocks):
@@ -99,8 +107,7 @@ class StreamedPass:
             if stage is not self.later_stages[-1] and len(coarse) > 1:
                 coarse = coarse[1:]
         readings = self._each(lambda share: share.reading())
-        cells, valid = self._cells(readings, last_of_each(last), cell_tokens=cell_tokens)
-        return SlideLogits(cells=cells, valid=valid, slide=self._slide(readings, coarse))
+        return self._logits(readings, last_of_each(last), coarse, planned, cell_tokens)
 
     def _pass_fine(
         self, number: int, block: MsaBlock, coarse: list[torch.Tensor], pooled: torch.Tensor
@@ -116,7 +123,8 @@ class StreamedPass:
         if self.keep_context:
             self.coarse_kv.append(kv)
         nearest = coarse[0] if coarse else None
-        attended = self._each(lambda share: share.attend(number, nearest, kv))
+        valid = [at.valid for at in self.scales[1:]]
+        attended = self._each(lambda share: share.attend(number, nearest, kv, valid))
         if coarse:
             coarse[0] = replace(coarse[0], self._gather([one.parts for one in attended]), at)
             coarse = block.up(coarse, self.scales[1:], first=1, batch=self.batch)
@@ -140,23 +148,47 @@ class StreamedPass:
 
     # reading out ----------------------------------------------------------------------------
 
-    def _cells(
-        self, readings: list[FineReading], coarse: list[torch.Tensor], *, cell_tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _logits(
+        self,
+        readings: list[FineReading],
+        coarse: list[torch.Tensor],
+        left: list[torch.Tensor],
+        planned: torch.Tensor,
+        cell_tokens: int,
+    ) -> SlideLogits:
+        """Read cells and slide.
+
+        `coarse`: the last tokens of every coarse scale. `left`: those of the scales that are left
+        at the end. `planned`: bool `(N, T)`: the fine tokens that should be observed.
+        """
         at = self.scales[0]
-        fine_NKYX = self._gather([one.cells for one in readings]).cpu()
-        side = fine_NKYX.shape[-1]
-        rows, cols = (-(-n // cell_tokens) for n in at.grid)
-        n_classes = fine_NKYX.shape[1] - 1
-        laid = fine_NKYX.new_zeros(n_classes + 1, at.windows[0], side, at.windows[1], side)
-        i, j = (torch.from_numpy(at.where[:, k]) for k in (1, 2))
-        laid.permute(1, 3, 0, 2, 4)[i, j] = fine_NKYX
-        laid = laid.view(n_classes + 1, at.windows[0] * side, at.windows[1] * side)
-        laid = laid[:, :rows, :cols]
-        valid = laid[-1] > 0
+        summed = self._gather([one.cells for one in readings]).cpu()
+        expected = planned.float().cpu().view(-1, 1, at.side, at.side)
+        expected = nn.functional.avg_pool2d(
+            expected, cell_tokens, ceil_mode=True, divisor_override=1
+        )
+        laid = self._lay_out(torch.cat([summed, expected], dim=1), cell_tokens)
+        n_valid, n_lost, n_expected = laid[-3:]
         under = self.model.head.coarse(coarse, self.layout, cell_tokens=cell_tokens)
-        fine = torch.where(valid, mean_cells(laid[None])[0], 0)
-        return fine + under[0].float().cpu(), valid
+        fine = torch.where(n_valid > 0, mean_cells(laid[None, :-1])[0], 0)
+        return SlideLogits(
+            cells=fine + under[0].float().cpu(),
+            valid=(n_valid > 0) & (2 * n_valid >= n_expected),
+            missing=(n_expected - n_valid) / n_expected.clamp(min=1),
+            unreadable=n_lost / n_expected.clamp(min=1),
+            slide=self._slide(readings, left),
+        )
+
+    def _lay_out(self, of_windows: torch.Tensor, cell_tokens: int) -> torch.Tensor:
+        """Lay the cells of windows `(N, C, cells, cells)` out as a map `(C, rows, cols)`."""
+        at, side = self.scales[0], of_windows.shape[-1]
+        rows, cols = (-(-n // cell_tokens) for n in at.grid)
+        n = of_windows.shape[1]
+        laid = of_windows.new_zeros(n, at.windows[0], side, at.windows[1], side)
+        i, j = (torch.from_numpy(at.where[:, k]) for k in (1, 2))
+        laid.permute(1, 3, 0, 2, 4)[i, j] = of_windows
+        laid = laid.view(n, at.windows[0] * side, at.windows[1] * side)
+        return laid[:, :rows, :cols]
 
     def _slide(self, readings: list[FineReading], coarse: list[torch.Tensor]) -> torch.Tensor:
         """Read the whole image from the scales that are left at the end."""

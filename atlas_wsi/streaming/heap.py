@@ -26,7 +26,7 @@ _users = 0
 
 
 @contextmanager
-def kept_heap() -> Iterator[None]:
+def retained_heap() -> Iterator[None]:
     """Keep freed memory while the block runs; without glibc, do nothing."""
     global _users
     libc = _glibc()

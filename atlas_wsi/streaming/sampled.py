@@ -25,7 +25,7 @@ from atlas_wsi.streaming.fine_windows import (
 )
 from atlas_wsi.streaming.forward import StreamedPass
 from atlas_wsi.streaming.prefetch import prefetch
-from atlas_wsi.streaming.shard import macro_tiles, read_threads
+from atlas_wsi.streaming.shard import macro_tiles
 from atlas_wsi.streaming.token_store import FileTokens, RamTokens
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from atlas_wsi.grid import Box
     from atlas_wsi.models.layout import Layout, ScaleLayout
     from atlas_wsi.models.model import Model
+    from atlas_wsi.streaming.fine_windows import Pixels
     from atlas_wsi.streaming.forward import SlideLogits
     from atlas_wsi.streaming.plan import MemoryPlan
     from atlas_wsi.streaming.token_store import TokenStore
@@ -47,7 +48,7 @@ CELL_TOKENS = 4
 def sampled_logits(
     model: Model,
     layout: Layout,
-    read: Callable[[Box], NDArray[np.uint8]],
+    read: Callable[[Box], Pixels],
     shape: tuple[int, int],
     plan: MemoryPlan,
     *,
@@ -58,7 +59,7 @@ def sampled_logits(
 ) -> SlideLogits:
     """Read a whole slide with a gradient through some of its windows.
 
-    `read`: Reads working pixels, uint8 `(rows, cols, 3)`; called in threads.
+    `read`: Reads working pixels and what is known of them; called in threads.
     """
     at, n_blocks = layout.scales[0], len(fine_blocks(model, layout))
     rest = np.setdiff1d(np.arange(at.n_windows), sampled)
@@ -76,21 +77,21 @@ def sampled_logits(
         store: TokenStore,
         scratch: TokenStore | None = None,
         *,
-        is_kept: bool = False,
+        is_stored: bool = False,
     ) -> FineWindows:
-        mine, threads = layout.share(members), read_threads()
-        tiles = [] if is_kept else macro_tiles(model, mine, shape, plan.macro_side)
+        mine = layout.share(members)
+        tiles = [] if is_stored else macro_tiles(model, mine, shape, plan.macro_side)
         return kind(
             model,
             mine,
-            prefetch(lambda tile: read(tile.read), tiles, threads=threads, ahead=threads),
+            prefetch(lambda tile: read(tile.read), tiles),
             store=store,
             scratch=scratch,
             image_shape=shape,
             batch=plan.batch,
             cell_tokens=CELL_TOKENS,
             step=step,
-            kept=torch.arange(len(members)) if is_kept else None,
+            stored=torch.arange(len(members)) if is_stored else None,
         )
 
     try:
@@ -98,7 +99,7 @@ def sampled_logits(
         if len(rest):
             store = new_store() if tokens is None else _Some(tokens, rest)
             scratch = new_store() if tokens is not None and n_blocks > 1 else None
-            held = windows(FineWindows, rest, store, scratch, is_kept=is_filled)
+            held = windows(FineWindows, rest, store, scratch, is_stored=is_filled)
         learned = _Learned(len(sampled))
         both = _Both(held, windows(LearningWindows, sampled, learned), rest, sampled, at)
         share = (np.arange(at.n_windows), both)
@@ -136,15 +137,20 @@ class _Both:
         return Pooled(
             raw=self._merge(given.raw, learned.raw),
             placed=self._merge(given.placed, learned.placed),
+            valid=self._merge(given.valid, learned.valid),
         )
 
     def attend(
-        self, number: int, coarse: torch.Tensor | None, kv: Sequence[torch.Tensor]
+        self,
+        number: int,
+        coarse: torch.Tensor | None,
+        kv: Sequence[torch.Tensor],
+        valid: Sequence[torch.Tensor],
     ) -> Attended:
-        learned = self.learning.attend(number, coarse, kv)
+        learned = self.learning.attend(number, coarse, kv, valid)
         if self.held is None:
             return learned
-        given = self.held.attend(number, coarse, kv)
+        given = self.held.attend(number, coarse, kv, valid)
         parts = given.parts.clone()
         if coarse is not None:
             flat = coarse.flatten(0, 1)

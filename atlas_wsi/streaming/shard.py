@@ -15,7 +15,7 @@ from atlas_wsi.errors import DiskFullError
 from atlas_wsi.streaming.fine_windows import FineWindows, fine_blocks
 from atlas_wsi.streaming.plan import MacroTile, MemoryPlan, plan_macro_tiles, plan_memory
 from atlas_wsi.streaming.prefetch import prefetch
-from atlas_wsi.streaming.token_store import FileTokens, KeptTokens, RamTokens, TokenStore
+from atlas_wsi.streaming.token_store import FileTokens, RamTokens, StoredTokens, TokenStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,17 +36,6 @@ if TYPE_CHECKING:
     """Opens shares of a slide's windows: their places, and who computes them."""
 
 _log = logging.getLogger(__name__)
-
-READ_THREADS = 4
-"""Threads that decode, at most."""
-
-
-def read_threads() -> int:
-    """Return how many threads decode.
-
-    Returns: At most `READ_THREADS`.
-    """
-    return min(READ_THREADS, os.cpu_count() or 1)
 
 
 def macro_tiles(model: Model, layout: Layout, shape: tuple[int, int], side: int) -> list[MacroTile]:
@@ -97,23 +86,20 @@ def open_share(
     dtype = model.encoder.fc.weight.dtype
     tiles = macro_tiles(model, layout, image.shape, plan.macro_side)
     stores: list[TokenStore] = []
-    kept = torch.empty(0, dtype=torch.long)
+    stored = torch.empty(0, dtype=torch.long)
     if work is not None and blocks:
         try:
-            held = KeptTokens(work, kept_key(model, layout, image, plan), shape, dtype=dtype)
+            held = StoredTokens(work, stored_key(model, layout, image, plan), shape, dtype=dtype)
         except DiskFullError as error:
             _log.warning("%s Encoded windows are not stored.", error.message)
         else:
             stores.append(held)
-            kept, tiles = _divide(held.kept, tiles, at.n_windows)
+            stored, tiles = _divide(held.stored, tiles, at.n_windows)
     try:
         if not stores or len(blocks) > 1:
             in_ram = plan.tokens_in_ram or not blocks
             stores.append((RamTokens if in_ram else FileTokens)(shape, dtype=dtype))
-        threads = read_threads()
-        pixels = prefetch(
-            lambda tile: image.read(tile.read), tiles, threads=threads, ahead=threads + 1
-        )
+        pixels = prefetch(lambda tile: image.read_masked(tile.read), tiles)
         yield FineWindows(
             model,
             layout,
@@ -124,10 +110,10 @@ def open_share(
             batch=plan.batch,
             cell_tokens=cell_tokens,
             step=step,
-            kept=kept,
+            stored=stored,
             preview=preview,
         )
-        if isinstance(stores[0], KeptTokens):
+        if isinstance(stores[0], StoredTokens):
             stores[0].discard()
     finally:
         for store in stores:
@@ -135,11 +121,11 @@ def open_share(
 
 
 def _divide(
-    kept: torch.Tensor, tiles: list[MacroTile], n_windows: int
+    stored: torch.Tensor, tiles: list[MacroTile], n_windows: int
 ) -> tuple[torch.Tensor, list[MacroTile]]:
-    """Tell which windows are taken as kept, and which tiles are still to be encoded, whole."""
+    """Tell which windows are taken as stored, and which tiles are still to be encoded, whole."""
     has = np.zeros(n_windows, dtype=bool)
-    has[kept.numpy()] = True
+    has[stored.numpy()] = True
     open_tiles = [tile for tile in tiles if not has[tile.windows].all()]
     has[:] = True
     for tile in open_tiles:
@@ -147,7 +133,9 @@ def _divide(
     return torch.from_numpy(np.flatnonzero(has)), open_tiles
 
 
-def kept_key(model: Model, layout: Layout, image: WorkingImage, plan: MemoryPlan) -> dict[str, Any]:
+def stored_key(
+    model: Model, layout: Layout, image: WorkingImage, plan: MemoryPlan
+) -> dict[str, Any]:
     """Tell what the tokens of pass 0 depend on."""
     path = image.slide.path
     facts = os.stat(path) if os.path.exists(path) else None  # noqa: PTH110, PTH116 - may be a URL

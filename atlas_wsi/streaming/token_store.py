@@ -1,4 +1,4 @@
-"""Where the fine tokens lie between passes: in memory, in a temporary file, or in a kept file."""
+"""Where the fine tokens lie between passes: in memory, in a temporary file, or in one that stays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TokenStore(Protocol):
         """Return the tokens `(n, T, C)` of some windows, not to be written to."""
 
     def write(self, windows: slice | torch.Tensor, x_NTC: torch.Tensor) -> None:
-        """Keep the tokens of some windows."""
+        """Store the tokens of some windows."""
 
     def close(self) -> None:
         """Free what the store holds."""
@@ -41,14 +41,11 @@ class RamTokens:
         self._tokens = torch.empty(shape, dtype=dtype)
 
     def read(self, windows: slice | torch.Tensor) -> torch.Tensor:
-        """Return the tokens of some windows.
-
-        Returns: `(n, T, C)`, not to be written to.
-        """
+        """Return the tokens of some windows: `(n, T, C)`, not to be written to."""
         return self._tokens[windows]
 
     def write(self, windows: slice | torch.Tensor, x_NTC: torch.Tensor) -> None:
-        """Keep the tokens of some windows."""
+        """Store the tokens of some windows."""
         self._tokens[windows] = x_NTC.to("cpu", self._tokens.dtype)
 
     def close(self) -> None:
@@ -83,10 +80,7 @@ class FileTokens:
             ) from error
 
     def read(self, windows: slice | torch.Tensor) -> torch.Tensor:
-        """Return the tokens of some windows.
-
-        Returns: `(n, T, C)`.
-        """
+        """Return the tokens of some windows: `(n, T, C)`."""
         places = self._places(windows)
         raw = torch.empty(len(places) * self._stride, dtype=torch.uint8)
         view = _bytes_of(raw)
@@ -96,7 +90,7 @@ class FileTokens:
         return raw.view(self._dtype).view(len(places), *self._shape[1:])
 
     def write(self, windows: slice | torch.Tensor, x_NTC: torch.Tensor) -> None:
-        """Keep the tokens of some windows."""
+        """Store the tokens of some windows."""
         places = self._places(windows)
         raw = _bytes_of(x_NTC.to("cpu", self._dtype))
         for at, first, n in _runs(places):
@@ -113,10 +107,10 @@ class FileTokens:
         return windows.numpy()
 
 
-class KeptTokens(FileTokens):
+class StoredTokens(FileTokens):
     """Tokens that outlive the process, so that an interrupted run resumes.
 
-    A window counts as kept if the checksum of its tokens, which is written after them, is right.
+    A window counts as stored if the checksum of its tokens, which is written after them, is right.
     """
 
     def __init__(
@@ -149,10 +143,10 @@ class KeptTokens(FileTokens):
         except BaseException:
             file.close()
             raise
-        self.kept = self._find_kept()
+        self.stored = self._find_stored()
 
     def write(self, windows: slice | torch.Tensor, x_NTC: torch.Tensor) -> None:
-        """Keep the tokens of some windows, for the next run as well."""
+        """Store the tokens of some windows, for the next run as well."""
         x_NTC = x_NTC.to("cpu", self._dtype)
         super().write(windows, x_NTC)
         for place, tokens in zip(self._places(windows), x_NTC, strict=True):
@@ -169,16 +163,15 @@ class KeptTokens(FileTokens):
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _find_kept(self) -> torch.Tensor:
+    def _find_stored(self) -> torch.Tensor:
         self._sums.seek(0)
-        stored = np.frombuffer(self._sums.read(4 * self._shape[0]), dtype="<u4")
-        written = np.flatnonzero(stored)
-        kept = [
+        sums = np.frombuffer(self._sums.read(4 * self._shape[0]), dtype="<u4")
+        stored = [
             place
-            for place in written
-            if _sum_of(_bytes_of(self.read(slice(int(place), int(place) + 1)))) == stored[place]
+            for place in np.flatnonzero(sums)
+            if _sum_of(_bytes_of(self.read(slice(int(place), int(place) + 1)))) == sums[place]
         ]
-        return torch.tensor(kept, dtype=torch.long)
+        return torch.tensor(stored, dtype=torch.long)
 
 
 def _open_sums(path: Path, n_windows: int) -> IO[bytes]:

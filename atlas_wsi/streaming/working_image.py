@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_wsi.grid import Grid
+from atlas_wsi.slides.radiometry import rgb_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,22 +44,24 @@ class WorkingImage:
         return self.grid.shape
 
     def read(self, box: Box) -> NDArray[np.uint8]:
-        """Read a part.
+        """Read a part: uint8 `(rows, cols, 3)`."""
+        return self.read_masked(box)[0]
 
-        Returns: uint8 `(rows, cols, 3)`.
-        """
-        pixels = self.slide.read_region(
+    def read_masked(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Read a part, and what is known of its pixels, as `Slide.read_masked` does."""
+        pixels, state = self.slide.read_masked(
             box.row * self.grid.step_px[0],
             box.col * self.grid.step_px[1],
             box.rows,
             box.cols,
             mpp=self.mpp,
+            channels=self.channels,
         )
         if pixels.shape[2] != 3 or self.channels != (0, 1, 2):
             pixels = pixels[:, :, self.channels]
-        if pixels.dtype == np.uint8:
-            return np.ascontiguousarray(pixels)
-        return stretch(pixels, self.low, self.high)
+        if pixels.dtype == np.uint8 and not self.low.any() and (self.high == 255).all():
+            return np.ascontiguousarray(pixels), state
+        return stretch(pixels, self.low, self.high), state
 
 
 def stretch(
@@ -75,9 +78,8 @@ def stretch(
 def open_working_image(slide: Slide, *, mpp: float) -> WorkingImage:
     """Choose resolution, channels and scaling for a slide.
 
-    The scaling of samples that are not 8-bit is one for the whole slide (2nd to 98th percentile
-    of its thumbnail's valid pixels), never one per tile, so that the result does not depend on how
-    the slide is cut.
+    Samples are scaled by what they mean, never by how they are distributed, so that the result
+    does not depend on how the slide is cut.
     """
     own = slide.require_mpp()
     warnings = []
@@ -89,15 +91,10 @@ def open_working_image(slide: Slide, *, mpp: float) -> WorkingImage:
             "read at the file's own resolution; the classes may be meaningless."
         )
     step = (working[0] / own[0], working[1] / own[1])
-    channels, note = _rgb_channels(slide)
+    channels, note = rgb_channels(slide.meta)
     if note:
         warnings.append(note)
-    low, high = np.zeros(3, np.float32), np.full(3, 255, np.float32)
-    if slide.dtype != np.uint8:
-        low, high = _percentiles(slide, channels)
-        warnings.append(
-            f"Samples are {slide.dtype}: scaled to 8 bits between the 2nd and the 98th percentile."
-        )
+    low, high = slide.require_samples().color_range(channels)
     return WorkingImage(
         slide=slide,
         mpp=working,
@@ -111,35 +108,3 @@ def open_working_image(slide: Slide, *, mpp: float) -> WorkingImage:
 
 def _length(um: float) -> str:
     return f"{um:.4g} um" if um < 1e4 else f"{um / 1e6:.4g} m"
-
-
-def _rgb_channels(slide: Slide) -> tuple[tuple[int, int, int], str]:
-    names = [name.lower() for name in slide.meta.properties.get("colorinterp", "").split(",")]
-    if all(color in names for color in ("red", "green", "blue")):
-        return (names.index("red"), names.index("green"), names.index("blue")), ""
-    names = [name.lower() for name in slide.meta.channel_names]
-    if all(color in names for color in ("red", "green", "blue")):
-        return (names.index("red"), names.index("green"), names.index("blue")), ""
-    if slide.n_channels == 3:
-        return (0, 1, 2), ""
-    if slide.n_channels < 3:
-        return (0, 0, 0), "One channel stands for red, green and blue; the model was made for RGB."
-    return (0, 1, 2), (
-        f"Of {slide.n_channels} channels the first three are taken as red, green and blue."
-    )
-
-
-def _percentiles(
-    slide: Slide, channels: tuple[int, int, int]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    rows, cols = slide.shape
-    own = slide.require_mpp()
-    factor = max(1.0, max(rows, cols) / 1024)
-    shape = (max(1, int(rows / factor)), max(1, int(cols / factor)))
-    mpp = (own[0] * rows / shape[0], own[1] * cols / shape[1])
-    pixels = slide.read_region(0, 0, *shape, mpp=mpp)[:, :, channels].astype(np.float32)
-    valid = slide.read_valid(0, 0, *shape, mpp=mpp) & np.isfinite(pixels).all(axis=2)
-    if not valid.any():
-        return np.zeros(3, np.float32), np.ones(3, np.float32)
-    low, high = np.percentile(pixels[valid], (2, 98), axis=0).astype(np.float32)
-    return low, high

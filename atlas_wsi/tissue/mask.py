@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_wsi.grid import Grid
+from atlas_wsi.slides.tile_reader import OBSERVED, UNREADABLE
 from atlas_wsi.tissue.segment import segment_tissue
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from atlas_wsi.slides.slide import Slide
 
 MAX_CELLS = 4096
+MIN_CELL_TISSUE = 0.2
+"""Least fraction of tissue of a cell that is shown; cells with less are left empty."""
+_ROI_CELLS = 64
+"""Cells along the longer side of an area of interest, at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,6 +39,8 @@ class TissueMask:
     """Where the mask's cells lie on level 0."""
     method: str
     """How the mask was found, such as ``"brightfield"``, ``"fluorescence"``, ``"valid"``."""
+    unreadable: float = 0.0
+    """Share of the slide that could not be read when tissue was sought, 0 to 1."""
     is_drawn: bool = False
     """Whether the area was chosen by the user: then every window it touches is computed."""
 
@@ -85,6 +92,31 @@ class TissueMask:
             cell_area *= step
         return np.clip(table / cell_area, 0, 1).astype(np.float32)
 
+    def without(self, cells: NDArray[np.bool_], grid: Grid) -> TissueMask:
+        """Leave cells of another grid out.
+
+        Parameters
+        ----------
+        cells
+            bool, of the shape of `grid`: True where there is nothing that counts.
+        grid
+            Where these cells lie on level 0.
+
+        Returns
+        -------
+        TissueMask
+            The mask without its cells whose center lies in one of `cells`.
+        """
+        places = []
+        for axis in (0, 1):
+            center = self.grid.origin_px[axis] + self.grid.step_px[axis] * (
+                np.arange(self.mask.shape[axis]) + 0.5
+            )
+            at = np.floor((center - grid.origin_px[axis]) / grid.step_px[axis]).astype(np.intp)
+            places.append(np.where((at >= 0) & (at < grid.shape[axis]), at, grid.shape[axis]))
+        beyond = np.pad(cells, ((0, 1), (0, 1)))
+        return replace(self, mask=self.mask & ~beyond[np.ix_(*places)])
+
     def within(self, areas: Sequence[NDArray[Any] | shapely.Polygon]) -> TissueMask:
         """Cut the mask to areas of interest.
 
@@ -92,8 +124,8 @@ class TissueMask:
         ----------
         areas
             Each an array `(n, 2)` of the level-0 row and column of its corners, or a polygon in
-            level-0 `(x, y)`, which may have holes. Cells that an area touches are kept; areas may
-            lie apart.
+            level-0 `(x, y)`, which may have holes. Cells whose center lies in an area are kept;
+            areas may lie apart.
 
         Returns
         -------
@@ -120,7 +152,6 @@ class TissueMask:
                 polygons,
                 out_shape=mask.shape,
                 transform=to_cells,
-                all_touched=True,
                 dtype=np.uint8,
             ).astype(bool)
         return replace(self, mask=mask & inside, grid=grid, is_drawn=True)
@@ -132,7 +163,7 @@ class TissueMask:
         for polygon in polygons:
             x0, y0, x1, y1 = polygon.bounds
             sides = (y1 - y0) / self.grid.step_px[0], (x1 - x0) / self.grid.step_px[1]
-            finest = max(finest, math.ceil(16 / max(*map(abs, sides), 1e-3)))
+            finest = max(finest, math.ceil(_ROI_CELLS / max(*map(abs, sides), 1e-3)))
         return max(1, min(room, finest))
 
     def write_png(self, path: str | os.PathLike[str]) -> Path:
@@ -195,9 +226,11 @@ def tissue_mask(slide: Slide, *, mpp: float = 8.0, keep_fat: bool = False) -> Ti
     )
     grid = Grid(shape=(rows, cols), step_px=(slide.shape[0] / rows, slide.shape[1] / cols))
     cell = (grid.step_px[0] * slide_mpp[0], grid.step_px[1] * slide_mpp[1])
-    valid = slide.read_valid(0, 0, rows, cols, mpp=cell)
     if slide.is_georeferenced:
+        valid = slide.read_valid(0, 0, rows, cols, mpp=cell)
         return TissueMask(mask=valid, grid=grid, method="valid")
-    pixels = slide.read_region(0, 0, rows, cols, mpp=cell)
+    pixels, state = slide.read_masked(0, 0, rows, cols, mpp=cell)
+    valid = np.ones((rows, cols), bool) if state is None else state == OBSERVED
     mask, method = segment_tissue(pixels, cell_um=cell_um, valid=valid, keep_fat=keep_fat)
-    return TissueMask(mask=mask, grid=grid, method=method)
+    lost = 0.0 if state is None else float((state == UNREADABLE).mean())
+    return TissueMask(mask=mask, grid=grid, method=method, unreadable=lost)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from atlas_wsi.grid import Box
     from atlas_wsi.models.model import Model
     from atlas_wsi.progress import CancelToken
+    from atlas_wsi.streaming.fine_windows import Pixels
     from atlas_wsi.streaming.forward import SlideLogits
     from atlas_wsi.training.data.labeled import Labeled, LabeledTiles
     from atlas_wsi.training.data.mosaics import Batch
@@ -165,14 +166,14 @@ class SlideObjective:
             layout = plan_slide(self.model, image, replace(mask, mask=mask.mask[::up, ::left]))
             assert layout is not None
 
-            def read(box: Box) -> NDArray[np.uint8]:
-                pixels = image.read(_mirrored(box, image.shape, up, left))[::up, ::left]
+            def read(box: Box) -> Pixels:
+                pixels, state = image.read_masked(_mirrored(box, image.shape, up, left))
                 # the same numbers for every part: a slide has one stain
                 same = np.random.default_rng(colors)
                 stain, strength = card.domain == "slide", self.recipe.color_jitter
-                return vary_colors(
-                    np.ascontiguousarray(pixels), same, stain=stain, strength=strength
-                )
+                pixels = np.ascontiguousarray(pixels[::up, ::left])
+                known = None if state is None else np.ascontiguousarray(state[::up, ::left])
+                return vary_colors(pixels, same, stain=stain, strength=strength), known
 
             order = rng.permutation(layout.scales[0].n_windows)
             memory = parse_bytes(self.slides.memory)

@@ -14,12 +14,12 @@ from PIL import Image, UnidentifiedImageError
 
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.files import BoundedFile
-from atlas_wsi.slides import resolution
+from atlas_wsi.slides import radiometry, resolution
 from atlas_wsi.slides.backend import Backend, Level, SlideMeta
 from atlas_wsi.slides.registry import SlideFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -48,27 +48,16 @@ class ImageBackend(Backend):
         self._is_16_bit = bool(deep)
         with _opened(path) as image:
             self._mode = _mode_for(image, deep)
-            self._meta = self._read_meta(image)
-
-    @property
-    def meta(self) -> SlideMeta:
-        """Metadata of the file."""
-        return self._meta
+            self.meta = self._read_meta(image)
 
     def read_block(self, level: int, box: Box) -> NDArray[Any]:  # noqa: ARG002
-        """Read pixels.
+        """Read pixels `(rows, cols, channels)` without an alpha channel."""
+        return self._decoded()[box.slices][..., : self.meta.n_channels].copy()
 
-        Returns: `(rows, cols, channels)`; an alpha channel is not among them.
-        """
-        return self._decoded()[box.slices][..., : self._meta.n_channels].copy()
-
-    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
-        """Tell which pixels are not fully transparent.
-
-        Returns: bool `(rows, cols)`.
-        """
-        if not self._meta.has_mask:
-            return super().read_valid(level, box)
+    def read_valid(self, level: int, box: Box, channels: Sequence[int] = ()) -> NDArray[np.bool_]:
+        """Tell which pixels are not fully transparent."""
+        if not self.meta.has_mask:
+            return super().read_valid(level, box, channels)
         return np.asarray(self._decoded()[box.slices][..., -1] > 0)
 
     def close(self) -> None:
@@ -129,6 +118,7 @@ class ImageBackend(Backend):
             mpp=mpp,
             mpp_source="image resolution" if mpp else "",
             icc_profile=profile if isinstance(profile, bytes) else None,
+            samples=radiometry.full_range(np.dtype(dtype), n_channels),
             has_mask=has_alpha,
             properties={"mode": image.mode},
             warnings=tuple(notes),

@@ -11,12 +11,7 @@ _JPEG_2000 = b"\xff\x4f\xff\x51"  # start of the codestream, and of its sizes
 
 
 def picture_size(encoded: bytes) -> tuple[int, int] | None:
-    """Read the size of a JPEG, JPEG 2000 or PNG.
-
-    Notes
-    -----
-    Source: ITU-T T.81, annex B; T.800, A.5.1; PNG 1.2, 11.2.2.
-    """
+    """Read the size of a JPEG, JPEG 2000 or PNG (ITU-T T.81 B; T.800 A.5.1; PNG 1.2, 11.2.2)."""
     try:
         if encoded.startswith(b"\xff\xd8"):
             return _jpeg_size(encoded)

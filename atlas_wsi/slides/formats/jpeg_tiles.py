@@ -18,12 +18,12 @@ from atlas_wsi.slides.formats.segments import FileBytes, PageReader
 from atlas_wsi.slides.registry import SlideFormat
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from atlas_wsi.grid import Box
-    from atlas_wsi.slides.backend import SlideMeta
 
 _JPEG, _JPEG_2000_RGB = 7, 33005  # 33003 is YCbCr that the codec does not turn into RGB
 _RGB, _YCBCR = 2, 6
@@ -35,20 +35,13 @@ class JpegTileBackend(Backend):
     def __init__(
         self, slow: OpenSlideBackend, pages: list[PageReader | None], file: FileBytes
     ) -> None:
+        self.meta = slow.meta
         self._slow = slow
         self._pages = pages
         self._file = file
 
-    @property
-    def meta(self) -> SlideMeta:
-        """Metadata of the file."""
-        return self._slow.meta
-
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
-        """Read pixels of a stored level.
-
-        Returns: uint8 `(rows, cols, 3)`.
-        """
+        """Read uint8 pixels `(rows, cols, 3)`."""
         page = self._pages[level]
         if page is not None:
             try:
@@ -57,18 +50,12 @@ class JpegTileBackend(Backend):
                 pass  # OpenSlide reports whether the tile is damaged or only unusual
         return self._slow.read_block(level, box)
 
-    def read_valid(self, level: int, box: Box) -> NDArray[Any]:
-        """Tell which pixels were scanned.
-
-        Returns: bool `(rows, cols)`.
-        """
-        return self._slow.read_valid(level, box)
+    def read_valid(self, level: int, box: Box, channels: Sequence[int] = ()) -> NDArray[Any]:
+        """Tell which pixels were scanned."""
+        return self._slow.read_valid(level, box, channels)
 
     def read_associated(self, name: str) -> NDArray[Any]:
-        """Read an associated image.
-
-        Returns: uint8 `(rows, cols, 3)`.
-        """
+        """Read an associated image."""
         return self._slow.read_associated(name)
 
     def close(self) -> None:
@@ -115,6 +102,7 @@ FORMATS = (
         title="Aperio SVS",
         suffixes=(".svs",),
         rank=10,
+        is_guess=True,  # one with several focal planes is read as any other TIFF
         recognizes=lambda source: source.is_tiff and source.vendor == "aperio",
         open=lambda source: open_aperio(source.local),
     ),

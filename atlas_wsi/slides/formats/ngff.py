@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -77,6 +78,7 @@ class _Dataset(BaseModel):
 
 
 class _Multiscale(BaseModel):
+    name: _Text | None = None
     axes: Annotated[list[_Axis], Field(min_length=2, max_length=8)]
     datasets: Annotated[list[_Dataset], Field(min_length=1, max_length=64)]
     transformations: Annotated[
@@ -109,6 +111,8 @@ class _Well(BaseModel):
 class NgffImage:
     """One multiscale image as its metadata describes it."""
 
+    name: str
+    """What the file calls it; may be empty."""
     version: str
     """Version of OME-Zarr."""
     axes: tuple[str, ...]
@@ -131,9 +135,11 @@ class NgffImage:
         labels = tuple(label.lower() for label in self.labels)
         if labels in {_RGB_NAMES, _RGB_LETTERS}:
             return True
-        if self.colors:
-            return self.colors == _RGB
-        return not self.labels and dtype == "uint8"
+        # red, green and blue are also what viewers give three channels of fluorescence
+        is_named = any(not re.fullmatch(r"(channel|c|ch)?[ :_]*\d*", label) for label in labels)
+        if is_named:
+            return False
+        return self.colors == _RGB if self.colors else dtype == "uint8"
 
     def channel_names(self, n_channels: int, dtype: str) -> tuple[str, ...]:
         """Return one name per channel."""
@@ -150,34 +156,40 @@ def ome_attributes(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, dict) else attributes
 
 
-def parse_image(attributes: Mapping[str, Any], where: str) -> NgffImage:
-    """Read the metadata of a multiscale image.
-
-    Notes
-    -----
-    Source: OME-NGFF 0.4 and 0.5, "multiscales" and "omero". Axes are taken in any order.
-    """
+def parse_images(attributes: Mapping[str, Any], where: str) -> list[NgffImage]:
+    """Read "multiscales" and "omero" of OME-NGFF 0.4 and 0.5, with axes in any order."""
     ome = ome_attributes(attributes)
     images = ome.get("multiscales")
     if not isinstance(images, list) or not images:
         _refuse_others(ome, where)
         raise UnsupportedFormatError(f"{where} is a zarr group without an OME-Zarr image.")
-    first = images[0]
-    version = _version(ome, first)
+    labels, colors = _channels(ome.get("omero"))
+    return [
+        _parse_image(ome, image, f"{where}: multiscales[{n}]", labels, colors)
+        for n, image in enumerate(images[:64])
+    ]
+
+
+def _parse_image(
+    ome: Mapping[str, Any],
+    stored: Any,
+    where: str,
+    labels: tuple[str, ...],
+    colors: tuple[str, ...],
+) -> NgffImage:
+    version = _version(ome, stored)
     if version not in _VERSIONS:
         raise UnsupportedFormatError(
             f"{where} is OME-Zarr {version}; {' and '.join(_VERSIONS)} are read.",
             hint="Write it again with a current converter, such as bioformats2raw or ome-zarr-py.",
         )
-    image = _parse(_Multiscale, first, f"{where}: multiscales[0]")
+    image = _parse(_Multiscale, stored, where)
     roles = tuple(axis.role for axis in image.axes)
     if "y" not in roles or "x" not in roles or len(set(roles)) < len(roles):
         raise UnreadableSlideError(f"{where} has axes {roles}: y and x are needed once each.")
-    notes = []
-    if len(images) > 1:
-        notes.append(f"The group describes {len(images)} images; the first one is read.")
-    labels, colors = _channels(ome.get("omero"))
+    notes: list[str] = []
     return NgffImage(
+        name=image.name or "",
         version=version,
         axes=roles,
         paths=tuple(dataset.path for dataset in image.datasets),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tifffile
@@ -30,17 +31,14 @@ class OmeImage:
     """One name per channel, where all have one."""
     magnification: float | None = None
     """Nominal magnification of the objective."""
+    significant_bits: int | None = None
+    """Bits of a sample that are used."""
     vendor: str = ""
     """Manufacturer of the microscope."""
 
 
 def read_image(xml: str | None, index: int) -> OmeImage:
-    """Read what OME-XML says of an image.
-
-    Notes
-    -----
-    Source: OME model 2016-06; lengths are in micrometers unless a unit is given.
-    """
+    """Read an image of OME model 2016-06; lengths without a unit are in micrometers."""
     root = tifffile.xml2dict(xml or "<OME/>").get("OME") or {}
     images = _many(root.get("Image"))
     if index >= len(images):
@@ -48,6 +46,7 @@ def read_image(xml: str | None, index: int) -> OmeImage:
     pixels = images[index].get("Pixels", {})
     y, x = (_length_um(pixels, f"PhysicalSize{axis}") for axis in "YX")
     y, x = y or x, x or y
+    bits = pixels.get("SignificantBits")
     names = [str(c.get("Name", "")) for c in _many(pixels.get("Channel"))]
     instruments = _many(root.get("Instrument"))
     objectives = [o for i in instruments for o in _many(i.get("Objective"))]
@@ -58,8 +57,27 @@ def read_image(xml: str | None, index: int) -> OmeImage:
         mpp=(y, x) if y and x else None,
         channel_names=tuple(names) if all(names) else (),
         magnification=float(powers[0]) if powers and powers[0] else None,
+        significant_bits=bits if isinstance(bits, int) and 1 <= bits <= 16 else None,
         vendor=str(makers[0]) if makers and makers[0] else "",
     )
+
+
+def image_index(xml: str | None, series: tifffile.TiffPageSeries, number: int) -> int:
+    """Return the place in OME-XML of the image that a series is.
+
+    The series of a set of files whose other files are missing are fewer than its images: then the
+    file and page that `TiffData` names decide. `number`: place of the series among the series.
+    """
+    root = tifffile.xml2dict(xml or "<OME/>").get("OME") or {}
+    page = series.keyframe
+    name, wanted = Path(str(page.parent.filename)).name, int(page.index)
+    for index, image in enumerate(_many(root.get("Image"))):
+        for part in _many(image.get("Pixels", {}).get("TiffData")):
+            uuid = part.get("UUID")
+            file = uuid.get("FileName") if isinstance(uuid, dict) else None
+            if file == name and int(part.get("IFD", 0)) == wanted:
+                return index
+    return number
 
 
 def _many(value: Any) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import zipfile
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -15,12 +17,15 @@ from atlas_wsi.bounded import MAX_JSON_BYTES, BoundedStore
 from atlas_wsi.errors import SlideError, UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides.backend import Backend, Level, SlideMeta
 from atlas_wsi.slides.blocks import whole_blocks
-from atlas_wsi.slides.formats.ngff import NgffImage, ome_attributes, parse_image
+from atlas_wsi.slides.formats.ngff import NgffImage, ome_attributes, parse_images
+from atlas_wsi.slides.images import choose_image, other_images
 from atlas_wsi.slides.pyramid import true_downsample
 from atlas_wsi.slides.registry import ZARR_FILES, SlideFormat, SlideSource
 from atlas_wsi.slides.remote import explain, is_url, storage_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from zarr.abc.store import Store
 
@@ -31,31 +36,31 @@ _JSON_FILES = (*_ROOT_FILES, ".zarray", ".zmetadata")
 _MAX_CHUNK_BYTES = 2**28
 _MAX_CHUNKS = 2**22  # in a shard
 _MAX_CHANNELS = 4096
+_MAX_IMAGES = 64  # of a collection
 _MAX_SIDE_PX = 2**31 - 1
 
 
 class OmeZarrBackend(Backend):
     """One multiscale image of a zarr store."""
 
-    def __init__(self, where: str, group: zarr.Group) -> None:
+    def __init__(self, where: str, group: zarr.Group, number: int | None = None) -> None:
         self._where = where
         self._store = group.store
-        image = parse_image(group.attrs.asdict(), where)
-        notes = list(image.warnings)
-        self._arrays = _open_levels(group, image, where, notes)
+        images = _images(group, where)
+        extents = [one.extent for one in images]
+        chosen = choose_image(extents, number)
+        names = tuple(one.name for one in images)
+        image = images[chosen].image
+        notes = [
+            *image.warnings,
+            *([] if number is not None else other_images(names, extents, chosen)),
+        ]
+        self._arrays = _open_levels(images[chosen].group, image, where, notes)
         self._axes = image.axes
-        self._meta = _read_meta(self._arrays, image, notes)
-
-    @property
-    def meta(self) -> SlideMeta:
-        """Metadata of the file."""
-        return self._meta
+        self.meta = replace(_read_meta(self._arrays, image, notes), images=names)
 
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
-        """Read pixels of a stored level.
-
-        Returns: `(rows, cols, channels)`.
-        """
+        """Read pixels `(rows, cols, channels)` of a stored level."""
         rows, cols = box.slices
         wanted = {"y": rows, "x": cols, "c": slice(None)}
         index = tuple(wanted.get(role, 0) for role in self._axes)
@@ -73,30 +78,65 @@ class OmeZarrBackend(Backend):
             kept.append("c")
             stored = stored[..., None]
         pixels = stored.transpose([kept.index(role) for role in "yxc"])
-        return np.array(pixels, dtype=self._meta.dtype, order="C")
+        return np.array(pixels, dtype=self.meta.dtype, order="C")
 
-    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
-        """Tell which pixels hold a number in every channel.
-
-        Returns: bool `(rows, cols)`.
-        """
-        if not self._meta.has_mask:
-            return super().read_valid(level, box)
-        return np.asarray(np.isfinite(self.read_block(level, box)).all(axis=-1))
+    def read_valid(self, level: int, box: Box, channels: Sequence[int] = ()) -> NDArray[np.bool_]:
+        """Tell which pixels hold a number in channels."""
+        if not self.meta.has_mask:
+            return super().read_valid(level, box, channels)
+        pixels = self.read_block(level, box)[..., list(channels) or slice(None)]
+        return np.asarray(np.isfinite(pixels).all(axis=-1))
 
     def close(self) -> None:
         """Give the file back to the system."""
         self._store.close()
 
 
-def open_omezarr(path: str | Path) -> OmeZarrBackend:
-    """Open an image of an OME-Zarr."""
+class _Image(NamedTuple):
+    """One image of a store."""
+
+    group: zarr.Group
+    image: NgffImage
+    name: str
+    extent: int
+    """Pixels of the finest level."""
+
+
+def _images(group: zarr.Group, where: str) -> list[_Image]:
+    """List the images of a group: its own, or those of a collection of bioformats2raw."""
+    ome = ome_attributes(group.attrs.asdict())
+    if "bioformats2raw.layout" in ome and "multiscales" not in ome:
+        numbers = itertools.takewhile(lambda n: str(n) in group, range(_MAX_IMAGES))
+        groups = {str(number): group[str(number)] for number in numbers}
+        if not groups:
+            raise UnreadableSlideError(
+                f"{where} is a bioformats2raw collection without an image 0."
+            )
+    else:
+        groups = {"": group}
+    found = []
+    for path, one in groups.items():
+        if not isinstance(one, zarr.Group):
+            raise UnreadableSlideError(f"{where}: {path} of the collection is no group.")
+        for image in parse_images(one.attrs.asdict(), where):
+            array = one.get(image.paths[0])
+            shape = array.shape if isinstance(array, zarr.Array) else ()
+            sides = [n for role, n in zip(image.axes, shape, strict=False) if role in "yx"]
+            size = f"{' x '.join(map(str, sides))} px"
+            name = ", ".join(part for part in (path, image.name) if part)
+            found.append(_Image(one, image, f"{name} ({size})" if name else size, math.prod(sides)))
+    return found
+
+
+def open_omezarr(path: str | Path, image: int | None = None) -> OmeZarrBackend:
+    """Open an image of an OME-Zarr, by default the largest."""
     where = str(path)
     store: Store | None = None
     try:
         inner, prefix = _open_store(where)
         store = BoundedStore(inner)
-        return OmeZarrBackend(where, _image_group(store, prefix, where))
+        group = zarr.open_group(store, path=prefix, mode="r", use_consolidated=False)
+        return OmeZarrBackend(where, group, image)
     except BaseException as error:
         if store is not None:
             store.close()
@@ -139,18 +179,6 @@ def _root_in_zip(path: Path) -> str:
     if not roots:
         raise UnsupportedFormatError(f"{path} is a zip file without a zarr group.")
     return min(roots, key=lambda name: name.count("/")).rpartition("/")[0]
-
-
-def _image_group(store: Store, prefix: str, where: str) -> zarr.Group:
-    """Open the root group, or the first image of a collection."""
-    group = zarr.open_group(store, path=prefix, mode="r", use_consolidated=False)
-    ome = ome_attributes(group.attrs.asdict())
-    if "bioformats2raw.layout" not in ome or "multiscales" in ome:
-        return group
-    first = group.get("0")
-    if not isinstance(first, zarr.Group):
-        raise UnreadableSlideError(f"{where} is a bioformats2raw collection without an image 0.")
-    return first
 
 
 def _open_levels(
@@ -268,6 +296,6 @@ FORMATS = (
         suffixes=(".zarr", ".zarr.zip"),
         rank=5,
         recognizes=_is_zarr,
-        open=lambda source: open_omezarr(source.url or source.local),
+        open=lambda source: open_omezarr(source.url or source.local, source.image),
     ),
 )

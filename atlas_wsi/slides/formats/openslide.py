@@ -16,7 +16,7 @@ from atlas_wsi.slides.pyramid import true_downsample
 from atlas_wsi.slides.registry import SlideFormat, SlideSource
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,19 +31,11 @@ class OpenSlideBackend(Backend):
         self._path = path
         self._handle = handle
         self._lock = threading.Lock()
-        self._meta = _read_meta(handle)
-        self._background = np.array(self._meta.background, dtype=np.float32)
-
-    @property
-    def meta(self) -> SlideMeta:
-        """Metadata of the file."""
-        return self._meta
+        self.meta = _read_meta(handle)
+        self._background = np.array(self.meta.background, dtype=np.float32)
 
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
-        """Read pixels of a stored level.
-
-        Returns: uint8 `(rows, cols, 3)`; transparent parts show the background color.
-        """
+        """Read uint8 pixels `(rows, cols, 3)`; transparent parts show the background color."""
         rgba = self._read_rgba(level, box)
         alpha = rgba[..., 3]
         if alpha.min() == 255:
@@ -52,18 +44,17 @@ class OpenSlideBackend(Backend):
         blended = rgba[..., :3] * share + self._background * (1.0 - share)
         return np.asarray(np.rint(blended), dtype=np.uint8)
 
-    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
-        """Tell which pixels were scanned.
-
-        Returns: bool `(rows, cols)`.
-        """
+    def read_valid(
+        self,
+        level: int,
+        box: Box,
+        channels: Sequence[int] = (),  # noqa: ARG002
+    ) -> NDArray[np.bool_]:
+        """Tell which pixels were scanned."""
         return np.asarray(self._read_rgba(level, box)[..., 3] > 0)
 
     def read_associated(self, name: str) -> NDArray[Any]:
-        """Read an associated image.
-
-        Returns: uint8 `(rows, cols, 3)`.
-        """
+        """Read an associated image."""
         handle = self._handle
         try:
             return np.asarray(handle.associated_images[name].convert("RGB"))
@@ -185,7 +176,7 @@ def _bounds(properties: Mapping[str, str], full: tuple[int, int]) -> Box | None:
 
 def _has_vendor(source: SlideSource) -> bool:
     if source.is_tiff:
-        return source.vendor not in {None, "generic-tiff"}
+        return source.vendor not in {None, "generic-tiff", "aperio"}
     return source.vendor is not None or (source.is_local_file and _is_dicom(source.head))
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import warnings
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
+import tifffile
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -17,17 +21,18 @@ from rasterio.session import DummySession
 from rasterio.windows import Window
 
 from atlas_wsi.errors import UnreachableSlideError, UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.slides import radiometry
 from atlas_wsi.slides.backend import Backend, Level, SlideMeta
 from atlas_wsi.slides.blocks import whole_blocks
 from atlas_wsi.slides.ground_resolution import read_place
 from atlas_wsi.slides.pyramid import true_downsample
 from atlas_wsi.slides.registry import SlideFormat, SlideSource
 from atlas_wsi.slides.remote import gdal_options, is_url
+from atlas_wsi.slides.tiff_check import TIFF_ERRORS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
@@ -53,6 +58,12 @@ _COLOR_OF_NAME = {
     "b08": "nir",  # Sentinel-2 and HLS
 }
 _MAX_CHANNELS = 4096
+_ALPHA_BLOCKS = 16
+_OTHER_SPACES = {
+    *(ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black),
+    *(ColorInterp.hue, ColorInterp.saturation, ColorInterp.lightness),
+    *(ColorInterp.Y, ColorInterp.Cb, ColorInterp.Cr),
+}
 _GDAL_ALONE = (".vrt", ".jp2")  # may consist of several files
 _open_lock = threading.Lock()
 
@@ -64,10 +75,14 @@ class RasterBackend(Backend):
         self._options = options
         with _configured(options), _opened(source, None) as dataset:
             _refuse(dataset, source)
-            self._indexes = [
+            alpha = [
                 index
                 for index, kind in zip(dataset.indexes, dataset.colorinterp, strict=True)
-                if kind is not ColorInterp.alpha
+                if kind is ColorInterp.alpha
+            ]
+            self._has_false_alpha = any(not _is_opacity(dataset, index) for index in alpha)
+            self._indexes = [
+                index for index in dataset.indexes if self._has_false_alpha or index not in alpha
             ] or list(dataset.indexes)
             base = Level(
                 shape=dataset.shape,
@@ -77,40 +92,50 @@ class RasterBackend(Backend):
             factors = [dataset.overviews(index) for index in self._indexes]
             n_overviews = min(len(of_band) for of_band in factors)
             stored = [(None, base), *_overviews(source, n_overviews, base.shape)]
-            self._meta = _read_meta(dataset, self._indexes, tuple(level for _, level in stored))
+            self.meta = _read_meta(dataset, self._indexes, tuple(level for _, level in stored))
         self._handles = [_Handles(source, overview) for overview, _ in stored]
-
-    @property
-    def meta(self) -> SlideMeta:
-        """Metadata of the file."""
-        return self._meta
+        self._blocks = _stored_blocks(source) if self.meta.format in {"geotiff", "cog"} else None
+        if self._blocks is not None:
+            self.meta = replace(self.meta, has_mask=True)
 
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
-        """Read pixels of a stored level.
-
-        Returns: `(rows, cols, bands)` as stored; an alpha band is not among them.
-        """
+        """Read pixels `(rows, cols, bands)` as stored, without an alpha band."""
         with self._reading(level, box) as (dataset, window):
-            bands = dataset.read(self._indexes, window=window, out_dtype=self._meta.dtype)
+            bands = dataset.read(self._indexes, window=window, out_dtype=self.meta.dtype)
         return np.ascontiguousarray(np.moveaxis(bands, 0, -1))
 
-    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
+    def read_valid(self, level: int, box: Box, channels: Sequence[int] = ()) -> NDArray[np.bool_]:
         """Tell which pixels hold an observation.
 
         Returns: bool `(rows, cols)`.
 
         Notes
         -----
-        As ``rasterio.DatasetReader.dataset_mask``: the file's mask or alpha band where there is
-        one, else a pixel is valid if any of its bands differs from nodata (black water in a scene
-        whose nodata is 0 stays valid). Beyond that a pixel with a NaN or an infinity in any band
-        is never valid: no model can compute with it.
+        A pixel is valid if none of the bands is masked, nodata, NaN or infinite there; but where
+        nodata is 0 in 8-bit bands, if any of them is not 0 (black water stays valid).
         """
+        if self._has_false_alpha and self.meta.nodata is None:
+            return super().read_valid(level, box, channels)
+        numbers = list(channels) or range(self.meta.n_channels)
+        indexes = sorted({self._indexes[number] for number in numbers})
         with self._reading(level, box) as (dataset, window):
-            valid = np.asarray(dataset.dataset_mask(window=window) > 0)
-        if np.dtype(self._meta.dtype).kind == "f":
-            valid &= np.isfinite(self.read_block(level, box)).all(axis=-1)
+            masks = dataset.read_masks(indexes, window=window) > 0
+        if self.meta.dtype == "uint8" and self.meta.nodata == 0:
+            return np.asarray(masks.any(axis=0))
+        valid = np.asarray(masks.all(axis=0))
+        if np.dtype(self.meta.dtype).kind == "f":
+            valid &= np.isfinite(self.read_block(level, box)[..., list(numbers)]).all(axis=-1)
         return valid
+
+    def is_absent(self, level: int, box: Box) -> bool:
+        """Whether a sparse file holds no block of a box of the finest level."""
+        if level or self._blocks is None:
+            return False
+        (rows, cols), n_before = self._blocks
+        top, left = box.row // rows, box.col // cols
+        bottom, right = -(-box.row_end // rows), -(-box.col_end // cols)
+        n = n_before[bottom, right] - n_before[top, right] - n_before[bottom, left]
+        return not n + n_before[top, left]
 
     def close(self) -> None:
         """Give the file back to the system."""
@@ -243,6 +268,13 @@ def _refuse(dataset: DatasetReader, source: str) -> None:
             f"{source} has {dataset.count} bands, at most {_MAX_CHANNELS} are read.",
             hint="Select bands: gdal_translate -b 4 -b 3 -b 2 -of COG in.tif out.tif.",
         )
+    space = _tags(dataset, "IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE", "")
+    odd = [kind.name for kind in dataset.colorinterp if kind in _OTHER_SPACES]
+    if odd or space in {"CIELAB", "CMYK"}:
+        raise UnsupportedFormatError(
+            f"{source} has colors in {space or ', '.join(odd)}, not in red, green and blue.",
+            hint="Convert it once to red, green and blue: vips icc_transform IN OUT srgb.",
+        )
     kinds = {
         np.dtype(name).kind if not name.startswith("complex") else "c" for name in dataset.dtypes
     }
@@ -252,6 +284,51 @@ def _refuse(dataset: DatasetReader, source: str) -> None:
             "real numbers are read.",
             hint="For radar, write the amplitude: gdal_calc or `gdal_translate` of a derived band.",
         )
+
+
+def _stored_blocks(source: str) -> tuple[tuple[int, int], NDArray[np.int64]] | None:
+    """Return the size of a block and, for each, how many are stored above and left of it.
+
+    None if the file holds all of its blocks, or is not on a disk.
+    """
+    if not Path(source).is_file():
+        return None
+    try:
+        with tifffile.TiffFile(source, _multifile=False) as tif:
+            page = tif.pages.first
+            is_stored = np.array(page.databytecounts) > 0
+            rows, cols = (
+                (page.tilelength, page.tilewidth)
+                if page.is_tiled
+                else (page.rowsperstrip, page.imagewidth)
+            )
+            grid = -(-page.imagelength // rows), -(-page.imagewidth // cols)
+            if is_stored.all() or is_stored.size % (grid[0] * grid[1]):
+                return None
+    except TIFF_ERRORS:
+        return None
+    stored = is_stored.reshape(-1, *grid).any(axis=0)
+    n_before = np.zeros((grid[0] + 1, grid[1] + 1), np.int64)
+    n_before[1:, 1:] = stored.cumsum(axis=0).cumsum(axis=1)
+    return (rows, cols), n_before
+
+
+def _is_opacity(dataset: DatasetReader, index: int) -> bool:
+    """Tell whether an alpha band is one: GDAL calls any fourth band of bytes so.
+
+    Opacity is 0 or full nearly everywhere, near infrared almost never; a few blocks show it.
+    """
+    full = np.iinfo(dataset.dtypes[index - 1]).max if "int" in dataset.dtypes[index - 1] else 1
+    blocks = [window for _, window in itertools.islice(dataset.block_windows(index), 2**16)]
+    between = opaque = 0
+    for window in blocks[:: max(1, len(blocks) // _ALPHA_BLOCKS)]:
+        try:
+            values = dataset.read(index, window=window)
+        except _GDAL_ERRORS:
+            continue
+        between += int(((values != 0) & (values != full)).sum())
+        opaque += int((values == full).sum())
+    return between <= opaque
 
 
 def _overviews(
@@ -282,6 +359,11 @@ def _read_meta(dataset: DatasetReader, indexes: list[int], levels: tuple[Level, 
     notes = [*place.warnings]
     if "palette" in colors:
         notes.append("Samples are numbers of a color table, not colors; they are read as stored.")
+    if any(kind is ColorInterp.alpha for kind in (dataset.colorinterp[i] for i in picked)):
+        notes.append(
+            "The band marked as alpha holds many values: it is read as a band, not as a mask."
+        )
+        flags = [flag for flag in flags if flag not in {MaskFlags.alpha, MaskFlags.per_dataset}]
     nodata = dataset.nodatavals[picked[0]]
     return SlideMeta(
         format=_format(dataset),
@@ -296,6 +378,10 @@ def _read_meta(dataset: DatasetReader, indexes: list[int], levels: tuple[Level, 
         crs=place.crs,
         transform=place.transform,
         nodata=nodata,
+        samples=radiometry.from_tags(
+            [dataset.scales[i] for i in picked], [dataset.offsets[i] for i in picked]
+        )
+        or radiometry.from_product(dataset.files, _tags(dataset, None), len(picked)),
         has_mask=any(flag is not MaskFlags.all_valid for flag in flags) or dtype.kind == "f",
         properties=_properties(dataset, colors),
         warnings=tuple(notes),

@@ -24,7 +24,7 @@ def open_remote_tiff(file: RemoteBytes) -> TiffBackend:
             if not len(tif.pages) or not tif.series:
                 raise UnsupportedFormatError(f"{file.path} holds no image.")
             _refuse_vendors(tif, file.path)
-            return TiffBackend(file.path, tif, file)
+            return TiffBackend(tif, file)
     except tifffile.TiffFileError as error:
         raise UnreadableSlideError(f"{file.path} cannot be opened as TIFF: {error}.") from error
 

@@ -182,10 +182,7 @@ class PageReader:
         return rows * max(1, wanted // rows), cols
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Read a part of the page.
-
-        Returns: `(rows, cols, samples)` in native byte order.
-        """
+        """Read `(rows, cols, samples)` in native byte order."""
         if self._raw_dtype is not None:
             return self._read_raw(box)
         segments = list(self._segments_in(box))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,8 @@ from atlas_wsi.slides import resolution
 from atlas_wsi.slides.backend import Backend, Level, SlideMeta
 from atlas_wsi.slides.formats import omexml
 from atlas_wsi.slides.formats.segments import FileBytes, PageReader, white_of
+from atlas_wsi.slides.formats.tiff_samples import TiffSamples
+from atlas_wsi.slides.images import choose_image, other_images
 from atlas_wsi.slides.pyramid import true_downsample
 from atlas_wsi.slides.registry import SlideFormat
 from atlas_wsi.slides.tiff_check import TIFF_MAGIC
@@ -28,89 +29,54 @@ if TYPE_CHECKING:
     from atlas_wsi.slides.formats.segments import Bytes
     from atlas_wsi.slides.remote import RemoteBytes
 
-_MIN_IS_WHITE, _RGB, _PALETTE, _YCBCR = 0, 2, 3, 6
-_ALPHA = (1, 2)
 _RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Samples:
-    """How stored samples become channels."""
-
-    n_stored: int
-    """Samples of a pixel in the file."""
-    dtype: np.dtype[Any]
-    """Sample type after conversion."""
-    is_inverted: bool
-    """Whether 0 is white."""
-    alpha: int | None
-    """Which sample is the opacity."""
-    palette: NDArray[np.uint8] | None
-    """Colors `(entries, 3)` that samples point into."""
-
-    @property
-    def n_channels(self) -> int:
-        """Channels after conversion."""
-        if self.palette is not None:
-            return 3
-        return self.n_stored - (self.alpha is not None)
-
-    def convert(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """Turn stored samples into channels."""
-        if self.palette is not None:
-            return np.asarray(self.palette[stored[..., 0]])
-        if self.alpha is not None:
-            stored = np.delete(stored, self.alpha, axis=-1)
-        if stored.dtype == bool:
-            stored = stored.astype(np.uint8) * np.uint8(255)
-        if self.is_inverted:
-            stored = np.iinfo(stored.dtype).max - stored
-        return stored
+_IMAGEJ_UM = {
+    "um": 1.0,
+    "micron": 1.0,
+    "\\u00B5m": 1.0,
+    "µm": 1.0,
+    "nm": 1e-3,
+    "mm": 1e3,
+    "cm": 1e4,
+}
+_ORIENTATION, _TOP_LEFT = 274, 1
+_SIDE_IMAGES = ("label", "macro", "thumbnail", "overview")
 
 
 class TiffBackend(Backend):
     """One image of a TIFF file with its reduced copies."""
 
     def __init__(
-        self, path: Path | str, tif: tifffile.TiffFile, file: RemoteBytes | None = None
+        self, tif: tifffile.TiffFile, file: RemoteBytes | None = None, image: int | None = None
     ) -> None:
-        self._path = path
         self._remote = file
         self._files: dict[Path, Bytes] = {}
-        index, series = max(enumerate(tif.series), key=lambda entry: _extent(entry[1]))
+        warnings: list[str] = []
+        images = _images(tif.series)
+        number = choose_image([_extent(series) for series in images], image)
+        series = images[number]
+        names = tuple(_title(series) for series in images)
+        if image is None:
+            warnings += other_images(names, [_extent(series) for series in images], number)
+        if series.keyframe.tags.valueof(_ORIENTATION, _TOP_LEFT) != _TOP_LEFT:
+            warnings.append("The orientation tag is ignored: rows and columns are as stored.")
         stored = [series, *_reduced_copies(series, tif.series)]
         levels = [level for part in stored for level in part.levels]
-        warnings: list[str] = []
         self._pages = [
             [self._reader(page) for page in _channel_pages(level, warnings)] for level in levels
         ]
-        self._samples = _samples_of(series.keyframe, sum(p.n_samples for p in self._pages[0]))
-        self._meta = self._read_meta(tif, index, series, warnings)
-
-    @property
-    def meta(self) -> SlideMeta:
-        """Metadata of the file."""
-        return self._meta
+        self._samples = TiffSamples.of(series.keyframe, sum(p.n_samples for p in self._pages[0]))
+        self.meta = self._read_meta(tif, series, names, warnings)
 
     def read_block(self, level: int, box: Box) -> NDArray[Any]:
-        """Read pixels of a stored level.
-
-        Returns: `(rows, cols, channels)`.
-        """
+        """Read pixels `(rows, cols, channels)` of a stored level."""
         return self._samples.convert(self._read_stored(level, box))
 
-    def read_valid(self, level: int, box: Box) -> NDArray[np.bool_]:
-        """Tell which pixels are not transparent.
-
-        Returns: bool `(rows, cols)`.
-        """
+    def read_valid(self, level: int, box: Box, channels: Sequence[int] = ()) -> NDArray[np.bool_]:
+        """Tell which pixels are not transparent."""
         if self._samples.alpha is None:
-            return super().read_valid(level, box)
+            return super().read_valid(level, box, channels)
         return np.asarray(self._read_stored(level, box)[..., self._samples.alpha] > 0)
-
-    def read_associated(self, name: str) -> NDArray[Any]:
-        """Read an associated image; these files have none."""
-        raise ValueError(f"{self._path} has no associated image {name!r}.")
 
     def close(self) -> None:
         """Give the file back to the system."""
@@ -134,12 +100,15 @@ class TiffBackend(Backend):
     def _read_meta(
         self,
         tif: tifffile.TiffFile,
-        index: int,
         series: tifffile.TiffPageSeries,
+        images: tuple[str, ...],
         warnings: list[str],
     ) -> SlideMeta:
         page, samples = series.keyframe, self._samples
-        ome = omexml.read_image(tif.ome_metadata, index) if tif.is_ome else omexml.OmeImage()
+        ome = omexml.OmeImage()
+        if tif.is_ome:
+            index = omexml.image_index(tif.ome_metadata, series, list(tif.series).index(series))
+            ome = omexml.read_image(tif.ome_metadata, index)
         mpp, source = ome.mpp, "OME PhysicalSize"
         power, vendor = ome.magnification, ome.vendor
         if tif.is_svs:
@@ -150,9 +119,10 @@ class TiffBackend(Backend):
             x, y = page.resolution
             unit = _RESOLUTION_UNITS.get(int(page.resolutionunit or 1), "")
             mpp, source = resolution.from_tiff(y, x, unit)
-        is_color = samples.n_channels == 3 and (
-            page.photometric in {_RGB, _YCBCR} or samples.palette is not None
-        )
+            imagej = _IMAGEJ_UM.get(str((tif.imagej_metadata or {}).get("unit", "")))
+            if imagej is not None and x > 0 and y > 0:
+                mpp, source = (imagej / y, imagej / x), "ImageJ unit"
+        is_color = samples.is_color
         names: tuple[str, ...] = ("red", "green", "blue")
         if not is_color:
             names = tuple(f"channel {number}" for number in range(samples.n_channels))
@@ -172,19 +142,21 @@ class TiffBackend(Backend):
             magnification=power,
             vendor=vendor,
             icc_profile=profile if isinstance(profile, bytes) else None,
+            samples=samples.meaning(ome.significant_bits),
+            images=images,
             has_mask=samples.alpha is not None,
             properties={"tiff.ImageDescription": page.description, "tiff.Software": page.software},
             warnings=tuple(dict.fromkeys(warnings)),
         )
 
 
-def open_tiff(path: Path) -> TiffBackend:
-    """Open a TIFF file."""
+def open_tiff(path: Path, image: int | None = None) -> TiffBackend:
+    """Open an image of a TIFF file, by default the largest."""
     try:
         with tifffile.TiffFile(path) as tif:
             if not len(tif.pages) or not tif.series:
                 raise UnsupportedFormatError(f"{path} holds no image.")
-            return TiffBackend(path, tif)
+            return TiffBackend(tif, image=image)
     except tifffile.TiffFileError as error:
         with path.open("rb") as file:
             if not file.read(4).startswith(TIFF_MAGIC):
@@ -193,6 +165,20 @@ def open_tiff(path: Path) -> TiffBackend:
             f"{path} cannot be opened as TIFF: {error}.",
             hint="The file may be truncated: compare its size with the original.",
         ) from error
+
+
+def _images(series: Sequence[tifffile.TiffPageSeries]) -> list[tifffile.TiffPageSeries]:
+    """Return the images of a file, without reduced copies, labels and overviews, if others are left."""
+    copies = {id(copy) for one in series for copy in _reduced_copies(one, series)}
+    images = [one for one in series if id(one) not in copies]
+    scans = [one for one in images if not any(n in one.name.lower() for n in _SIDE_IMAGES)]
+    return scans or images
+
+
+def _title(series: tifffile.TiffPageSeries) -> str:
+    page = series.keyframe
+    size = f"{page.imagelength} x {page.imagewidth} px"
+    return f"{series.name} ({size})" if series.name else size
 
 
 def _extent(series: tifffile.TiffPageSeries) -> int:
@@ -237,6 +223,9 @@ def _channel_pages(
     """Yield the page of each channel, at the first position of every other axis."""
     n_leading = level.ndim - level.keyframe.ndim
     axes, counts = level.axes[:n_leading], level.shape[:n_leading]
+    if not counts and len(level.pages) > 1:  # focal planes of a slide scanner
+        warnings.append(f"of {len(level.pages)} focal planes the first is read")
+        counts, axes = (len(level.pages),), "Z"
     if math.prod(counts) != len(level.pages):
         raise UnsupportedFormatError(
             f"{level.keyframe.parent.filename}: {len(level.pages)} pages do not make up axes "
@@ -254,24 +243,6 @@ def _channel_pages(
                 f"{level.keyframe.parent.filename}: page {number} of the series is missing."
             )
         yield page
-
-
-def _samples_of(page: tifffile.TiffPage, n_stored: int) -> _Samples:
-    dtype = np.dtype(page.dtype)
-    palette = None
-    if page.photometric == _PALETTE and page.colormap is not None:
-        palette = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
-    is_byte = dtype.kind == "b" or palette is not None
-    alpha = None
-    if page.extrasamples and page.extrasamples[-1] in _ALPHA and n_stored in {2, 4}:
-        alpha = n_stored - 1
-    return _Samples(
-        n_stored=n_stored,
-        dtype=np.dtype(np.uint8) if is_byte else dtype.newbyteorder("="),
-        is_inverted=page.photometric == _MIN_IS_WHITE and dtype.kind in "ub",
-        alpha=alpha,
-        palette=palette,
-    )
 
 
 def _levels(pages: Sequence[PageReader]) -> tuple[Level, ...]:
@@ -297,6 +268,6 @@ FORMATS = (
         suffixes=(".tif", ".tiff", ".btf"),
         rank=40,
         recognizes=lambda source: source.is_local_file and source.is_tiff,
-        open=lambda source: open_tiff(source.local),
+        open=lambda source: open_tiff(source.local, source.image),
     ),
 )

@@ -68,7 +68,7 @@ def make_model(
     return model
 
 
-def stream(model, image, active, *, side, batch, in_ram, cell_tokens=4, shares=1):
+def stream(model, image, active, *, side, batch, in_ram, cell_tokens=4, shares=1, state=None):
     layout = model.encoder.plan(image.shape[:2], active_windows=active)
     ready = prepare(model, device=torch.device("cpu"), dtype=torch.float32)
     done: list[int] = []
@@ -85,7 +85,16 @@ def stream(model, image, active, *, side, batch, in_ram, cell_tokens=4, shares=1
             share = FineWindows(
                 ready,
                 mine,
-                ((tile, image[tile.read.slices]) for tile in tiles),
+                (
+                    (
+                        tile,
+                        (
+                            image[tile.read.slices],
+                            state if state is None else state[tile.read.slices],
+                        ),
+                    )
+                    for tile in tiles
+                ),
                 store=store,
                 image_shape=image.shape[:2],
                 batch=batch,
@@ -141,18 +150,53 @@ def test_a_stem_of_another_package_and_of_stride_14_streams_to_the_same(outside_
     check_law(make_model(depths or (1,), n_scales, window, ratio, stem=outside_stem), case)
 
 
-def check_law(model, case):
+@st.composite
+def holes(draw):
+    """Pixels that are missing or unreadable: single tokens, whole windows, almost everything."""
+    seed, share = draw(st.integers(0, 2**16)), draw(st.sampled_from([0.05, 0.4, 0.9]))
+    return seed, share, draw(st.sampled_from([7, 16, 64, 130]))
+
+
+@pytest.mark.slow
+@settings(max_examples=EXAMPLES // 2, deadline=None)
+@given(cases(), holes())
+def test_what_was_not_read_is_no_key_and_no_cell_streamed_as_dense(case, hole):
+    window, ratio, depths, n_scales, mamba, shape, *_ = case
+    model = make_model(depths, n_scales, window, ratio, mamba)
+    seed, share, side = hole
+    rng = np.random.default_rng(seed)
+    blocks = rng.choice(3, p=[1 - share, share / 2, share / 2], size=[-(-n // side) for n in shape])
+    state = np.kron(blocks, np.ones((side, side))).astype(np.uint8)[: shape[0], : shape[1]]
+    state[: shape[0] // 3 + 1, : shape[1] // 3 + 1] = 0  # something is observed
+    check_law(model, case, state)
+
+
+def tokens_observed(model, state):
+    side = model.config.token_px
+    rows, cols = (-(-n // side) for n in state.shape)
+    parts = [
+        state[i * side :, j * side :][:side, :side] == 0 for i in range(rows) for j in range(cols)
+    ]
+    return np.array([2 * part.sum() >= part.size for part in parts]).reshape(1, rows, cols)
+
+
+def check_law(model, case, state=None):
     *_, shape, seed, keep, cut = case
     side, batch, in_ram, shares = cut
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     active = rng.random(windows_of(model, shape)) < keep
     active.flat[rng.integers(active.size)] = True
+    observed = None
+    if state is not None:
+        active.flat[0] = True
+        observed = tokens_observed(model, state)
 
     with torch.inference_mode():
         x = model.normalize(torch.from_numpy(image[None]))
-        dense = model(x, active_windows=active)
-    streamed, _ = stream(model, image, active, side=side, batch=batch, in_ram=in_ram, shares=shares)
+        dense = model(x, active_windows=active, observed=observed)
+    cut = {"side": side, "batch": batch, "in_ram": in_ram, "shares": shares, "state": state}
+    streamed, _ = stream(model, image, active, **cut)
 
     assert torch.equal(streamed.valid, dense.valid[0])
     torch.testing.assert_close(streamed.slide, dense.slide[0], atol=1e-4, rtol=1e-4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from atlas_wsi.errors import UnsupportedFormatError
+from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.slides.open import open_slide
 
 CM = {"resolution": (20_000, 25_000), "resolutionunit": "CENTIMETER"}
@@ -182,7 +182,10 @@ def test_tiles_behind_the_end_of_a_truncated_file_are_counted_and_placed(tmp_pat
     tifffile.imwrite(path, pixels, tile=(128, 128), photometric="rgb", metadata=None, **CM)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with open_slide(path) as slide:
+    with pytest.raises(UnreadableSlideError, match="truncated") as refused:
+        open_slide(path)
+    assert "--allow-truncated" in refused.value.hint
+    with open_slide(path, allow_truncated=True) as slide:
         read = slide.read_region(0, 0, *slide.shape)
         boxes = [tile.box for tile in slide.unreadable]
         assert 22 <= len(boxes) <= 26

@@ -61,7 +61,7 @@ def sampled(model, image, active, places, **options):
     return sampled_logits(
         model,
         layout,
-        lambda box: image[box.slices],
+        lambda box: (image[box.slices], None),
         image.shape[:2],
         PLAN,
         sampled=np.asarray(places),
@@ -109,7 +109,7 @@ def test_windows_whose_tokens_are_kept_are_not_read_again():
     again = sampled_logits(
         model,
         layout,
-        lambda box: seen.append(box) or image[box.slices],
+        lambda box: seen.append(box) or (image[box.slices], None),
         image.shape[:2],
         PLAN,
         sampled=np.array([0, 34]),
