@@ -84,13 +84,13 @@ def test_a_cancelled_run_goes_on_where_it_was_and_ends_with_the_same_bits(path, 
 
     with atlas_wsi.open_slide(path) as slide:
         whole = atlas_wsi.predict(slide, "atlas_test", **options)
-        read = slide.read_region
+        read = slide.read_masked
 
         def count(*args, **kwargs):
             encoded.append(args)
             return read(*args, **kwargs)
 
-        object.__setattr__(slide, "read_region", count)
+        object.__setattr__(slide, "read_masked", count)
         tissue = whole.tissue
         resumed = atlas_wsi.predict(slide, "atlas_test", work=work, tissue=tissue, **options)
     assert 0 < len(encoded) < whole.run.parameters["windows"]  # the rest was not read again
