@@ -1,8 +1,6 @@
 """Write losses and gradients of some steps by all processes, and by the first one alone.
 
-torchrun --nproc-per-node 2 gradients_of_steps.py FOLDER OUT COMMAND...
-
-Then run a command of `atlas-wsi` in the same processes: each takes seconds to start.
+torchrun --nproc-per-node 2 gradients_of_steps.py FOLDER OUT
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from atlas_wsi.cli.app import app
 from atlas_wsi.models.card import ModelCard, ModelClass
 from atlas_wsi.training import distributed
 from atlas_wsi.training.data.mosaics import Batches
@@ -66,4 +63,3 @@ def gradients(tiles):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
-    app(sys.argv[3:])
