@@ -159,7 +159,7 @@ def _draw(row: Row, out: Path, folder: Path, viewer_px: int) -> dict[str, Any]:
 def _thumbnail(heatmap: Heatmap, viewer_px: int) -> NDArray[Any] | None:
     """Read a thumbnail of the slide; a slide that was moved is drawn by its tissue."""
     try:
-        with open_slide(heatmap.slide.path, mpp=heatmap.slide.mpp) as slide:
+        with open_slide(heatmap.slide.path, **heatmap.slide.opening) as slide:
             return slide.thumbnail(viewer_px)
     except AtlasError as error:
         _log.warning("%s is drawn without its pixels: %s", heatmap.slide.name, error.message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -59,6 +59,10 @@ class SlideInfo(Record):
     """Micrometers per level-0 pixel `(y, x)`."""
     mpp_source: str = ""
     """Where the resolution was read, or ``"argument"``."""
+    image: Annotated[int, Field(ge=0)] | None = None
+    """Number of the image that was chosen, of those in the file; None for the default."""
+    allow_truncated: bool = False
+    """Whether a file whose end is missing was read as far as it goes."""
     format: str = ""
     vendor: str = ""
     magnification: float | None = None
@@ -74,6 +78,11 @@ class SlideInfo(Record):
         names = set(cls.model_fields) - {"mpp", "format"}
         facts = {name: getattr(slide, name) for name in names}
         return cls(mpp=slide.require_mpp(), format=slide.meta.format, **facts)
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """The arguments of `open_slide` with which the same pixels are read again."""
+        return self.model_dump(include={"mpp", "image", "allow_truncated"})
 
     @property
     def is_georeferenced(self) -> bool:

@@ -94,7 +94,7 @@ def _thumbnail(
 ) -> tuple[NDArray[Any] | None, tuple[str, ...]]:
     """Read the thumbnail; a slide that was moved is left out with a warning."""
     try:
-        with open_slide(slide or heatmap.slide.path, mpp=heatmap.slide.mpp) as opened:
+        with open_slide(slide or heatmap.slide.path, **heatmap.slide.opening) as opened:
             if opened.shape != heatmap.slide.shape:
                 raise SlideError(
                     f"{opened.path} has {opened.shape[1]} x {opened.shape[0]} pixels, the result "

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from atlas_wsi.errors import AtlasError, UnreadableSlideError, UnsupportedFormatError
+from atlas_wsi.slides.images import choose_image
 from atlas_wsi.slides.radiometry import stated_range
 from atlas_wsi.slides.registry import SlideSource, slide_formats
 from atlas_wsi.slides.remote import COPY_HINT, is_url
@@ -79,7 +80,7 @@ def open_slide(
         text = url2pathname(urlsplit(text).path)
     if is_url(text):
         source = SlideSource(url=text, image=image, allow_truncated=allow_truncated)
-        backend = _open_url(text, source)
+        backend = _checked(_open_url(text, source), image)
         return Slide(backend, text, mpp=mpp, scale=scale, image=image, strict=strict)
     local = Path(text).expanduser().absolute()
     source = SlideSource(local, image=image, allow_truncated=allow_truncated)
@@ -89,7 +90,7 @@ def open_slide(
                 f"{local} is no regular file: a pipe or a device cannot be read at any place.",
                 hint="Write it to a file first.",
             )
-        backend = _open_local(source)
+        backend = _checked(_open_local(source), image)
     except FileNotFoundError as error:
         raise UnreadableSlideError(f"{local} does not exist.", hint="Check the path.") from error
     except PermissionError as error:
@@ -107,6 +108,17 @@ def open_slide(
         allow_truncated=allow_truncated,
         strict=strict,
     )
+
+
+def _checked(backend: Backend, image: int | None) -> Backend:
+    """Refuse the number of an image that the file does not hold, whichever format it has."""
+    if image is not None:
+        try:
+            choose_image([1] * max(1, len(backend.meta.images)), image)
+        except UnsupportedFormatError:
+            backend.close()
+            raise
+    return backend
 
 
 def _open_local(source: SlideSource) -> Backend:

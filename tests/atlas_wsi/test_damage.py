@@ -353,6 +353,28 @@ def test_images_of_a_file_are_listed_and_chosen(tmp_path):
     assert "holds 2" in wrong.stderr
 
 
+def test_a_file_of_one_image_has_no_other(tmp_path):
+    make_svs(tmp_path / "slide.svs", shape=(512, 512))
+    assert run("info", tmp_path / "slide.svs", "--image", 0).exit_code == 0
+    wrong = run("info", tmp_path / "slide.svs", "--image", 1)
+    assert wrong.exit_code == 2
+    assert "holds 1" in wrong.stderr
+
+
+def test_an_export_shows_the_image_that_was_predicted(tmp_path):
+    path = tmp_path / "two.ome.tif"
+    dark = np.full((512, 512, 3), 120, np.uint8)
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        for section in (draw((512, 512)), dark):
+            facts = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+            tif.write(section, tile=(256, 256), photometric="rgb", metadata=facts)
+    assert predict(path, "-o", tmp_path / "out", "--image", 1).exit_code == 0
+    slide = atlas_wsi.open_result(tmp_path / "out").slide
+    assert slide.image == 1
+    with atlas_wsi.open_slide(slide.path, **slide.opening) as again:
+        np.testing.assert_array_equal(again.read_region(0, 0, 512, 512), dark)
+
+
 def test_the_resolution_is_that_of_the_image_read(tmp_path):
     here, gone = "1" * 8 + "-1111-1111-1111-" + "1" * 12, "2" * 8 + "-2222-2222-2222-" + "2" * 12
 
