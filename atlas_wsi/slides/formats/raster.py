@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import threading
 import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
-import tifffile
-from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.session import DummySession
 from rasterio.windows import Window
 
@@ -24,22 +20,22 @@ from atlas_wsi.errors import UnreachableSlideError, UnreadableSlideError, Unsupp
 from atlas_wsi.slides import radiometry
 from atlas_wsi.slides.backend import Backend, Level, SlideMeta
 from atlas_wsi.slides.blocks import whole_blocks
+from atlas_wsi.slides.formats.raster_blocks import GDAL_ERRORS, is_opacity, stored_blocks
 from atlas_wsi.slides.ground_resolution import read_place
 from atlas_wsi.slides.pyramid import true_downsample
 from atlas_wsi.slides.registry import SlideFormat, SlideSource
 from atlas_wsi.slides.remote import gdal_options, is_url
-from atlas_wsi.slides.tiff_check import TIFF_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
 
     from atlas_wsi.grid import Box
 
-_GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 _SCHEMES = {
     "http": "/vsicurl/http://",
     "https": "/vsicurl/https://",
@@ -58,7 +54,6 @@ _COLOR_OF_NAME = {
     "b08": "nir",  # Sentinel-2 and HLS
 }
 _MAX_CHANNELS = 4096
-_ALPHA_BLOCKS = 16
 _OTHER_SPACES = {
     *(ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black),
     *(ColorInterp.hue, ColorInterp.saturation, ColorInterp.lightness),
@@ -80,7 +75,7 @@ class RasterBackend(Backend):
                 for index, kind in zip(dataset.indexes, dataset.colorinterp, strict=True)
                 if kind is ColorInterp.alpha
             ]
-            self._has_false_alpha = any(not _is_opacity(dataset, index) for index in alpha)
+            self._has_false_alpha = any(not is_opacity(dataset, index) for index in alpha)
             self._indexes = [
                 index for index in dataset.indexes if self._has_false_alpha or index not in alpha
             ] or list(dataset.indexes)
@@ -94,7 +89,7 @@ class RasterBackend(Backend):
             stored = [(None, base), *_overviews(source, n_overviews, base.shape)]
             self.meta = _read_meta(dataset, self._indexes, tuple(level for _, level in stored))
         self._handles = [_Handles(source, overview) for overview, _ in stored]
-        self._blocks = _stored_blocks(source) if self.meta.format in {"geotiff", "cog"} else None
+        self._blocks = stored_blocks(source) if self.meta.format in {"geotiff", "cog"} else None
         if self._blocks is not None:
             self.meta = replace(self.meta, has_mask=True)
 
@@ -148,7 +143,7 @@ class RasterBackend(Backend):
         try:
             with _configured(self._options), handles.borrow() as dataset:
                 yield dataset, Window(box.col, box.row, box.cols, box.rows)
-        except _GDAL_ERRORS as error:
+        except GDAL_ERRORS as error:
             if self._options is not None and _is_network(error):
                 raise _unreachable(handles.source, error) from error
             raise UnreadableSlideError(
@@ -200,7 +195,7 @@ def open_raster(path: str | Path) -> RasterBackend:
     options = gdal_options(str(path)) if is_url(str(path)) else None
     try:
         return RasterBackend(source, options)
-    except (*_GDAL_ERRORS, UnicodeDecodeError) as error:
+    except (*GDAL_ERRORS, UnicodeDecodeError) as error:
         if options is not None and _is_network(error):
             refused = _unreachable(source, error)
             raise refused from error
@@ -284,51 +279,6 @@ def _refuse(dataset: DatasetReader, source: str) -> None:
             "real numbers are read.",
             hint="For radar, write the amplitude: gdal_calc or `gdal_translate` of a derived band.",
         )
-
-
-def _stored_blocks(source: str) -> tuple[tuple[int, int], NDArray[np.int64]] | None:
-    """Return the size of a block and, for each, how many are stored above and left of it.
-
-    None if the file holds all of its blocks, or is not on a disk.
-    """
-    if not Path(source).is_file():
-        return None
-    try:
-        with tifffile.TiffFile(source, _multifile=False) as tif:
-            page = tif.pages.first
-            is_stored = np.array(page.databytecounts) > 0
-            rows, cols = (
-                (page.tilelength, page.tilewidth)
-                if page.is_tiled
-                else (page.rowsperstrip, page.imagewidth)
-            )
-            grid = -(-page.imagelength // rows), -(-page.imagewidth // cols)
-            if is_stored.all() or is_stored.size % (grid[0] * grid[1]):
-                return None
-    except TIFF_ERRORS:
-        return None
-    stored = is_stored.reshape(-1, *grid).any(axis=0)
-    n_before = np.zeros((grid[0] + 1, grid[1] + 1), np.int64)
-    n_before[1:, 1:] = stored.cumsum(axis=0).cumsum(axis=1)
-    return (rows, cols), n_before
-
-
-def _is_opacity(dataset: DatasetReader, index: int) -> bool:
-    """Tell whether an alpha band is one: GDAL calls any fourth band of bytes so.
-
-    Opacity is 0 or full nearly everywhere, near infrared almost never; a few blocks show it.
-    """
-    full = np.iinfo(dataset.dtypes[index - 1]).max if "int" in dataset.dtypes[index - 1] else 1
-    blocks = [window for _, window in itertools.islice(dataset.block_windows(index), 2**16)]
-    between = opaque = 0
-    for window in blocks[:: max(1, len(blocks) // _ALPHA_BLOCKS)]:
-        try:
-            values = dataset.read(index, window=window)
-        except _GDAL_ERRORS:
-            continue
-        between += int(((values != 0) & (values != full)).sum())
-        opaque += int((values == full).sum())
-    return between <= opaque
 
 
 def _overviews(
