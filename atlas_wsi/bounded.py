@@ -34,9 +34,15 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES = 32 * 2**20
 _NAME = "atlas_wsi.bounded"
 _PACKERS = ("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd")
+_FILTERS = (
+    *("adler32", "crc32", "crc32c", "fletcher32", "jenkins_lookup3"),
+    *("astype", "bitround", "delta", "fixedscaleoffset", "packbits", "quantize", "shuffle"),
+)
 _V3 = {name: name for name in ("blosc", "gzip", "zstd")} | {f"numcodecs.{n}": n for n in _PACKERS}
+_PLAIN_V3 = ("bytes", "endian", "crc32c", "transpose", *(f"numcodecs.{name}" for name in _FILTERS))
+_TYPES = ("dtype", "astype", "decode_dtype", "encode_dtype")  # what filters call types of numbers
+_MOST_BYTES = 2**28  # of a chunk between two codecs
 _LZMA_MEMORY = 2**28
-_ANY_ITEM = 16  # bytes of the largest number
 
 
 class BoundedStore(WrapperStore[Store]):
@@ -60,8 +66,8 @@ class BoundedStore(WrapperStore[Store]):
             return data
         if name == ".zarray":
             facts = _bound_v2(facts)
-        elif isinstance(facts.get("codecs"), list):
-            facts |= {"codecs": [_bounded_codec(codec) for codec in facts["codecs"]]}
+        elif "codecs" in facts:
+            facts |= {"codecs": _bounded_codecs(facts["codecs"], may_shard=True)}
         changed: Buffer = prototype.buffer.from_bytes(json.dumps(facts).encode())
         return changed
 
@@ -85,6 +91,7 @@ class _BoundedV3(BytesBytesCodec):
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
         size = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
+        _check_between(size, size)
         packed = chunk_bytes.to_bytes()
         data = await asyncio.to_thread(_decode, self.of, self.config, packed, _most(size))
         return chunk_spec.prototype.buffer.from_bytes(data)
@@ -94,17 +101,22 @@ class _BoundedV3(BytesBytesCodec):
 
 
 class _BoundedV2(Codec):  # type: ignore[misc]
-    """A codec of Zarr 2 that stops at twice the size of its chunk."""
+    """A codec of Zarr 2 that takes and makes no more than twice what its chunk needs."""
 
     codec_id = _NAME
 
-    def __init__(self, of: str, config: Mapping[str, Any], most: int) -> None:
-        self.of, self.config, self.most = of, config, most
+    def __init__(self, of: str, config: Mapping[str, Any], most: int, most_packed: int) -> None:
+        self.of, self.config, self.most, self.most_packed = of, config, most, most_packed
 
     def encode(self, buf: Any) -> Any:
         raise NotImplementedError("this codec reads only")
 
     def decode(self, buf: Any, out: Any = None) -> Any:
+        if self.of in _FILTERS:
+            n_bytes = numcodecs.compat.ensure_ndarray_like(buf).nbytes
+            if n_bytes > self.most_packed:
+                raise _too_much(self.of, n_bytes, self.most_packed)
+            return numcodecs.get_codec({"id": self.of, **self.config}).decode(buf, out)
         data = _decode(self.of, self.config, ensure_bytes(buf), self.most)
         return data if out is None else numcodecs.compat.ndarray_copy(data, out)
 
@@ -118,44 +130,77 @@ def _most(size: int) -> int:
     return 2 * size + 2**16
 
 
-def _bounded_codec(given: Any) -> Any:
-    """Replace a codec of Zarr 3, and those in a codec of shards."""
-    codec = {"name": given} if isinstance(given, str) else given
-    if not isinstance(codec, dict):
-        return given
-    config = codec.get("configuration", {})
-    if codec.get("name") in _V3 and isinstance(config, dict):
-        return {"name": _NAME, "configuration": {"of": _V3[codec["name"]], "config": config}}
-    if codec.get("name") == "sharding_indexed" and isinstance(config, dict):
-        inner = {
-            key: [_bounded_codec(inside) for inside in config[key]]
-            for key in ("codecs", "index_codecs")
-            if isinstance(config.get(key), list)
-        }
-        return codec | {"configuration": config | inner}
-    return given
+def _bounded_codecs(given: Any, *, may_shard: bool = False) -> list[Any]:
+    """Replace codecs of Zarr 3, and those in a codec of shards."""
+    if not isinstance(given, list):
+        raise TypeError(f"the codecs are {given!r}, expected a list")
+    found = []
+    for one in given:
+        codec = {"name": one} if isinstance(one, str) else one
+        name = str(codec.get("name")) if isinstance(codec, dict) else repr(codec)
+        config = codec.get("configuration") or {} if isinstance(codec, dict) else None
+        if not isinstance(config, dict):
+            raise TypeError(f"the codec {name} has the settings {config!r}")
+        if name in _V3:
+            codec = {"name": _NAME, "configuration": {"of": _V3[name], "config": config}}
+        elif name == "sharding_indexed" and may_shard:
+            inner = {
+                key: _bounded_codecs(config[key])
+                for key in ("codecs", "index_codecs")
+                if key in config
+            }
+            codec = codec | {"configuration": config | inner}
+        elif name not in _PLAIN_V3:
+            raise ValueError(f"the codec {name} is not read")
+        _check_types(config)
+        found.append(codec)
+    return found
 
 
 def _bound_v2(facts: dict[str, Any]) -> dict[str, Any]:
     """Put bounded codecs into the metadata of an array of Zarr 2."""
     try:
-        n_items = math.prod(int(n) for n in facts["chunks"])
-        n_bytes = n_items * np.dtype(facts["dtype"]).itemsize
-    except (KeyError, TypeError, ValueError):
-        return facts  # zarr reports the fault
-    filters = facts.get("filters")
-    most = _most(n_items * _ANY_ITEM if filters else n_bytes)  # filters may change the type
-
-    def bounded(codec: Any) -> Any:
-        if not isinstance(codec, dict) or codec.get("id") not in _PACKERS:
-            return codec
+        whole = math.prod(int(n) for n in facts["chunks"]) * np.dtype(facts["dtype"]).itemsize
+        filters = list(facts.get("filters") or ())
+    except (KeyError, TypeError, ValueError, OverflowError, SyntaxError) as error:
+        raise ValueError(f"the chunks, type or filters make no sense: {error}") from error
+    size = whole
+    packer = facts.get("compressor")
+    found: list[Any] = []
+    for codec in filters + [packer] * (packer is not None):
+        if not isinstance(codec, dict) or codec.get("id") not in (*_PACKERS, *_FILTERS):
+            name = codec.get("id") if isinstance(codec, dict) else codec
+            raise ValueError(f"the codec {name} is not read")
         config = {key: value for key, value in codec.items() if key != "id"}
-        return {"id": _NAME, "of": codec["id"], "config": config, "most": most}
+        packed = _encoded_size(codec["id"], _check_types(config), size)
+        _check_between(packed, whole)
+        limits = {"most": _most(size), "most_packed": _most(packed)}
+        found.append({"id": _NAME, "of": codec["id"], "config": config, **limits})
+        size = packed
+    last = None if packer is None else found.pop()
+    return facts | {"filters": found or None, "compressor": last}
 
-    changed: dict[str, Any] = {"compressor": bounded(facts.get("compressor"))}
-    if isinstance(filters, list):
-        changed["filters"] = [bounded(codec) for codec in filters]
-    return facts | changed
+
+def _check_types(config: dict[str, Any]) -> dict[str, int]:
+    """Return the bytes of the numbers that a filter takes and makes; text grows without end."""
+    found = {key: np.dtype(config[key]) for key in _TYPES if config.get(key)}
+    for dtype in found.values():
+        if dtype.kind not in "biufc":
+            raise ValueError(f"a filter makes {dtype}, which is no number")
+    return {key: dtype.itemsize for key, dtype in found.items()}
+
+
+def _encoded_size(name: str, types: Mapping[str, int], size: int) -> int:
+    """Return the bytes that a filter of Zarr 2 makes of a chunk; about as many if it packs."""
+    if name == "packbits":
+        return size // 8 + 1
+    plain = types.get("decode_dtype", types.get("dtype", 1))
+    return size * types.get("encode_dtype", types.get("astype", plain)) // plain
+
+
+def _check_between(size: int, whole: int) -> None:
+    if size > max(_MOST_BYTES, whole):
+        raise ValueError(f"a chunk of {whole} bytes has {size} between its codecs")
 
 
 def _decode(codec: str, config: Mapping[str, Any], packed: bytes, most: int) -> bytes:

@@ -152,3 +152,91 @@ def test_metadata_of_gigabytes_are_refused(tmp_path):
     (path / "0" / "zarr.json").write_text(json.dumps(facts | {"more": "x" * 2**26}))
     with pytest.raises(UnreadableSlideError, match="bytes, at most"):
         open_slide(path)
+
+
+def declare(path, name, change):
+    """Change what an array says of its codecs."""
+    facts = json.loads((path / "0" / name).read_text())
+    (path / "0" / name).write_text(json.dumps(facts | change))
+
+
+FILTERS = {
+    "adler32": {},
+    "crc32": {},
+    "crc32c": {},
+    "fletcher32": {},
+    "jenkins_lookup3": {"initval": 0, "prefix": None},
+    "astype": {"encode_dtype": "<f8", "decode_dtype": "|u1"},
+    "bitround": {"keepbits": 10},
+    "delta": {"dtype": "|u1", "astype": "|i2"},
+    "fixedscaleoffset": {"dtype": "<f4", "astype": "|u1", "scale": 10, "offset": 0},
+    "quantize": {"dtype": "<f4", "digits": 1},
+    "shuffle": {"elementsize": 4},
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_every_filter_gives_back_the_pixels(tmp_path, name):
+    is_real = name in {"bitround", "fixedscaleoffset", "quantize"}
+    pixels = (
+        np.random.default_rng(0).integers(0, 9, (3, SIDE, SIDE)).astype("f4" if is_real else "u1")
+    )
+    chunk = numcodecs.get_codec({"id": name} | FILTERS[name]).encode(pixels.ravel())
+    write(tmp_path / "a.zarr", pixels, 2, "zlib")
+    declare(tmp_path / "a.zarr", ".zarray", {"filters": [{"id": name} | FILTERS[name]]})
+    first_chunk(tmp_path / "a.zarr").write_bytes(zlib.compress(bytes(memoryview(chunk).cast("B"))))
+    with open_slide(tmp_path / "a.zarr", scale=(0, 9)) as slide:
+        found = slide.read_region(0, 0, SIDE, SIDE)
+    assert np.array_equal(found, pixels.transpose(1, 2, 0))
+
+
+WIDE = {"id": "astype", "encode_dtype": "|u1", "decode_dtype": "<f8"}
+
+
+@pytest.mark.parametrize("compressor", [None, {"id": "zlib"}])
+@pytest.mark.parametrize("filters", [[WIDE] * 3, [{"id": "packbits"}] * 3])
+def test_filters_of_a_chunk_do_not_multiply(tmp_path, filters, compressor):
+    """Three filters made 4 GiB of 8 MiB of zeros."""
+    path = tmp_path / "a.zarr"
+    write(path, np.full((3, SIDE, SIDE), 7, np.uint8), 2, "zlib")
+    declare(path, ".zarray", {"filters": filters, "compressor": compressor})
+    first_chunk(path).write_bytes(zlib.compress(bytes(2**23)) if compressor else bytes(2**23))
+    with open_slide(path, strict=True) as slide, pytest.raises(UnreadableSlideError, match=MORE):
+        slide.read_region(0, 0, 8, 8)
+
+
+V3_CODEC = {
+    "name": "numcodecs.astype",
+    "configuration": {"encode_dtype": "|u1", "decode_dtype": "U9"},
+}
+SHARDS = {
+    "name": "sharding_indexed",
+    "configuration": {"chunk_shape": [1, 1, 1], "codecs": ["bytes"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("version", "change", "message"),
+    [
+        (2, {"compressor": {"id": "pickle"}}, "pickle is not read"),
+        (2, {"filters": [{"id": "json2"}]}, "json2 is not read"),
+        (2, {"filters": [WIDE | {"decode_dtype": "<U1000"}]}, "no number"),
+        (2, {"filters": [{"id": "delta", "dtype": "|u1", "astype": "<c16"}] * 3}, "between"),
+        (2, {"chunks": 64}, "make no sense"),
+        (3, {"codecs": ["vlen-bytes"]}, "vlen-bytes is not read"),
+        (3, {"codecs": {"bytes": 0, "zstd": 0}}, "expected a list"),
+        (3, {"codecs": [V3_CODEC, "bytes"]}, "no number"),
+        (
+            3,
+            {"codecs": [SHARDS | {"configuration": {"codecs": [SHARDS]}}]},
+            "sharding_indexed is not",
+        ),
+    ],
+)
+def test_codecs_without_a_bound_are_refused_by_name(tmp_path, version, change, message):
+    write(tmp_path / "a.zarr", np.zeros((3, 2048, 2048), np.uint8), version, "zstd")
+    if message == "between":
+        change = change | {"chunks": [3, 2048, 2048]}
+    declare(tmp_path / "a.zarr", ".zarray" if version == 2 else "zarr.json", change)
+    with pytest.raises(UnreadableSlideError, match=message):
+        open_slide(tmp_path / "a.zarr")

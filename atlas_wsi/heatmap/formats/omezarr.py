@@ -184,7 +184,7 @@ def read_omezarr(path: Path) -> Heatmap:
 
     try:
         store = BoundedStore(LocalStore(path, read_only=True))
-        root = zarr.open_group(store, mode="r", zarr_format=3)
+        root = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
         record = HeatmapRecord.model_validate(root.attrs.get("atlas"))
         cells, tissue_cells = record.cells.grid, record.tissue_cells.grid
         probabilities = _read_array(

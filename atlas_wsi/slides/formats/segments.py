@@ -12,7 +12,7 @@ import numpy as np
 
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.grid import Box
-from atlas_wsi.slides.formats.jpeg_header import picture_size
+from atlas_wsi.slides.formats.picture_headers import picture_size
 from atlas_wsi.slides.paste import paste, relative
 
 if TYPE_CHECKING:
@@ -26,9 +26,13 @@ _COLOR = (2, 6)  # RGB, YCbCr
 _GDAL_NODATA = 42113
 _BAND_BYTES = 16 * 2**20
 _LARGEST_SEGMENT_BYTES = 2**28
-_SMALL_PX = 2**22  # needs no check against the tile
-# Their decoders make room for the size that the data say: JPEG, JPEG 2000, PNG
-_PICTURES = (6, 7, 33003, 33004, 33005, 33007, 34712, 34892, 34933)
+_SMALL = 2**22  # samples that need no check against the tile
+# Their decoders make room for the size that the data say: JPEG, JPEG XR, JPEG 2000, LERC, PNG,
+# WebP, JPEG XL. Those of others stop at the size of the tile.
+_PICTURES = (
+    *(6, 7, 33007, 34892, 22610, 34934, 33003, 33004, 33005, 34712, 34887, 34933, 34927),
+    *(50001, 50002, 52546),
+)
 
 
 def white_of(dtype: np.dtype[Any]) -> int:
@@ -215,8 +219,8 @@ class PageReader:
             blank = np.full((inside.rows, inside.cols, self._contig), self._blank, self.dtype)
             return blank, inside
         encoded = self._file.read(self._offsets[index], n_bytes)
-        self._check_picture(encoded, place)
         try:
+            self._check_picture(encoded)
             decoded, _, _ = self._decode(
                 encoded, index, jpegtables=self._tables, jpegheader=self._header
             )
@@ -229,15 +233,16 @@ class PageReader:
         pixels = decoded[0]
         return pixels, Box(row=place.row, col=place.col, rows=pixels.shape[0], cols=pixels.shape[1])
 
-    def _check_picture(self, encoded: bytes, place: Box) -> None:
-        """Refuse a JPEG, JPEG 2000 or PNG larger than its tile before a decoder makes room for it."""
-        said = picture_size(encoded) if self._is_picture else None
-        if said and said[0] * said[1] > max(4 * place.rows * place.cols, _SMALL_PX):
-            raise UnreadableSlideError(
-                f"{self._file.path}: the block at row {place.row}, column {place.col} holds a "
-                f"picture of {said[0]} x {said[1]} pixels instead of {place.rows} x {place.cols}.",
-                hint="The file is damaged: copy or download it again.",
-            )
+    def _check_picture(self, encoded: bytes) -> None:
+        """Refuse a picture larger than its tile before a decoder makes room for it."""
+        said = picture_size((self._header or b"") + encoded) if self._is_picture else None
+        expected = *self._segment, self._contig
+        if said is None:
+            return
+        is_beyond = self._is_tiled and (said[0] > expected[0] or said[1] > expected[1])
+        if is_beyond or math.prod(said) > 4 * max(math.prod(expected), _SMALL):
+            sizes = (" x ".join(map(str, size)) for size in (said, expected))
+            raise ValueError("its picture has {} samples instead of {}".format(*sizes))
 
     def _stored(self, index: int) -> int:
         """Return the number of bytes of a tile or strip; the tags of a damaged file may say anything."""
