@@ -93,7 +93,7 @@ class _BoundedV3(BytesBytesCodec):
         size = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
         _check_between(size, size)
         packed = chunk_bytes.to_bytes()
-        data = await asyncio.to_thread(_decode, self.of, self.config, packed, _most(size))
+        data = await asyncio.to_thread(decode_bytes, self.of, self.config, packed, most_bytes(size))
         return chunk_spec.prototype.buffer.from_bytes(data)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
@@ -117,7 +117,7 @@ class _BoundedV2(Codec):  # type: ignore[misc]
             if n_bytes > self.most_packed:
                 raise _too_much(self.of, n_bytes, self.most_packed)
             return numcodecs.get_codec({"id": self.of, **self.config}).decode(buf, out)
-        data = _decode(self.of, self.config, ensure_bytes(buf), self.most)
+        data = decode_bytes(self.of, self.config, ensure_bytes(buf), self.most)
         return data if out is None else numcodecs.compat.ndarray_copy(data, out)
 
 
@@ -125,7 +125,7 @@ register_codec(_NAME, _BoundedV3)
 numcodecs.registry.register_codec(_BoundedV2)
 
 
-def _most(size: int) -> int:
+def most_bytes(size: int) -> int:
     """Return how much a chunk may be before its last codecs: sums, and shards that do not pack."""
     return 2 * size + 2**16
 
@@ -174,7 +174,7 @@ def _bound_v2(facts: dict[str, Any]) -> dict[str, Any]:
         config = {key: value for key, value in codec.items() if key != "id"}
         packed = _encoded_size(codec["id"], _check_types(config), size)
         _check_between(packed, whole)
-        limits = {"most": _most(size), "most_packed": _most(packed)}
+        limits = {"most": most_bytes(size), "most_packed": most_bytes(packed)}
         found.append({"id": _NAME, "of": codec["id"], "config": config, **limits})
         size = packed
     last = None if packer is None else found.pop()
@@ -203,7 +203,7 @@ def _check_between(size: int, whole: int) -> None:
         raise ValueError(f"a chunk of {whole} bytes has {size} between its codecs")
 
 
-def _decode(codec: str, config: Mapping[str, Any], packed: bytes, most: int) -> bytes:
+def decode_bytes(codec: str, config: Mapping[str, Any], packed: bytes, most: int) -> bytes:
     """Decode bytes, and refuse more than some."""
     data: bytes
     match codec:

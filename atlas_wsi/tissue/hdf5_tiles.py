@@ -27,6 +27,7 @@ SUFFIXES = (".h5", ".hdf5")
 MAX_TILES = 5 * 10**6
 MAX_CHUNK_BYTES = 2**28
 _GZIP_RATIO = 1032  # no byte of deflate becomes more
+_FILTERS = (1, 2, 3)  # of HDF5: gzip, shuffle, checksum
 
 
 def tiles_to_mask(path: str | os.PathLike[str], slide: Slide, grid: Grid) -> TissueMask:
@@ -137,7 +138,14 @@ def _read_coords(coords: Any, path: Path) -> NDArray[np.float64]:
     chunk = math.prod(coords.chunks or (1,)) * coords.dtype.itemsize
     if chunk > MAX_CHUNK_BYTES or coords.is_virtual or coords.external:
         raise DatasetError(f"{path}: 'coords' has an unsupported storage layout.")
-    if coords.chunks and coords.compression == "gzip":
+    plist = coords.id.get_create_plist()
+    codes = [plist.get_filter(k)[0] for k in range(plist.get_nfilters())]
+    if not set(codes) <= set(_FILTERS) or len(set(codes)) < len(codes):
+        raise DatasetError(
+            f"{path}: 'coords' is packed by the filters {codes}; gzip is read.",
+            hint="Write it again: h5repack -f GZIP=4 IN OUT.",
+        )
+    if _FILTERS[0] in codes:
         _check_chunks(coords, path)
     return np.asarray(coords[...], np.float64)
 

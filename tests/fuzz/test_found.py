@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import shutil
 import struct
@@ -13,6 +14,7 @@ import zlib
 from pathlib import Path
 
 import h5py
+import imagecodecs
 import numcodecs
 import numpy as np
 import pytest
@@ -259,27 +261,113 @@ def _slide(folder):
     return path
 
 
-@pytest.mark.parametrize("codec", ["jpeg", "jpeg2000", "png"])
-def test_a_tile_whose_picture_is_beyond_its_tile_is_refused_before_it_is_decoded(tmp_path, codec):
-    path = tmp_path / "a.tif"
-    tifffile.imwrite(
-        path, np.zeros((64, 64, 3), np.uint8), tile=(64, 64), photometric="rgb", compression=codec
-    )
-    data = bytearray(path.read_bytes())
-    sizes = {  # where the sizes begin
-        "jpeg": (b"\xff\xc0", 5, ">HH"),
-        "jpeg2000": (b"\xff\x4f\xff\x51", 8, ">II"),
-        "png": (b"IHDR", 4, ">II"),
-    }
-    mark, at, form = sizes[codec]
-    struct.pack_into(form, data, data.index(mark) + at, 65500, 65500)
-    path.write_bytes(data)
+def _tile(path, codec, encoded, extra=()):
+    """Write a TIFF file of one tile, encoded elsewhere."""
+    options = {"shape": (64, 64, 3), "dtype": "u1", "tile": (64, 64), "photometric": "rgb"}
+    tifffile.imwrite(path, iter([encoded]), compression=codec, extratags=extra, **options)
+    return path
 
-    with (
-        open_slide(path, strict=True) as slide,
-        pytest.raises(UnreadableSlideError, match="65500 x 65500 pixels instead of 64 x 64"),
-    ):
+
+SQUARE = np.zeros((64, 64, 3), np.uint8)
+GEO = (
+    (33550, 12, 3, (10.0, 10.0, 0.0), True),
+    (33922, 12, 6, (0.0, 0.0, 0.0, 5e5, 5e6, 0.0), True),
+    (34735, 3, 12, (1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32633), True),
+)
+
+
+def _claims(codec, **options):
+    """Encode a tile whose header says that it has 65500 x 65500 pixels."""
+    data = bytearray(getattr(imagecodecs, f"{codec}_encode")(SQUARE, **options))
+    places = {  # what the sizes follow, how many bytes later, and how they are written
+        "jpeg8": [(b"\xff\xc0", 5, ">HH", 65500)],
+        "jpeg2k": [(b"\xff\x4f\xff\x51", 8, ">II", 65500)],
+        "png": [(b"IHDR", 4, ">II", 65500)],
+        "jpegxr": [(b"\x80\xbc\4\0\1\0\0\0", 8, "<I", 65500), (b"WMPHOTO\0", 12, ">HH", 65499)],
+        "lerc": [(b"Lerc2 ", 14, "<II", 65500)],
+    }
+    for mark, at, form, side in places[codec]:
+        struct.pack_into(form, data, data.index(mark) + at, *[side] * (len(form) - 1))
+    return bytes(data)
+
+
+def _jpeg_xl(rows, cols, *metadata):
+    """Write a header of JPEG XL: values and their bits."""
+    value = at = 0
+    for part, n_bits in ((0, 1), (3, 2), (rows - 1, 30), (0, 3), (3, 2), (cols - 1, 30), *metadata):
+        value, at = value | part << at, at + n_bits
+    return b"\xff\x0a" + value.to_bytes(64, "little")
+
+
+EXTRA_CHANNELS = ((0, 1), (0, 1), (0, 1), (0, 2), (1, 1), (3, 2), (4095, 12))
+ANIMATION = ((0, 1), (1, 1), (0, 3), (0, 1), (2, 2))
+BOXES = b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x09free\0" + b"\0\0\0\0jxlc"
+RIFF = b"RIFF\xff\0\0\0WEBP"
+PICTURES = {  # the number of a compression in TIFF, a tile, and what is said of it
+    "JPEG": (7, _claims("jpeg8"), "65500 x 65500 x 3"),
+    "JPEG 2000": (34712, _claims("jpeg2k", codecformat="j2k"), "65500 x 65500 x 3"),
+    "JPEG 2000 in boxes": (34712, _claims("jpeg2k", codecformat="jp2"), "65500 x 65500 x 3"),
+    "PNG": (34933, _claims("png"), "65500 x 65500"),
+    "JPEG XR": (34934, _claims("jpegxr"), "65500 x 65500"),
+    "LERC": (34887, _claims("lerc"), "65500 x 65500 x 3"),
+    "LERC in zlib": (34887, zlib.compress(_claims("lerc")), "65500 x 65500 x 3"),
+    "many LERC": (34887, bytes(imagecodecs.lerc_encode(SQUARE)) * 9999, "64 x 64 x 29997"),
+    "LERC that grows": (34887, zlib.compress(bytes(2**24)), "grows to"),
+    "WebP VP8X": (50001, RIFF + b"VP8X\n\0\0\0\0\0\0\0" + b"\xdb\xff\0" * 2, "65500 x 65500"),
+    "WebP VP8": (
+        50001,
+        RIFF + b"VP8 \xff\0\0\0\0\0\0\x9d\1\x2a" + b"\xff\x3f" * 2,
+        "16383 x 16383",
+    ),
+    "WebP VP8L": (50001, RIFF + b"VP8L\xff\0\0\0\x2f" + b"\xff\xff\xff\x0f", "16384 x 16384"),
+    "JPEG XL": (50002, _jpeg_xl(65500, 65500, (1, 1)), "65500 x 65500 x 3"),
+    "JPEG XL in boxes": (50002, BOXES + _jpeg_xl(65500, 65500, (1, 1)), "65500 x 65500 x 3"),
+    "JPEG XL of channels": (50002, _jpeg_xl(64, 64, *EXTRA_CHANNELS), "64 x 64 x 4099"),
+    "JPEG XL of frames": (50002, _jpeg_xl(64, 64, *ANIMATION), "animation"),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_tile_whose_picture_is_beyond_its_tile_is_refused_before_it_is_decoded(tmp_path, name):
+    codec, encoded, said = PICTURES[name]
+    path = _tile(tmp_path / "a.tif", codec, encoded)
+
+    with open_slide(path, strict=True) as slide, pytest.raises(UnreadableSlideError, match=said):
         slide.read_region(0, 0, 8, 8)
+
+
+ZEROS = bytes(2**27)
+BYTES = {
+    "deflate": (8, lambda: zlib.compress(ZEROS)),
+    "LZW": (5, lambda: imagecodecs.lzw_encode(ZEROS[: 2**26])),
+    "PackBits": (32773, lambda: b"\x81\0" * 2**20),
+    "LZMA": (34925, lambda: lzma.compress(ZEROS)),
+    "Zstandard": (50000, lambda: imagecodecs.zstd_encode(ZEROS)),
+    "LERC": (34887, lambda: imagecodecs.lerc_encode(np.zeros((6000, 6000, 3), np.uint8))),
+    "WebP": (
+        50001,
+        lambda: imagecodecs.webp_encode(np.zeros((6000, 6000, 3), np.uint8), lossless=True),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [(), GEO], ids=["tiff", "geotiff"])
+@pytest.mark.parametrize("name", BYTES)
+def test_a_tile_that_grows_takes_no_room(tmp_path, name, extra):
+    """A hundred megabytes in tiles of 12 kB."""
+    codec, make = BYTES[name]
+    path = _tile(tmp_path / "a.tif", codec, bytes(make()), extra)
+    code = (
+        "import resource, sys, atlas_wsi\n"
+        "slide = atlas_wsi.open_slide(sys.argv[1])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "slide.read_region(0, 0, 8, 8)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < 2**26
 
 
 def test_a_checkpoint_whose_members_grow_is_refused(tmp_path):
@@ -308,6 +396,26 @@ def test_tiles_whose_chunk_grows_are_refused(tmp_path):
 
     slide = open_slide(_slide(tmp_path), mpp=0.5)
     with slide, pytest.raises(DatasetError, match="grows beyond"):
+        read_tissue(tmp_path / "a.h5", slide)
+
+
+@pytest.mark.parametrize("filters", [{"compression": "lzf"}, {"scaleoffset": 0}, "gzip twice"])
+def test_tiles_in_filters_without_a_bound_are_refused(tmp_path, filters):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        if filters == "gzip twice":
+            plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            plist.set_chunk((2, 2))
+            plist.set_filter(h5py.h5z.FILTER_DEFLATE, 0, (4,))
+            plist.set_filter(h5py.h5z.FILTER_DEFLATE, 0, (4,))
+            space = h5py.h5s.create_simple((2, 2))
+            h5py.h5d.create(file.id, b"coords", h5py.h5t.NATIVE_INT64, space, plist)
+            file["coords"][:] = 0
+        else:
+            file.create_dataset("coords", data=np.zeros((2, 2), int), chunks=(2, 2), **filters)
+        file["coords"].attrs.update(patch_size=64, patch_level=0)
+
+    slide = open_slide(_slide(tmp_path), mpp=0.5)
+    with slide, pytest.raises(DatasetError, match="packed by"):
         read_tissue(tmp_path / "a.h5", slide)
 
 

@@ -11,7 +11,8 @@ _BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _SCAN = 0xDA
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_2000 = b"\xff\x4f\xff\x51"  # start of the codestream, and of its sizes
-_LERC = re.compile(b"Lerc2 |CntZImage ")
+LERC_MAGIC = (b"Lerc2 ", b"CntZImage ")
+_LERC = re.compile(b"|".join(LERC_MAGIC))
 _JPEG_XR, _JPEG_XR_STREAM = b"II\xbc", b"WMPHOTO\0"
 _BOXES = (b"\0\0\0\x0cjP  ", b"\0\0\0\x0cJXL ")
 _JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
@@ -37,7 +38,7 @@ def picture_size(encoded: bytes) -> Size | None:
             return _webp_size(encoded)
         if encoded.startswith(_JPEG_XR):
             return _jpeg_xr_size(encoded)
-        if _LERC.match(encoded):
+        if encoded.startswith(LERC_MAGIC):
             return _lerc_size(encoded)
         if encoded.startswith(_BOXES):
             encoded = _stream(encoded)

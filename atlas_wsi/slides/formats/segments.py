@@ -12,7 +12,7 @@ import numpy as np
 
 from atlas_wsi.errors import UnreadableSlideError, UnsupportedFormatError
 from atlas_wsi.grid import Box
-from atlas_wsi.slides.formats.picture_headers import picture_size
+from atlas_wsi.slides.formats.picture_headers import LERC_MAGIC, picture_size
 from atlas_wsi.slides.paste import paste, relative
 
 if TYPE_CHECKING:
@@ -29,10 +29,12 @@ _LARGEST_SEGMENT_BYTES = 2**28
 _SMALL = 2**22  # samples that need no check against the tile
 # Their decoders make room for the size that the data say: JPEG, JPEG XR, JPEG 2000, LERC, PNG,
 # WebP, JPEG XL. Those of others stop at the size of the tile.
+_LERC = 34887
 _PICTURES = (
-    *(6, 7, 33007, 34892, 22610, 34934, 33003, 33004, 33005, 34712, 34887, 34933, 34927),
+    *(6, 7, 33007, 34892, 22610, 34934, 33003, 33004, 33005, 34712, _LERC, 34933, 34927),
     *(50001, 50002, 52546),
 )
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def white_of(dtype: np.dtype[Any]) -> int:
@@ -117,6 +119,7 @@ class PageReader:
         if key.photometric in _COLOR and _GDAL_NODATA not in key.tags:
             self._blank = white_of(self.dtype)
         self._is_picture = int(key.compression) in _PICTURES
+        self._is_lerc = int(key.compression) == _LERC
         self._is_tiled = key.is_tiled
         self._raw_dtype: np.dtype[Any] | None = None
         if key.is_final and not key.is_tiled:
@@ -220,6 +223,7 @@ class PageReader:
             return blank, inside
         encoded = self._file.read(self._offsets[index], n_bytes)
         try:
+            encoded = self._unpacked(encoded)
             self._check_picture(encoded)
             decoded, _, _ = self._decode(
                 encoded, index, jpegtables=self._tables, jpegheader=self._header
@@ -232,6 +236,16 @@ class PageReader:
         assert decoded is not None
         pixels = decoded[0]
         return pixels, Box(row=place.row, col=place.col, rows=pixels.shape[0], cols=pixels.shape[1])
+
+    def _unpacked(self, encoded: bytes) -> bytes:
+        """Undo the second compression that tiles in LERC may have."""
+        if not self._is_lerc or encoded.startswith(LERC_MAGIC):
+            return encoded
+        from atlas_wsi.bounded import decode_bytes, most_bytes
+
+        codec = "zstd" if encoded.startswith(_ZSTD_MAGIC) else "zlib"
+        n_bytes = math.prod(self._segment) * self._contig * self.dtype.itemsize
+        return decode_bytes(codec, {}, encoded, most_bytes(n_bytes))
 
     def _check_picture(self, encoded: bytes) -> None:
         """Refuse a picture larger than its tile before a decoder makes room for it."""

@@ -48,6 +48,33 @@ def test_pixels_are_those_written(tmp_path, pixels, options, dtype):
     np.testing.assert_array_equal(read, stored)
 
 
+@pytest.mark.parametrize(
+    ("codec", "settings"),
+    [
+        ("deflate", {}),
+        ("lzw", {}),
+        ("packbits", {}),
+        ("lzma", {}),
+        ("zstd", {}),
+        ("lerc", {}),
+        ("lerc", {"compression": "deflate"}),
+        ("lerc", {"compression": "zstd"}),
+        ("png", {}),
+        ("jpeg2000", {}),
+        ("jpegxr", {}),
+        ("jpegxl", {"lossless": True}),
+        ("webp", {"lossless": True}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.get("compression", ""),
+)
+@pytest.mark.parametrize("layout", [{"tile": (128, 128)}, {"rowsperstrip": 100}], ids=list)
+def test_every_codec_without_loss_gives_back_the_pixels(tmp_path, pixels, codec, settings, layout):
+    path = tmp_path / "a.tif"
+    options = {"compression": codec, "compressionargs": settings, "photometric": "rgb"}
+    tifffile.imwrite(path, pixels, **options, **layout)
+    np.testing.assert_array_equal(read_all(path), pixels)
+
+
 def test_gray_palette_bilevel_and_inverted_samples_become_what_they_mean(tmp_path, pixels):
     gray = pixels[..., 0]
     tifffile.imwrite(tmp_path / "gray.tif", gray)
