@@ -209,6 +209,7 @@ def plan(inputs: int, targets: list[str]) -> dict[str, int]:
     """Distribute inputs evenly; readers of TIFF get twice as many, those of models half."""
     weights = {
         "tiff": 4,
+        "codecs": 4,
         "geotiff": 2,
         "omexml": 2,
         "image": 2,

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numcodecs
 import numpy as np
 import tifffile
+from fuzz_slides import list_slides, make_slides, read_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-_CODECS = ("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd")
+_CODECS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd")},
+    "delta": {"dtype": "|u1"},
+    "fletcher32": {},
+    "packbits": {},
+    "shuffle": {"elementsize": 2},
+}
 _RESULT = {
     "summary.json": "summary.json",
     "group.json": "heatmap.ome.zarr/zarr.json",
@@ -114,10 +122,12 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
     }  # fmt: skip
     (folder / "zattrs.json").write_text(json.dumps(zattrs))
     (folder / "zarray.json").write_text(json.dumps(zarray))
-    for codec in _CODECS:
-        packed = numcodecs.get_codec({"id": codec}).encode(np.arange(3 * 64 * 64, dtype=np.uint8))
+    for codec, settings in _CODECS.items():
+        encode = numcodecs.get_codec({"id": codec} | settings).encode
+        packed = encode(np.arange(3 * 64 * 64, dtype=np.uint8))
         (folder / f"chunk.{codec}").write_bytes(bytes(packed))
     _make_zip(folder)
+    make_slides(folder, pixels, multiscale)
     _make_archive(folder)
     xml = tifffile.tiffcomment(folder / "a.ome.tif")
     (folder / "ome.xml").write_text(xml)
@@ -147,7 +157,8 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
             "config.json", "a.zarr.zip",
         ),
     }  # fmt: skip
-    return {target: [folder / name for name in names] for target, names in targets.items()}
+    found = {target: [folder / name for name in names] for target, names in targets.items()}
+    return found | list_slides(folder)
 
 
 def _make_zip(folder: Path) -> None:
@@ -192,11 +203,6 @@ def door_of(target: str, seeds: Path) -> Callable[[Path], object]:
     from atlas_wsi.training.data.region_table import read_regions
     from atlas_wsi.training.data.tile_folder import read_tiles
 
-    def read_slide(path: Path) -> None:
-        with open_slide(path, strict=True) as slide:  # otherwise a block without memory is white
-            rows, cols = (min(64, n) for n in slide.shape)
-            slide.read_region(0, 0, rows, cols)
-
     doors: dict[str, Callable[[Path], object]] = {
         "list": read_regions, "result": lambda path: open_result(path).areas(), "batch": list_slides, "model": load_model, "weights": read_weights,
         "config": lambda path: read_config(path.parent), "inspect": inspect_file,
@@ -223,7 +229,8 @@ def lay_out(target: str, name: str, data: bytes, folder: Path) -> Path:
         (place / ".zgroup").write_text('{"zarr_format": 2}')
         for key, file in (("zattrs.json", ".zattrs"), ("zarray.json", "0/.zarray")):
             (place / file).write_bytes(data if key == name else valid[key])
-        (place / "0" / "0.0.0").write_bytes(bytes(3 * 64 * 64))
+        if zlib.crc32(data) % 4:
+            (place / "0" / "0.0.0").write_bytes(bytes(3 * 64 * 64))
         if target == "chunks":
             _pack(place / "0", name.removeprefix("chunk."), data)
         return place
@@ -264,7 +271,9 @@ def _put_beside(target: str, folder: Path) -> None:
 def _pack(array: Path, codec: str, chunk: bytes) -> None:
     """Declare the chunk of an array as compressed."""
     facts = json.loads((array / ".zarray").read_text())
-    (array / ".zarray").write_text(json.dumps(facts | {"compressor": {"id": codec}}))
+    (array / ".zarray").write_text(
+        json.dumps(facts | {"compressor": {"id": codec} | _CODECS[codec]})
+    )
     (array / "0.0.0").write_bytes(chunk)
 
 

@@ -21,15 +21,24 @@ _NASTY_TEXT = ("NaN", "Infinity", "-1e999", "[" * 5000, "\x00", "\\ud83d")
 
 def mutate(data: bytes, name: str, rng: random.Random) -> bytes:
     """Damage a file."""
+    if name.startswith("cut_"):
+        data = data[: rng.randrange(1, len(data))]
+        if rng.random() < 0.8:
+            return data
+    if name.startswith("tile_") and rng.random() < 0.6:
+        return _mutate_tile(data, rng)
+    if name.startswith("sparse_") and rng.random() < 0.6:
+        return _mutate_table(data, rng)
     if name.endswith(("json",)) and rng.random() < 0.8:
         return _mutate_json(data, rng)
-    if name.endswith((".tif", ".svs")) and rng.random() < 0.7:
+    is_whole = not name.startswith("cut_")
+    if is_whole and name.endswith((".tif", ".svs")) and rng.random() < 0.7:
         return _mutate_tiff(data, rng)
     if name.endswith(".xml"):
         return _mutate_xml(data.decode(), rng).encode("utf-8", "replace")
     if name.endswith(".h5") and rng.random() < 0.6:
         return _mutate_hdf5(data, rng)
-    if name.endswith(".zip") and rng.random() < 0.7:
+    if is_whole and name.endswith(".zip") and rng.random() < 0.7:
         return _mutate_zip(data, rng)
     return _mutate_bytes(data, rng)
 
@@ -95,13 +104,18 @@ def _places(value: Any, found: list[tuple[Any, Any]]) -> None:
 
 
 def _mutate_tiff(data: bytes, rng: random.Random) -> bytes:
-    """Change the type, count or value of tags."""
+    """Change the type, count or value of tags of a directory."""
     found = bytearray(data)
     is_big = found[2:4] == b"+\0"
     head, n_form, size, at = ("<Q", "<Q", 20, 8) if is_big else ("<I", "<H", 12, 4)
-    (where,) = struct.unpack_from(head, found, at)
-    (n_tags,) = struct.unpack_from(n_form, found, where)
-    first = where + struct.calcsize(n_form)
+    directories: list[tuple[int, int]] = []  # first tag, number of tags
+    while (where := struct.unpack_from(head, found, at)[0]) and len(directories) < 16:
+        (n_tags,) = struct.unpack_from(n_form, found, where)
+        directories.append((where + struct.calcsize(n_form), n_tags))
+        at = directories[-1][0] + size * n_tags
+    first, n_tags = rng.choice((directories[0], *directories))
+    if rng.random() < 0.05:  # the next directory: any, also one that was there
+        struct.pack_into(head, found, at, rng.choice((first, where, 8, rng.randrange(len(data)))))
     for _ in range(rng.choice((1, 1, 2, 3))):
         tag = first + size * rng.randrange(n_tags)
         value = rng.choice((0, 1, 2, 255, 65535, 2**24, 2**31, 2**32 - 1, rng.randrange(2**32)))
@@ -118,6 +132,49 @@ def _mutate_tiff(data: bytes, rng: random.Random) -> bytes:
                 struct.pack_into("<H", found, tag + size - 4 - 4 * is_big, value & 65535)
             case _:
                 struct.pack_into("<I", found, tag + size - 4 - 4 * is_big, value)
+    return bytes(found)
+
+
+def _mutate_tile(data: bytes, rng: random.Random) -> bytes:
+    """Change bytes of an encoded tile, most of them in its header."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        page = tif.pages.first
+        at = rng.randrange(len(page.dataoffsets))
+        start, n_bytes = page.dataoffsets[at], page.databytecounts[at]
+    found = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        place = start + min(rng.randrange(n_bytes), rng.choice((15, 47, n_bytes)))
+        match rng.randrange(4):
+            case 0:
+                found[place] ^= 1 << rng.randrange(8)
+            case 1:
+                found[place] = rng.choice((0, 255, 127, 128, rng.randrange(256)))
+            case 2:
+                found[place : place + 4] = rng.choice(
+                    (b"\xff\xff\xff\x7f", b"\0\0\xff\xff", b"\0" * 4)
+                )
+            case _:
+                found[place : start + n_bytes] = bytes(start + n_bytes - place)
+    return bytes(found[: len(data)])
+
+
+def _mutate_table(data: bytes, rng: random.Random) -> bytes:
+    """Change entries of the tables of where tiles lie: tiles that are absent, empty, or elsewhere."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        tables = [tag for tag in tif.pages.first.tags if tag.code in {273, 279, 324, 325}]
+        places = [
+            (tag.valueoffset + k * tag.valuebytecount // tag.count, tag.valuebytecount // tag.count)
+            for tag in tables
+            for k in range(tag.count)
+        ]
+    found = bytearray(data)
+    for at, n_bytes in rng.sample(places, rng.randrange(1, len(places) + 1)):
+        value = rng.choice((0, 0, 1, len(data) - 8, 2**31, 2**64 - 1, rng.randrange(len(data))))
+        found[at : at + n_bytes] = value.to_bytes(8, "little")[:n_bytes]
     return bytes(found)
 
 

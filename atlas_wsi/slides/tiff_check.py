@@ -24,7 +24,7 @@ DAMAGED = (
     AssertionError,
     KeyError,
     SyntaxError,
-    RecursionError,
+    RuntimeError,
 )
 _MAX_TILE_PX = 2**26
 _MAX_SIDE_PX = 2**23
@@ -33,6 +33,7 @@ _MAX_SIDE_PX = 2**23
 def check_directories(path: Path, *, allow_truncated: bool = False) -> None:
     """Refuse impossible sizes before a reader allocates memory for them, and files cut short."""
     with contextlib.suppress(*TIFF_ERRORS), tifffile.TiffFile(path, _multifile=False) as tif:
+        directory_beyond(tif)
         size = path.stat().st_size
         blocks = lost = end = 0
         for n, page in enumerate(tif.pages):
@@ -62,14 +63,25 @@ def check_directories(path: Path, *, allow_truncated: bool = False) -> None:
 
 
 def directory_beyond(tif: tifffile.TiffFile) -> int | None:
-    """Return the offset of a directory behind the end of the file, if there is one."""
+    """Return the offset of a directory behind the end of the file, if there is one; refuse a loop."""
     file, layout = tif.filehandle, tif.tiff
     where = layout.offsetsize  # in the header, 4 in classic TIFF and 8 in BigTIFF
-    if len(tif.pages):
-        where = tif.pages[len(tif.pages) - 1].offset
-        file.seek(where)
-        (n_tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
-        where += layout.tagnosize + n_tags * layout.tagsize
-    file.seek(where)
-    (following,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
-    return int(following) if following >= file.size else None
+    found: set[int] = set()
+    with contextlib.suppress(struct.error):  # a directory that is cut short is the last
+        while True:
+            file.seek(where)
+            (following,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
+            if following >= file.size:
+                return int(following)
+            if following in found:
+                raise UnreadableSlideError(
+                    f"{tif.filename} lists its directory at byte {following} again and again.",
+                    hint="The file is damaged: copy or download it again.",
+                )
+            if not following:
+                break
+            found.add(following)
+            file.seek(following)
+            (n_tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+            where = following + layout.tagnosize + n_tags * layout.tagsize
+    return None

@@ -336,6 +336,42 @@ def test_a_tile_whose_picture_is_beyond_its_tile_is_refused_before_it_is_decoded
         slide.read_region(0, 0, 8, 8)
 
 
+@pytest.mark.parametrize("n_pages", [1, 150])
+def test_directories_in_a_loop_are_refused(tmp_path, n_pages):
+    """They were read without end."""
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for _ in range(n_pages):
+            file.write(np.zeros((8, 8), np.uint8), metadata=None)
+    with tifffile.TiffFile(path) as tif:
+        last = tif.pages[-1]
+        where = last.offset + 2 + 12 * len(last.tags)  # of the next directory
+        again = tif.pages[n_pages // 2].offset
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, where, again)
+    path.write_bytes(data)
+
+    with pytest.raises(UnreadableSlideError, match="again and again"):
+        open_slide(path)
+
+
+def test_pages_that_do_not_fit_together_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    pixels = np.zeros((128, 96, 3), np.uint8)
+    with tifffile.TiffWriter(path) as file:
+        file.write(pixels, photometric="rgb")
+        file.write(pixels[:100, :50].astype(np.uint16), photometric="rgb")
+        file.write(pixels[..., 0], photometric="minisblack")
+    with tifffile.TiffFile(path) as tif:
+        where = tif.pages.first.tags[277].offset
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<H", data, where + 2, 19)  # samples per pixel of an unknown type
+    path.write_bytes(data)
+
+    with pytest.raises(UnreadableSlideError, match="incompatible keyframe"):
+        open_slide(path)
+
+
 ZEROS = bytes(2**27)
 BYTES = {
     "deflate": (8, lambda: zlib.compress(ZEROS)),
