@@ -26,12 +26,13 @@ from atlas_wsi.models import Model, ModelClass
 from atlas_wsi.training.cards import write_card
 from atlas_wsi.training.data.tile_folder import read_tile_folder, read_tiles
 from atlas_wsi.training.evaluation import evaluate, unseen_part
+from atlas_wsi.training.familiar import learn_familiarity
 from atlas_wsi.training.history import History
 from atlas_wsi.training.metrics import color_baseline, summarize
 from atlas_wsi.training.metrics import confusion as count
 from atlas_wsi.training.recipe import CardSpec, Recipe, TrainOptions
 from atlas_wsi.training.segmentation import evaluate_mosaics
-from atlas_wsi.training.split import split
+from atlas_wsi.training.split import Split, split
 from atlas_wsi.training.train import train
 
 ZOO = Path(__file__).parents[1] / "atlas_wsi" / "models" / "zoo"
@@ -167,12 +168,18 @@ def finish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
         metrics |= {f"with_unknown_{key}": metrics.pop(key) for key in moved}
         real = held.subset(np.flatnonzero(held.labels != unknown))
         found = evaluate(model, real, split="all")
-        known = split(tiles, test=0.2, validation=VALIDATION, seed=facts["recipe"].seed).train
+        parts = split(tiles, test=0.2, validation=VALIDATION, seed=facts["recipe"].seed)
+        known = parts.train
         some = tiles.subset(known[tiles.labels[known] != unknown])
         guessed = color_baseline(some.images, some.labels, real.images, len(tiles.classes))
         by_color = summarize(count(real.labels, guessed, len(tiles.classes)))
         metrics |= dict(found.metrics) | {"ece": found.reliability.ece}
         metrics |= {f"color_baseline_{key}": value for key, value in by_color.items()}
+        named = {
+            name: getattr(parts, name)[tiles.labels[getattr(parts, name)] != unknown]
+            for name in ("train", "validation", "test")
+        }
+        learn_familiarity(model, tiles, Split(**named))  # what is unknown is not familiar
     metrics |= evaluate_mosaics(model, held)
     classes = tuple(ModelClass(name=name, color=facts["colors"][name]) for name in tiles.classes)
     model.card = model.card.model_copy(

@@ -42,6 +42,7 @@ _COLUMNS: dict[str, Any] = {
     "tissue_fraction": pa.float64(),
     "area_unit": pa.string(),
     "predicted_area": pa.float64(),
+    "familiarity": pa.float64(),
     "unreadable_fraction": pa.float64(),
     "is_incomplete": pa.bool_(),
     "n_unreadable": pa.int64(),

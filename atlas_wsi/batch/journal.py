@@ -100,6 +100,8 @@ class Row(Record):
     """Area where each class is the most probable one."""
     scores: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     """Probability of each class for the slide as a whole."""
+    familiarity: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Part of the tissue that is like the images that the model was trained on."""
     unreadable_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Part of the tissue that could not be read."""
     is_incomplete: bool = False

@@ -59,7 +59,7 @@ class ShardActor:
         slide = self._open.enter_context(open_request(request, options))
         model, _ = choose_model(slide, options.model)
         assert isinstance(model, Model)
-        image = open_working_image(slide, mpp=model.card.mpp)
+        image = open_working_image(slide, mpp=model.card.mpp, white=model.card.white_reflectance)
         layout = model.encoder.plan(image.shape, active_windows=active)
         members = _divide(layout.scales[0].n_windows, of)[number]
         shard = layout.share(members)

@@ -214,6 +214,7 @@ class _SlideTask:
             scores={
                 entry.name: entry.score for entry in summary.classes if entry.score is not None
             },
+            familiarity=run.familiarity,
             unreadable_fraction=run.unreadable_fraction,
             is_incomplete=run.is_incomplete,
             n_unreadable=run.n_unreadable,

@@ -140,6 +140,7 @@ def _as_json(result: SlideResult) -> dict[str, Any]:
         "area_unit": heatmap.area_unit,
         "scores": dict(heatmap.scores),
         "files": {kind: str(file) for kind, file in result.files.items()},
+        "familiarity": heatmap.run.familiarity,
         "unreadable_fraction": heatmap.run.unreadable_fraction,
         "incomplete": heatmap.run.is_incomplete,
         "warnings": list(heatmap.run.warnings),

@@ -129,6 +129,8 @@ class RunRecord(Record):
     peak_memory_bytes: Count = 0
     """Largest resident memory of the process."""
     warnings: tuple[str, ...] = ()
+    familiarity: Share | None = None
+    """Part of the tissue that is like the images that the model was trained on; null if unknown."""
     unreadable_fraction: Share = 0.0
     """Part of the tissue that could not be read: it is in no class, area or score."""
     is_incomplete: bool = False

@@ -124,7 +124,7 @@ def benchmark(
             make_svs(slide, shape=(side, side), mpp=0.5, tissue=0.3)
         source = opened.enter_context(open_slide(slide, mpp=mpp))
         mask = tissue_mask(source)
-        image = open_working_image(source, mpp=loaded.card.mpp)
+        image = open_working_image(source, mpp=loaded.card.mpp, white=loaded.card.white_reflectance)
         layout = plan_slide(loaded, image, mask)
         if layout is None:
             raise SlideError(f"{source.name} has no tissue; there is nothing to time.")

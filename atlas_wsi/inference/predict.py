@@ -12,6 +12,7 @@ import torch
 
 from atlas_wsi.errors import CellSizeError
 from atlas_wsi.inference.attention import CoarseContext
+from atlas_wsi.inference.doubts import familiarity
 from atlas_wsi.inference.patches import predict_by_tile
 from atlas_wsi.inference.preview import Preview, into_heatmap
 from atlas_wsi.inference.provenance import RunningPrediction, reporter
@@ -272,6 +273,7 @@ def run_model(
     if shards is not None:
         run.parameters["shards"] = n_shards
     run.leave_out(logits.missing.numpy(), logits.unreadable.numpy())
+    run.familiarity = familiarity(logits.familiar, model, run.image, run.heatmap.tissue)
     shown = logits.valid.numpy() & wanted
     probabilities[:, shown] = torch.softmax(logits.cells / temperature, dim=0).numpy()[:, shown]
     scores = torch.softmax(logits.slide / temperature, dim=0).tolist()

@@ -18,6 +18,7 @@ from atlas_wsi.errors import UnreadableSlideError
 from atlas_wsi.grid import Grid
 from atlas_wsi.heatmap.heatmap import Heatmap
 from atlas_wsi.heatmap.records import MAX_LISTED, ModelUsed, RunRecord, SlideInfo, Unreadable
+from atlas_wsi.inference.doubts import doubts
 from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.tissue.mask import MIN_CELL_TISSUE, TissueMask, tissue_mask
 
@@ -53,7 +54,7 @@ class RunningPrediction:
         self._stages: dict[str, float] = {}
         self._first = self._last = time.perf_counter()
         card = model.card
-        self.image = open_working_image(slide, mpp=card.mpp)
+        self.image = open_working_image(slide, mpp=card.mpp, white=card.white_reflectance)
         self.warnings = [*slide.meta.warnings, *self.image.warnings]
         domain = "scene" if slide.is_georeferenced else "slide"
         if card.domain != domain:
@@ -67,6 +68,7 @@ class RunningPrediction:
             report("find tissue", 1, 1)
         self.tissue = tissue
         self.unreadable_fraction = tissue.unreadable
+        self.familiarity: float | None = None
         if tissue.unreadable > _NOTHING_READ:
             raise self._nothing_read()
         self._end_stage("tissue")
@@ -115,6 +117,14 @@ class RunningPrediction:
                 f"{100 * self.unreadable_fraction:.3g}% of the tissue could not be read; it is in no "
                 "class, area or score."
             )
+        self.warnings += doubts(
+            empty.run.model.name,
+            empty.classes,
+            probabilities,
+            self.familiarity,
+            self.image,
+            empty.tissue,
+        )
         run = empty.run.model_copy(
             update={
                 "parameters": self.parameters,
@@ -123,6 +133,7 @@ class RunningPrediction:
                 "stages_s": self._stages,
                 "peak_memory_bytes": peak_memory_bytes(),
                 "warnings": tuple(self.warnings),
+                "familiarity": self.familiarity,
                 "unreadable_fraction": self.unreadable_fraction,
                 "n_unreadable": len(slide.unreadable),
                 "unreadable": _unreadable(slide),

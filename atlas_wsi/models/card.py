@@ -21,6 +21,22 @@ class ModelClass(BaseModel):
     color: Color
 
 
+MeasuredOn = Literal["validation", "test", "training"]
+
+
+class FamiliarImages(BaseModel):
+    """How a model recognizes images like those of its training; the rest lies with its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    axes: Annotated[int, Field(ge=1, le=4096)]
+    """Directions with a variance of their own."""
+    limit: Annotated[float, Field(gt=0)]
+    """Largest squared Mahalanobis distance per channel of a familiar cell of 4 x 4 tokens."""
+    measured_on: MeasuredOn
+    """Images of which 95% of the cells are within the limit."""
+
+
 class ModelCard(BaseModel):
     """The card of a model; stored as JSON in the metadata of its weights file."""
 
@@ -39,6 +55,10 @@ class ModelCard(BaseModel):
         Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
     ] = (0.25, 0.25, 0.25)
     """What channels are then divided by."""
+    white_reflectance: Annotated[float, Field(gt=0, le=10)] = 0.3558
+    """The model sees 8-bit colors; of scenes, this reflectance is white (as in Sentinel-2's TCI)."""
+    familiar: FamiliarImages | None = None
+    """How images like those of the training are recognized; None if they are not."""
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     """What logits are divided by before they become probabilities."""
     license: Text = "unknown"

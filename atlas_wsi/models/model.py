@@ -26,6 +26,7 @@ from atlas_wsi.models.checkpoints import (
     read_metadata,
     read_safetensors,
 )
+from atlas_wsi.models.familiarity import Familiarity
 from atlas_wsi.models.heads import DenseHead, valid_map
 
 _FORMAT = "atlas-wsi model 1"
@@ -63,6 +64,7 @@ class Model(nn.Module):
         self.card = card
         self.encoder = Atlas(config)
         self.head = DenseHead(config.dim, config.n_classes, n_scales=config.n_scales)
+        self.familiarity = Familiarity(config.dim, card.familiar) if card.familiar else None
         self.sha256 = ""
 
     @property
@@ -184,7 +186,7 @@ class Model(nn.Module):
         """
         path = Path(path)
         tensors = {
-            name: value.to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+            name: value.to("cpu", _stored_type(name, value, dtype)).contiguous()
             for name, value in self.state_dict().items()
             if not name.endswith("num_batches_tracked")
         }
@@ -263,7 +265,12 @@ def read_card(path: str | os.PathLike[str]) -> tuple[ModelCard, str]:
 def stored_dtype(path: str | os.PathLike[str]) -> torch.dtype:
     """Return the type that the weights of a model file are stored in: float16 or float32."""
     state, _ = read_safetensors(Path(path))
-    return next(value.dtype for value in state.values() if value.is_floating_point())
+    return state["encoder.fc.weight"].dtype
+
+
+def _stored_type(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
+    is_weight = value.is_floating_point() and not name.startswith("familiarity.")
+    return dtype if is_weight else value.dtype
 
 
 def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Start:
         return cls(
             name=model.card.name,
             config=model.config,
-            weights=model.state_dict(),
+            weights={k: v for k, v in model.state_dict().items() if not k.startswith("familiar")},
             classes=model.card.class_names,
             normalization=(model.card.mean, model.card.std),
             training=model.card.training,

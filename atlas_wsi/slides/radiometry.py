@@ -56,9 +56,7 @@ class Samples:
         ends = "black and white" if self.unit == "color" else "reflectance 0 and 1"
         return f"{low} and {high} are {ends} ({self.source})"
 
-    def color_range(
-        self, channels: Sequence[int], white: float = WHITE_REFLECTANCE
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def color_range(self, channels: Sequence[int], white: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the stored values that become 0 and 255, float32 `(channels,)` each.
 
         `white`: reflectance that becomes 255.

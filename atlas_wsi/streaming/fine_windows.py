@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from atlas_wsi.models.familiarity import CELL_TOKENS
 from atlas_wsi.models.layout import pad_map
 from atlas_wsi.models.msa import MsaBlock, pool
 from atlas_wsi.slides.paste import relative
@@ -46,6 +47,9 @@ class Pooled:
     """Pooled tokens with the position of the first block added."""
     valid: torch.Tensor
     """bool `(N, T)`: which fine tokens were observed."""
+    familiar: torch.Tensor
+    """float32 `(N, cells, cells)`: which cells are like the training images, as
+    `Familiarity.of_windows`; no cells if the model cannot tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +158,14 @@ class FineWindows:
     def _encode(self) -> Pooled:
         at, dim = self.at, self.model.config.dim
         shape = (at.n_windows, at.part_side**2, dim)
-        out = Pooled(raw=self._empty(*shape), placed=self._empty(*shape), valid=at.valid)
+        cells = -(-at.side // CELL_TOKENS) if self.model.familiarity else 0
+        familiar = torch.full((at.n_windows, cells, cells), torch.nan)
+        out = Pooled(
+            raw=self._empty(*shape),
+            placed=self._empty(*shape),
+            valid=at.valid,
+            familiar=familiar,
+        )
         for start in range(0, len(self.stored), self.batch):
             windows = self.stored[start : start + self.batch]
             x_NTC = self.store.read(windows).to(self.device)
@@ -298,6 +309,9 @@ class FineWindows:
     def _take_in(self, windows: torch.Tensor, x_NTC: torch.Tensor, out: Pooled) -> None:
         """Give the tokens of windows to the scale above, or read them if nothing follows."""
         at, here = self.at, windows.to(self.device)
+        if self.model.familiarity is not None:
+            judged = self.model.familiarity.of_windows(x_NTC, at.valid[here], at.side)
+            out.familiar[windows] = judged
         if not self.blocks:
             self._read_out(here, x_NTC)
         elif at.part_side:

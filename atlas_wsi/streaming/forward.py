@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from atlas_wsi.models.atlas import last_of_each
+from atlas_wsi.models.familiarity import CELL_TOKENS
 from atlas_wsi.models.msa import MsaBlock, coarse_tokens, place_parts, pool_up, replace
 from atlas_wsi.streaming.fine_windows import (
     Fine,
@@ -54,6 +55,9 @@ class SlideLogits:
     """float32 `(rows, cols)`: which part could not be read."""
     slide: torch.Tensor
     """float32 logits `(K,)` of the whole image."""
+    familiar: torch.Tensor | None
+    """float32 `(rows, cols)` for cells of 4 x 4 tokens: 1 like the training images, 0 unlike them,
+    NaN unknown; None if the model cannot tell."""
 
 
 class StreamedPass:
@@ -107,7 +111,11 @@ class StreamedPass:
             if stage is not self.later_stages[-1] and len(coarse) > 1:
                 coarse = coarse[1:]
         readings = self._each(lambda share: share.reading())
-        return self._logits(readings, last_of_each(last), coarse, planned, cell_tokens)
+        familiar = None
+        if self.model.familiarity is not None:
+            judged = self._gather([one.familiar for one in made])
+            familiar = self._lay_out(judged[:, None].cpu(), CELL_TOKENS, empty=torch.nan)[0]
+        return self._logits(readings, last_of_each(last), coarse, planned, cell_tokens, familiar)
 
     def _pass_fine(
         self, number: int, block: MsaBlock, coarse: list[torch.Tensor], pooled: torch.Tensor
@@ -155,6 +163,7 @@ class StreamedPass:
         left: list[torch.Tensor],
         planned: torch.Tensor,
         cell_tokens: int,
+        familiar: torch.Tensor | None,
     ) -> SlideLogits:
         """Read cells and slide.
 
@@ -177,14 +186,17 @@ class StreamedPass:
             missing=(n_expected - n_valid) / n_expected.clamp(min=1),
             unreadable=n_lost / n_expected.clamp(min=1),
             slide=self._slide(readings, left),
+            familiar=familiar,
         )
 
-    def _lay_out(self, of_windows: torch.Tensor, cell_tokens: int) -> torch.Tensor:
+    def _lay_out(
+        self, of_windows: torch.Tensor, cell_tokens: int, *, empty: float = 0.0
+    ) -> torch.Tensor:
         """Lay the cells of windows `(N, C, cells, cells)` out as a map `(C, rows, cols)`."""
         at, side = self.scales[0], of_windows.shape[-1]
         rows, cols = (-(-n // cell_tokens) for n in at.grid)
         n = of_windows.shape[1]
-        laid = of_windows.new_zeros(n, at.windows[0], side, at.windows[1], side)
+        laid = of_windows.new_full((n, at.windows[0], side, at.windows[1], side), empty)
         i, j = (torch.from_numpy(at.where[:, k]) for k in (1, 2))
         laid.permute(1, 3, 0, 2, 4)[i, j] = of_windows
         laid = laid.view(n, at.windows[0] * side, at.windows[1] * side)

@@ -138,6 +138,7 @@ class _Both:
             raw=self._merge(given.raw, learned.raw),
             placed=self._merge(given.placed, learned.placed),
             valid=self._merge(given.valid, learned.valid),
+            familiar=self._merge(given.familiar, learned.familiar),
         )
 
     def attend(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_wsi.grid import Grid
-from atlas_wsi.slides.radiometry import rgb_channels
+from atlas_wsi.slides.radiometry import WHITE_REFLECTANCE, rgb_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,11 +75,13 @@ def stretch(
     return np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255).round().astype(np.uint8)
 
 
-def open_working_image(slide: Slide, *, mpp: float) -> WorkingImage:
+def open_working_image(
+    slide: Slide, *, mpp: float, white: float = WHITE_REFLECTANCE
+) -> WorkingImage:
     """Choose resolution, channels and scaling for a slide.
 
     Samples are scaled by what they mean, never by how they are distributed, so that the result
-    does not depend on how the slide is cut.
+    does not depend on how the slide is cut. `white`: reflectance that becomes 255.
     """
     own = slide.require_mpp()
     warnings = []
@@ -94,7 +96,7 @@ def open_working_image(slide: Slide, *, mpp: float) -> WorkingImage:
     channels, note = rgb_channels(slide.meta)
     if note:
         warnings.append(note)
-    low, high = slide.require_samples().color_range(channels)
+    low, high = slide.require_samples().color_range(channels, white)
     return WorkingImage(
         slide=slide,
         mpp=working,

@@ -47,6 +47,13 @@ def card_text(card: ModelCard) -> str:
     if others:
         lines += ["", "Also: " + "; ".join(f"{k} {v:.4g}" for k, v in others.items()) + "."]
     lines += ["", f"Logits are divided by the temperature {card.temperature:g}."]
+    if card.domain == "scene":
+        lines += ["", f"Input: 8-bit colors; the reflectance {card.white_reflectance:g} is white."]
+    if card.familiar is not None:
+        lines += [
+            "",
+            f"Familiar: as near as 95% of the cells of {card.familiar.measured_on} images.",
+        ]
     if card.confusion:
         names = card.class_names
         lines += ["", f"Held-out {unit} by true class (row) and predicted class (column):", ""]

@@ -162,7 +162,7 @@ class SlideObjective:
         up, left = (int(sign) for sign in rng.choice([1, -1], 2))
         mask = self.slides.masks[i]
         with open_slide(row.slide, row.mpp) as slide:
-            image = open_working_image(slide, mpp=card.mpp)
+            image = open_working_image(slide, mpp=card.mpp, white=card.white_reflectance)
             layout = plan_slide(self.model, image, replace(mask, mask=mask.mask[::up, ::left]))
             assert layout is not None
 

@@ -16,6 +16,7 @@ from atlas_wsi.progress import CancelToken, silent
 from atlas_wsi.training import distributed
 from atlas_wsi.training.cards import fingerprints_of, split_text, table_split_text, write_card
 from atlas_wsi.training.evaluation import fit_temperature_on, measure_data
+from atlas_wsi.training.familiar import learn_familiarity
 from atlas_wsi.training.history import History
 from atlas_wsi.training.metrics import MIN_CALIBRATION, color_baseline, confusion, summarize
 from atlas_wsi.training.norms import channel_statistics
@@ -190,6 +191,7 @@ def fit(
     model.cpu().to(getattr(torch, options.dtype)).float()
     if distributed.rank() != 0:
         return model
+    learn_familiarity(model, data, parts)
     if validation is not None and len(validation) >= MIN_CALIBRATION:
         fit_temperature_on(model, validation)
     figures = _figures(model, known, data.subset(parts.test), progress)

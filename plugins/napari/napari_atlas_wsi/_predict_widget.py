@@ -292,6 +292,8 @@ class PredictWidget(QWidget):
             self._show(job, job.result).take(job.result)
             self.bar.setValue(1)
             done = f"Done in {_clock(job.result.run.wall_s)}."
+            if job.result.run.familiarity is not None:
+                done += f" Familiarity: {job.result.run.familiarity:.0%}."
             self.status.setText("\n".join([done, *job.result.run.warnings]))
         elif job.was_cancelled:
             self.status.setText("Stopped. 'Predict' resumes it.")

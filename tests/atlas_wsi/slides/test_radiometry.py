@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from atlas_wsi import MissingScaleError, open_slide
+from atlas_wsi import MissingScaleError, ModelCard, open_slide
 from atlas_wsi.slides.radiometry import WHITE_REFLECTANCE
 from atlas_wsi.streaming.working_image import open_working_image
 
@@ -39,9 +39,9 @@ def reflectance(seed=0, shape=(3, 96, 128)):
     return np.random.default_rng(seed).uniform(0.0, 0.3, shape)
 
 
-def shown(path, **options):
+def shown(path, white=WHITE_REFLECTANCE, **options):
     with open_slide(path, **options) as scene:
-        image = open_working_image(scene, mpp=1e7)
+        image = open_working_image(scene, mpp=1e7, white=white)
         rows, cols = image.shape
         from atlas_wsi import Box
 
@@ -54,6 +54,15 @@ def test_scale_and_offset_tags_are_reflectance(tmp_path):
     path = write_scene(tmp_path / "s.tif", stored, scales=[2.75e-5] * 3, offsets=[-0.2] * 3)
     expected = np.moveaxis(true, 0, -1) / WHITE_REFLECTANCE * 255
     np.testing.assert_allclose(shown(path), np.clip(expected, 0, 255), atol=0.6)
+
+
+def test_a_model_states_which_reflectance_is_white(tmp_path):
+    true = reflectance()
+    path = write_scene(tmp_path / "s.tif", (true / 1e-4).astype(np.uint16), scales=[1e-4] * 3)
+    np.testing.assert_allclose(
+        shown(path, white=0.6), np.moveaxis(true, 0, -1) / 0.6 * 255, atol=0.6
+    )
+    assert ModelCard.model_fields["white_reflectance"].default == WHITE_REFLECTANCE
 
 
 SAFE = "S2A_MSIL1C_20230604T101031_N0509_R022_T32TNS_20230604T120000.SAFE"
