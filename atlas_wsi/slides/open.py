@@ -125,9 +125,9 @@ def _open_local(source: SlideSource) -> Backend:
     """Open a file or folder on a disk."""
     if not source.is_folder and not source.head:
         raise UnreadableSlideError(f"{source.name} is empty.", hint="Copy or download it again.")
-    if source.is_tiff:
-        check_directories(source.local, allow_truncated=source.allow_truncated)
     try:
+        if source.is_tiff:
+            check_directories(source.local, allow_truncated=source.allow_truncated)
         backend = _first_that_opens(source)
     except AtlasError:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from atlas_wsi.errors import UnreadableSlideError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TIFF_ERRORS = (tifffile.TiffFileError, TypeError, ValueError, IndexError, struct.error)
@@ -36,30 +39,40 @@ def check_directories(path: Path, *, allow_truncated: bool = False) -> None:
         directory_beyond(tif)
         size = path.stat().st_size
         blocks = lost = end = 0
-        for n, page in enumerate(tif.pages):
-            key = page.keyframe
-            if key is None:
-                continue
-            px = int(key.tilelength) * int(key.tilewidth)
-            stored = max(page.databytecounts, default=0)
-            is_image = all(0 < side < _MAX_SIDE_PX for side in (key.imagelength, key.imagewidth))
-            ends = np.add(page.dataoffsets, page.databytecounts, dtype=np.float64)
-            blocks, lost = blocks + len(ends), lost + int((ends > size).sum())
-            end = max(end, int(ends.max(initial=0)))
-            if not is_image or px > _MAX_TILE_PX or (stored > size and not allow_truncated):
-                raise UnreadableSlideError(
-                    f"{path} has a directory that makes no sense: {key.imagelength} x "
-                    f"{key.imagewidth} px (a side may have {_MAX_SIDE_PX:,}) in tiles of "
-                    f"{key.tilelength} x {key.tilewidth} (at most {_MAX_TILE_PX >> 20} Mpx), the "
-                    f"largest of {stored} bytes (directory {n}).",
-                    hint="The file is damaged: copy or download it again.",
+        for n in range(len(tif.pages)):
+            with contextlib.suppress(*DAMAGED):  # the next may be worse
+                ends = _check_directory(
+                    path, tif.pages[n], n, math.inf if allow_truncated else size
                 )
+                blocks, lost = blocks + len(ends), lost + int((ends > size).sum())
+                end = max(end, int(ends.max(initial=0)))
         if lost and not allow_truncated:
             raise UnreadableSlideError(
                 f"{path} is truncated: {lost} of its {blocks} blocks lie behind the end of the file; "
                 f"{end - size:,} bytes of {end:,} are missing.",
                 hint="Copy or download it again, or read the rest: --allow-truncated.",
             )
+
+
+def _check_directory(
+    path: Path, page: tifffile.TiffPage | tifffile.TiffFrame, n: int, most: float
+) -> NDArray[np.float64]:
+    """Refuse impossible sizes of a directory; return where its tiles or strips end."""
+    key = page.keyframe
+    if key is None:
+        return np.empty(0)
+    px = int(key.tilelength) * int(key.tilewidth)
+    stored = max(page.databytecounts, default=0)
+    is_image = all(0 < side < _MAX_SIDE_PX for side in (key.imagelength, key.imagewidth))
+    if not is_image or px > _MAX_TILE_PX or stored > most:
+        raise UnreadableSlideError(
+            f"{path} has a directory that makes no sense: {key.imagelength} x {key.imagewidth} px "
+            f"(a side may have {_MAX_SIDE_PX:,}) in tiles of {key.tilelength} x {key.tilewidth} (at "
+            f"most {_MAX_TILE_PX >> 20} Mpx), the largest of {stored} bytes (directory {n}).",
+            hint="The file is damaged: copy or download it again.",
+        )
+    ends: NDArray[np.float64] = np.add(page.dataoffsets, page.databytecounts, dtype=np.float64)
+    return ends
 
 
 def directory_beyond(tif: tifffile.TiffFile) -> int | None:

@@ -372,6 +372,29 @@ def test_pages_that_do_not_fit_together_are_refused(tmp_path):
         open_slide(path)
 
 
+def test_a_directory_without_sense_hides_no_other(tmp_path):
+    """What could not be computed with ended the check of all directories."""
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for tile in (None, None, (64, 64)):
+            file.write(SQUARE, photometric="rgb", tile=tile, metadata=None)
+    with tifffile.TiffFile(path) as tif:
+        strips = [tif.pages[n].tags[278].offset for n in (0, 1)]
+        tiles = [tif.pages[2].tags[tag].offset for tag in (322, 323)]
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<H", data, strips[1] + 2, 12)  # rows per strip as a tiny fraction
+    for at in tiles:
+        struct.pack_into("<HQI", data, at + 2, 4, 1, 2**24)
+    path.write_bytes(data)
+    with pytest.raises(UnreadableSlideError, match=r"\(directory 2\)"):
+        open_slide(path)
+
+    struct.pack_into("<H", data, strips[0] + 2, 12)
+    path.write_bytes(data)
+    with pytest.raises(UnreadableSlideError, match="makes no sense: OverflowError"):
+        open_slide(path)
+
+
 ZEROS = bytes(2**27)
 BYTES = {
     "deflate": (8, lambda: zlib.compress(ZEROS)),
