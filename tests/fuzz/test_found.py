@@ -372,6 +372,19 @@ def test_pages_that_do_not_fit_together_are_refused(tmp_path):
         open_slide(path)
 
 
+def test_pixels_without_samples_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, SQUARE[..., 0], tile=(32, 32))
+    with tifffile.TiffFile(path) as tif:
+        where = tif.pages.first.tags[277].valueoffset
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<H", data, where, 0)
+    path.write_bytes(data)
+
+    with pytest.raises(UnreadableSlideError, match="number of samples 0"):
+        open_slide(path)
+
+
 def test_a_directory_without_sense_hides_no_other(tmp_path):
     """What could not be computed with ended the check of all directories."""
     path = tmp_path / "a.tif"

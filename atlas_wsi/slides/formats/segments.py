@@ -144,6 +144,7 @@ class PageReader:
     def _check_sizes(self, key: TiffPage, page: TiffPage | TiffFrame) -> None:
         """Refuse what tags of a damaged file may say: they may have any type and value."""
         said: dict[str, Any] = {"length": key.imagelength, "width": key.imagewidth}
+        said["number of samples"] = key.samplesperpixel
         if not key.is_tiled:
             said["rows a strip"] = key.rowsperstrip
         if key.is_tiled:
@@ -151,8 +152,9 @@ class PageReader:
         if page.dataoffsets:
             said["first offset"] = page.dataoffsets[0]
         for name, value in said.items():
+            least = int(name == "number of samples")
             most = {"first offset": 2**63, "rows a strip": 2**32}.get(name, 2**31)
-            if not isinstance(value, int) or not 0 <= value < most:
+            if not isinstance(value, int) or not least <= value < most:
                 raise UnreadableSlideError(
                     f"{self._file.path} has the {name} {value!r}, which makes no sense.",
                     hint="The file is damaged: copy or download it again.",
