@@ -30,6 +30,7 @@ DAMAGED = (
     RuntimeError,
 )
 _MAX_TILE_PX = 2**26
+_MAX_TILE_BYTES = 2**28
 _MAX_SIDE_PX = 2**23
 
 
@@ -64,6 +65,8 @@ def _check_directory(
     px = int(key.tilelength) * int(key.tilewidth)
     stored = max(page.databytecounts, default=0)
     is_image = all(0 < side < _MAX_SIDE_PX for side in (key.imagelength, key.imagewidth))
+    if key.is_tiled:
+        most = min(most, _MAX_TILE_BYTES)  # OpenSlide ends the process if it has no room
     if not is_image or px > _MAX_TILE_PX or stored > most:
         raise UnreadableSlideError(
             f"{path} has a directory that makes no sense: {key.imagelength} x {key.imagewidth} px "

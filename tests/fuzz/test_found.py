@@ -195,7 +195,8 @@ def test_sizes_that_are_no_sizes_are_refused(tmp_path, tag, kind, value):
         open_slide(path)
 
 
-def test_a_stored_tile_larger_than_the_file_is_refused_before_it_is_asked_for(tmp_path):
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_a_stored_tile_larger_than_the_file_is_refused_before_it_is_asked_for(tmp_path, is_allowed):
     path = tmp_path / "a.svs"
     make_svs(path, (128, 128), tile=64, levels=1)
     with tifffile.TiffFile(path) as tif:
@@ -205,7 +206,7 @@ def test_a_stored_tile_larger_than_the_file_is_refused_before_it_is_asked_for(tm
     path.write_bytes(data)
 
     with pytest.raises(UnreadableSlideError, match="2147483648 bytes"):
-        open_slide(path)
+        open_slide(path, allow_truncated=is_allowed)
 
 
 def test_a_mask_whose_header_is_cut_or_goes_on_for_gigabytes_is_refused(tmp_path):
