@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 import yaml
 from distributed import Client
+from distributed.utils import get_mp_context
 
 from atlas_wsi.errors import ArchiveError
 
@@ -32,6 +34,15 @@ _SETTINGS = {
     "distributed.worker.memory.terminate": False,
     "distributed.worker.memory.pause": False,
 }
+_IMPORTED_ONCE = (
+    *("distributed", "matplotlib.backends.backend_agg", "matplotlib.figure", "skimage.filters"),
+    *(
+        "atlas_wsi.batch.task",
+        "atlas_wsi.slides.formats.omezarr",
+        "atlas_wsi.slides.formats.raster",
+    ),
+)
+"""Modules of all workers of this machine."""
 
 
 @contextmanager
@@ -78,6 +89,7 @@ def _start(kind: str, workers: int | None, options: dict[str, Any]) -> Iterator[
     defaults: dict[str, Any] = {"threads_per_worker": 1, "dashboard_address": "localhost:0"}
     if kind == "local":
         defaults["n_workers"] = n_workers or 1
+        share_imports()
     elif kind == "cuda":
         defaults["n_workers"] = n_workers
     elif kind == "slurm":
@@ -95,6 +107,13 @@ def _start(kind: str, workers: int | None, options: dict[str, Any]) -> Iterator[
         elif "n_workers" not in defaults:
             cluster.scale(n_workers or 1)
         yield cluster
+
+
+def share_imports() -> None:
+    """Fork the next workers from a process that has imported what they need, where that works."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+        get_mp_context().set_forkserver_preload(list(_IMPORTED_ONCE))
 
 
 def _class_of(kind: str) -> Any:

@@ -57,7 +57,7 @@ def write_png(heatmap: Heatmap, path: Path, thumbnail: NDArray[Any] | None) -> t
     _draw_legend(add_axes(body_width + 2 * _GAP, 0, _LEGEND, legend_height), heatmap, legend_height)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-        figure.savefig(path, format="png", dpi=DPI)
+        figure.savefig(path, format="png", dpi=DPI, pil_kwargs={"compress_level": 4})
     return ()
 
 

@@ -136,12 +136,11 @@ class Processes:
         )
 
     def start_workers(self, count: int) -> None:
-        for _ in range(count):
-            self._start(
-                *("worker", self.address, "--nthreads", "1", "--no-dashboard"),
-                *("--memory-limit", "0", "--death-timeout", "60"),
-                *("--preload", str(HERE / "faults.py")),
-            )
+        self._start(
+            *("worker", self.address, "--nworkers", str(count), "--nthreads", "1"),
+            *("--no-dashboard", "--memory-limit", "0", "--death-timeout", "60"),
+            *("--preload", str(HERE / "faults.py"), "--preload-nanny", str(HERE / "nanny.py")),
+        )
 
     def kill_scheduler(self) -> None:
         assert self.scheduler is not None

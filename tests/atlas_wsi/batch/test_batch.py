@@ -111,12 +111,13 @@ def test_ctrl_c_finishes_what_is_begun_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_cleanly_and_keeps_what_is_finished(
-    few_slides, tmp_path, command, monkeypatch
-):
+def test_a_full_disk_stops_cleanly_and_keeps_what_is_finished(few_slides, tmp_path, command):
     out = tmp_path / "out"
-    monkeypatch.setenv("FAULTS_FILE_BYTES", "20000")
-    with dask.config.set({"distributed.worker.preload": list(command.with_faults.values())}):
+    full_disk = {
+        "distributed.worker.preload": list(command.with_faults.values()),
+        "distributed.nanny.environ.FAULTS_FILE_BYTES": "20000",
+    }
+    with dask.config.set(full_disk):
         full = command.here("batch", few_slides, "-o", out, *command.plain)
     assert full.exit_code == 3, full.stderr
     assert "disk is full" in full.stderr
