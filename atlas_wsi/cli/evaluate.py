@@ -94,6 +94,9 @@ def regions(
     split: Split = None,
     mpp: options.Mpp = None,
     gsd: options.Gsd = None,
+    scale: options.Scale = None,
+    image: options.ImageNumber = None,
+    allow_truncated: options.AllowTruncated = False,
     column: train_options.Column = None,
     classes: train_options.ClassNames = None,
     memory: options.FixedMemory = "4GB",
@@ -110,7 +113,10 @@ def regions(
     from atlas_wsi import read_regions
 
     size = options.one_mpp(mpp, gsd)
-    data = read_regions(table, mpp=size, column=column, classes=classes)
+    data = read_regions(
+        table, mpp=size, scale=scale, image=image, allow_truncated=allow_truncated,
+        column=column, classes=classes,
+    )  # fmt: skip
     settings = {"split": split, "fit_temperature": fit_temperature, "memory": memory}
     _measure(model, data, table, out, settings, quiet=quiet, as_json=as_json)
 
@@ -128,6 +134,9 @@ def slides(
     split: Split = None,
     mpp: options.Mpp = None,
     gsd: options.Gsd = None,
+    scale: options.Scale = None,
+    image: options.ImageNumber = None,
+    allow_truncated: options.AllowTruncated = False,
     memory: options.FixedMemory = "4GB",
     out: Out = None,
     fit_temperature: FitTemperature = False,
@@ -140,7 +149,10 @@ def slides(
     """
     from atlas_wsi import read_slide_table
 
-    data = read_slide_table(table, mpp=options.one_mpp(mpp, gsd))
+    size = options.one_mpp(mpp, gsd)
+    data = read_slide_table(
+        table, mpp=size, scale=scale, image=image, allow_truncated=allow_truncated
+    )
     settings = {"split": split, "fit_temperature": fit_temperature, "memory": memory}
     _measure(model, data, table, out, settings, quiet=quiet, as_json=as_json)
 

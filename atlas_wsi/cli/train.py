@@ -98,6 +98,9 @@ def regions(
     work_gsd: options.WorkGsd = None,
     mpp: options.Mpp = None,
     gsd: options.Gsd = None,
+    scale: options.Scale = None,
+    image: options.ImageNumber = None,
+    allow_truncated: options.AllowTruncated = False,
     domain: train_options.Domain = "slide",
     name: train_options.Name = None,
     tile_px: Annotated[
@@ -142,7 +145,10 @@ def regions(
         tensorboard=tensorboard, overwrite=overwrite,
     )  # fmt: skip
     settings.check(recipe)
-    data = read_regions(table, mpp=size, tile_px=tile_px, column=column, classes=classes)
+    data = read_regions(
+        table, mpp=size, scale=scale, image=image, allow_truncated=allow_truncated,
+        tile_px=tile_px, column=column, classes=classes,
+    )  # fmt: skip
     train_options.run(data, spec, recipe, settings, folds=folds, quiet=quiet, as_json=as_json)
 
 
@@ -161,6 +167,9 @@ def slides(
     work_gsd: options.WorkGsd = None,
     mpp: options.Mpp = None,
     gsd: options.Gsd = None,
+    scale: options.Scale = None,
+    image: options.ImageNumber = None,
+    allow_truncated: options.AllowTruncated = False,
     windows: Annotated[
         int,
         typer.Option(metavar="N", help="Fine windows per slide that a step learns from.", min=1),
@@ -209,5 +218,8 @@ def slides(
         out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
         tensorboard=tensorboard, overwrite=overwrite,
     )  # fmt: skip
-    data = read_slide_table(table, mpp=size, windows=windows, batch=batch, memory=memory)
+    data = read_slide_table(
+        table, mpp=size, scale=scale, image=image, allow_truncated=allow_truncated,
+        windows=windows, batch=batch, memory=memory,
+    )  # fmt: skip
     train_options.run(data, spec, recipe, settings, folds=folds, quiet=quiet, as_json=as_json)

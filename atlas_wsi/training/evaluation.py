@@ -391,7 +391,7 @@ def _slide_logits(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     scores = []
     for done, (row, mask) in enumerate(zip(slides.rows, slides.masks, strict=True), start=1):
-        with open_slide(row.slide, row.mpp) as slide:
+        with open_slide(row.slide, **row.opening) as slide:
             heatmap = predict(slide, model, tissue=mask, memory=slides.memory)
         scores.append([heatmap.scores[name] for name in model.card.class_names])
         if progress is not None:

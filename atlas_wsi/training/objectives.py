@@ -161,7 +161,7 @@ class SlideObjective:
         colors = int(rng.integers(2**32))
         up, left = (int(sign) for sign in rng.choice([1, -1], 2))
         mask = self.slides.masks[i]
-        with open_slide(row.slide, row.mpp) as slide:
+        with open_slide(row.slide, **row.opening) as slide:
             image = open_working_image(slide, mpp=card.mpp, white=card.white_reflectance)
             layout = plan_slide(self.model, image, replace(mask, mask=mask.mask[::up, ::left]))
             assert layout is not None

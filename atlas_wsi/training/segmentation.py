@@ -113,7 +113,7 @@ def predict_cells(
     """Predict whole slides, and take the cells in labeled areas."""
     truths, chances, groups, blocks, n_missed = [], [], [], [], 0
     for done, row in enumerate(table.rows, start=1):
-        with open_slide(row.slide, row.mpp) as slide:
+        with open_slide(row.slide, **row.opening) as slide:
             areas = table.areas(row, slide)
             index = class_indices(model, list(areas), of=f"{row.regions}: ")
             heatmap = predict(slide, model, memory=memory)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
+import tifffile
 from dask.callbacks import Callback
 from napari.utils.notifications import notification_manager
 from PIL import Image
@@ -231,6 +232,35 @@ def test_what_cannot_be_done_is_told_with_what_to_do(qtbot, window, huge_path, t
     make_scene(tmp_path / "scene.tif", shape=(300, 400))
     with pytest.raises(atlas_wsi.errors.SlideError, match="cannot share a window"):
         viewer.open(str(tmp_path / "scene.tif"), plugin="atlas-wsi")
+
+
+def test_samples_of_16_bit_are_predicted_once_black_and_white_are_given(
+    qtbot, window, slide_path, told, tmp_path
+):
+    with atlas_wsi.open_slide(slide_path) as slide:
+        pixels = slide.read_region(0, 0, 600, 800, mpp=0.5).astype(np.uint16) * 10
+    path = tmp_path / "deep.tif"
+    tifffile.imwrite(
+        path,
+        pixels,
+        photometric="rgb",
+        tile=(256, 256),
+        resolution=(20000, 20000),
+        resolutionunit="CENTIMETER",
+    )
+    predict = widget(window(path), "Predict")
+    predict.scope_box.setCurrentText("whole slide")
+    predict.start()
+    finish(qtbot, predict)
+    assert "--scale" in predict.status.text()
+    predict.scale.setText("0;2550")
+    predict.start()
+    assert "two numbers" in told[-1].message
+    predict.scale.setText("0, 2550")
+    predict.start()
+    finish(qtbot, predict)
+    assert predict.shown is not None, predict.status.text()
+    assert predict.status.text().startswith("Done")
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ _ALPHA = (1, 2)
 # Their decoders turn YCbCr into RGB: JPEG, JPEG 2000, WebP, JPEG XR and XL
 _COLOR_CODECS = (6, 7, 33003, 33004, 33005, 34712, 34892, 34933, 34934, 50001, 50002, 52546)
 _SUBSAMPLING, _MAX_SAMPLE = 530, 281
+_DEEP = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,8 @@ class TiffSamples:
     """Sample type after conversion."""
     bits: int
     """Bits of a sample that are used."""
+    is_depth_stated: bool
+    """Whether the tag of the largest value states them."""
     is_inverted: bool
     """Whether 0 is white."""
     alpha: int | None
@@ -58,10 +61,12 @@ class TiffSamples:
         n_colors = 3 if space == "CMYK" or palette is not None else n_stored - (alpha is not None)
         in_color = (_PHOTOMETRIC.RGB, _PHOTOMETRIC.YCBCR)
         is_color = page.photometric in in_color or palette is not None or bool(space)
+        bits, is_stated = _bits(page, dtype)
         return cls(
             n_stored=n_stored,
             dtype=np.dtype(np.uint8) if is_byte else dtype.newbyteorder("="),
-            bits=8 if is_byte else _bits(page, dtype),
+            bits=8 if is_byte else bits,
+            is_depth_stated=is_stated,
             is_inverted=page.photometric == _PHOTOMETRIC.MINISWHITE and dtype.kind in "ub",
             alpha=alpha,
             palette=palette,
@@ -92,21 +97,25 @@ class TiffSamples:
         return stored
 
     def meaning(self, significant_bits: int | None) -> Samples | None:
-        """Tell what channels mean: the bits that OME-XML states, else those of a color image."""
-        if self.dtype.kind != "u" or not (significant_bits or self.is_color):
+        """Return what channels mean: by the bits that OME-XML states, else those of a color image.
+
+        16 bits that nothing states may be 12 of a camera.
+        """
+        is_known = self.is_color and (self.bits < _DEEP or self.is_depth_stated)
+        if self.dtype.kind != "u" or not (significant_bits or is_known):
             return None
         return full_range(self.dtype, self.n_channels, bits=significant_bits or self.bits)
 
 
-def _bits(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> int:
-    """Return the bits in use: of a file that says so, fewer than are stored."""
+def _bits(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> tuple[int, bool]:
+    """Return the bits in use, and whether the tag of the largest value states them."""
     stored = 8 * dtype.itemsize
     most = page.tags.valueof(_MAX_SAMPLE)
     largest: object = max(most) if isinstance(most, tuple) and most else most
-    for bits in range(1, stored):
+    for bits in range(1, stored + 1):
         if dtype.kind == "u" and largest == 2**bits - 1:
-            return bits
-    return min(int(page.bitspersample) or stored, stored)
+            return bits, True
+    return min(int(page.bitspersample) or stored, stored), False
 
 
 def _palette(page: tifffile.TiffPage) -> NDArray[np.uint8] | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from atlas_wsi.errors import DatasetError
 from atlas_wsi.grid import Box
 from atlas_wsi.slides.open import open_slide
+from atlas_wsi.slides.tile_reader import OBSERVED
 from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.training.cards import digest_of
 from atlas_wsi.training.data.labeled import LabeledTiles
@@ -40,8 +41,8 @@ class LabeledRegions:
     """GeoJSON, a vector file or a label raster."""
     group: str
     """Slides of one group are kept in one part of a split."""
-    mpp: float | None = None
-    """Micrometers per pixel of the slide, if its file does not state them."""
+    opening: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `open_slide`: what the file does not state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class RegionTable:
         images: list[NDArray[np.uint8]] = []
         tiles: list[tuple[str, str, str]] = []  # class, group, name
         for done, row in enumerate(self.rows, start=1):
-            with open_slide(row.slide, row.mpp) as slide:
+            with open_slide(row.slide, **row.opening) as slide:
                 image = open_working_image(slide, mpp=mpp)
                 areas = self.areas(row, slide)
                 for name, polygons in sorted(areas.items()):
@@ -77,7 +78,10 @@ class RegionTable:
                     for top, left in rng.permutation(corners)[: self.max_tiles]:
                         side = self.tile_px
                         box = Box(row=int(top), col=int(left), rows=side, cols=side)
-                        images.append(image.read(box))
+                        pixels, state = image.read_masked(box)
+                        if state is not None and (state != OBSERVED).any():
+                            continue
+                        images.append(pixels)
                         tiles.append((name, row.group, f"{slide.name}:{top}:{left}"))
             if progress is not None:
                 progress("cut regions", done, len(self.rows))
@@ -119,6 +123,9 @@ def read_regions(
     path: str | os.PathLike[str],
     *,
     mpp: float | None = None,
+    scale: tuple[float, float] | None = None,
+    image: int | None = None,
+    allow_truncated: bool = False,
     tile_px: int = 128,
     column: str | None = None,
     classes: str | os.PathLike[str] | None = None,
@@ -132,6 +139,12 @@ def read_regions(
         optionally group, such as the patient, and mpp or gsd. Paths are relative to its folder.
     mpp
         Micrometers per pixel of slides whose file and row do not state them.
+    scale
+        As for `open_slide`, for all slides.
+    image
+        As for `open_slide`, for all slides.
+    allow_truncated
+        As for `open_slide`, for all slides.
     tile_px
         Side of the tiles that are cut out for training, at the resolution that the model sees.
     column
@@ -152,13 +165,14 @@ def read_regions(
     """
     path = Path(path)
     names = read_names(Path(classes)) if classes is not None else None
+    opening = {"scale": scale, "image": image, "allow_truncated": allow_truncated}
     return RegionTable(
         rows=tuple(
             LabeledRegions(
                 slide=find_file(path, row["slide"]),
                 regions=Path(find_file(path, row["regions"])),
                 group=row.get("group") or row["slide"],
-                mpp=pixel_size_in(row, path, number) or mpp,
+                opening={**opening, "mpp": pixel_size_in(row, path, number) or mpp},
             )
             for number, row in enumerate(read_rows(path, ("slide", "regions")), start=2)
         ),

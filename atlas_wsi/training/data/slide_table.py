@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -54,8 +54,8 @@ class LabeledSlide:
     """Slides of one group are kept in one part of a split."""
     part: Part | None
     """Part of the split that the table states; None if it has no such column."""
-    mpp: float | None = None
-    """Micrometers per pixel of the slide, if its file does not state them."""
+    opening: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `open_slide`: what the file does not state."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,7 +132,7 @@ class SlideTable:
         images: list[NDArray[np.uint8]] = []
         order = rng.permutation(len(self))[:_MAX_WINDOWS]
         for i in order:
-            with open_slide(self.rows[i].slide, self.rows[i].mpp) as slide:
+            with open_slide(self.rows[i].slide, **self.rows[i].opening) as slide:
                 image = open_working_image(slide, mpp=self.mpp)
                 mpp = slide.require_mpp()
                 grid = plan_windows(slide.shape, mpp, self.masks[i], mpp=image.mpp)
@@ -163,7 +163,7 @@ class SlideTable:
             )
         masks = []
         for done, row in enumerate(self.rows, start=1):
-            with open_slide(row.slide, row.mpp) as slide:
+            with open_slide(row.slide, **row.opening) as slide:
                 slide.require_mpp()
                 masks.append(tissue_mask(slide))
             if not masks[-1].mask.any():
@@ -179,6 +179,9 @@ def read_slide_table(
     path: str | os.PathLike[str],
     *,
     mpp: float | None = None,
+    scale: tuple[float, float] | None = None,
+    image: int | None = None,
+    allow_truncated: bool = False,
     windows: int = 16,
     batch: int = 4,
     memory: int | str = "4GB",
@@ -192,6 +195,12 @@ def read_slide_table(
         validation or test) and mpp or gsd. Paths are relative to its folder.
     mpp
         Micrometers per pixel of slides whose file and row do not state them.
+    scale
+        As for `open_slide`, for all slides.
+    image
+        As for `open_slide`, for all slides.
+    allow_truncated
+        As for `open_slide`, for all slides.
     windows
         Fine windows per slide that a training step learns from.
     batch
@@ -210,6 +219,7 @@ def read_slide_table(
         If the table cannot be read, lists a slide twice, or has a group in two parts of the split.
     """
     path = Path(path)
+    opening = {"scale": scale, "image": image, "allow_truncated": allow_truncated}
     rows: list[LabeledSlide] = []
     for number, row in enumerate(read_rows(path, ("slide", "label")), start=2):
         part = row.get("split", "").lower()
@@ -223,7 +233,7 @@ def read_slide_table(
                 label=row["label"],
                 group=row.get("group") or row["slide"],
                 part=_PARTS.get(part),
-                mpp=pixel_size_in(row, path, number) or mpp,
+                opening={**opening, "mpp": pixel_size_in(row, path, number) or mpp},
             )
         )
     names = [row.slide for row in rows]

@@ -26,10 +26,12 @@ _UNSTOPPABLE = ("open", "find tissue")
 class PredictJob:
     """A prediction that runs in a thread."""
 
-    def __init__(self, slide: Slide, *, mpp: float | None, is_whole: bool, **options: Any) -> None:
-        """Take the slide of a layer; `mpp` overrides its file; others as `predict_to_folder`."""
+    def __init__(
+        self, slide: Slide, *, opening: dict[str, Any], is_whole: bool, **options: Any
+    ) -> None:
+        """Take the slide of a layer; `opening`: what its file does not state, as `open_slide`."""
         self.slide = slide
-        self._mpp, self._is_whole, self._options = mpp, is_whole, options
+        self._opening, self._is_whole, self._options = opening, is_whole, options
         self.error: BaseException | None = None
         self.result: Heatmap | None = None
         self.partial: Heatmap | None = None
@@ -89,7 +91,13 @@ class PredictJob:
         from atlas_wsi import predict_to_folder  # imports torch, which takes seconds
 
         # a slide that is opened here stays open as long as the result, whose context reads it
-        slide = open_slide(self.slide.path, mpp=self._mpp) if self._mpp else self.slide
+        slide = self.slide
+        if self._opening:
+            read_as: dict[str, Any] = {
+                "image": slide.image,
+                "allow_truncated": slide.allow_truncated,
+            }
+            slide = open_slide(slide.path, **read_as, **self._opening)
         slide.require_mpp()
         self._report("find tissue", 0, 1)
         return predict_to_folder(

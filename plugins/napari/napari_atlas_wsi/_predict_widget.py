@@ -16,6 +16,7 @@ from qtpy.QtWidgets import (
     QFormLayout,
     QHBoxLayout,
     QLabel,
+    QLineEdit,
     QProgressBar,
     QPushButton,
     QVBoxLayout,
@@ -59,6 +60,8 @@ class PredictWidget(QWidget):
         self.card = QLabel()
         self.card.setWordWrap(True)
         self.mpp = _number(0.0, 1e9, 0.05, decimals=4, special="as the file says")
+        self.scale = QLineEdit()
+        self.scale.setPlaceholderText("as the file says; else 0,3000")
         self.scope_box = QComboBox()
         self.scope_box.addItems(SCOPES)
         self.shapes_box = QComboBox()
@@ -104,6 +107,7 @@ class PredictWidget(QWidget):
         form.addRow("Model", self.model_box)
         form.addRow("", self.card)
         form.addRow("Resolution (um/px)", self.mpp)
+        form.addRow("Black, white", self.scale)
         form.addRow("Where", self.scope_box)
         self._shapes_label = QLabel("Drawn in")
         form.addRow(self._shapes_label, self.shapes_box)
@@ -236,13 +240,25 @@ class PredictWidget(QWidget):
                 )
         return PredictJob(
             slide,
-            mpp=self.mpp.value() or None,
+            opening=self._opening(),
             is_whole=scope == "whole slide",
             model=self.model,
             roi=areas,
             device=self.device.currentText(),
             memory=f"{self.memory.value()}GB",  # fixed: a resumed job divides the slide as before
         )
+
+    def _opening(self) -> dict[str, Any]:
+        opening: dict[str, Any] = {"mpp": self.mpp.value()} if self.mpp.value() else {}
+        if self.scale.text().strip():
+            try:
+                low, high = map(float, self.scale.text().split(","))
+            except ValueError as error:
+                raise AtlasError(
+                    f"Black, white is '{self.scale.text()}'; expected two numbers such as 0,3000."
+                ) from error
+            opening["scale"] = low, high
+        return opening
 
     def _frame(self, slide: Slide) -> Any:
         return next(

@@ -11,7 +11,7 @@ import tifffile
 from typer.testing import CliRunner
 
 from atlas_wsi.cli.app import app
-from atlas_wsi.errors import DatasetError
+from atlas_wsi.errors import DatasetError, MissingScaleError
 from atlas_wsi.models.registry import load_model
 from atlas_wsi.training.data.region_table import read_regions
 
@@ -113,3 +113,50 @@ def test_a_table_without_a_column_is_refused(tmp_path):
     path.write_text("slide\na.tif\n")
     with pytest.raises(DatasetError, match="lacks the column regions"):
         read_regions(path)
+
+
+def test_samples_of_16_bit_are_read_as_predict_reads_them(table):
+    eight = read_regions(table, tile_px=64).prepared(mpp=1.0)
+    for path in table.parent.glob("?.tif"):
+        pixels = tifffile.imread(path).astype(np.uint16) * 10 + 500
+        tifffile.imwrite(
+            path,
+            pixels,
+            photometric="rgb",
+            tile=(256, 256),
+            resolution=(10000, 10000),
+            resolutionunit="CENTIMETER",
+        )
+    with pytest.raises(MissingScaleError, match="--scale"):
+        read_regions(table, tile_px=64).prepared(mpp=1.0)
+    sixteen = read_regions(table, tile_px=64, scale=(500, 3050)).prepared(mpp=1.0)
+    np.testing.assert_array_equal(sixteen.images, eight.images)
+
+
+def test_tiles_that_cannot_be_read_are_not_learned(table):
+    whole = read_regions(table, tile_px=64).prepared(mpp=1.0)
+    path = table.parent / "0.tif"
+    pixels = tifffile.imread(path)
+    tifffile.imwrite(
+        path,
+        pixels,
+        photometric="rgb",
+        tile=(256, 256),
+        compression="jpeg",
+        resolution=(10000, 10000),
+        resolutionunit="CENTIMETER",
+    )
+    with tifffile.TiffFile(path) as file:
+        start, size = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
+    damaged = bytearray(path.read_bytes())
+    damaged[start : start + size] = bytes(size)
+    path.write_bytes(damaged)
+    left = read_regions(table, tile_px=64).prepared(mpp=1.0)
+    gone = {"patient-0": "Tumor"}
+    for group in set(whole.groups):
+        for label, name in enumerate(whole.classes):
+            before, after = (
+                sum(g == group and k == label for g, k in zip(d.groups, d.labels, strict=True))
+                for d in (whole, left)
+            )
+            assert after == (0 if gone.get(group) == name else before)
