@@ -153,6 +153,17 @@ def test_an_array_too_large_to_be_a_heatmap_is_not_read(path: Path) -> None:
         read_omezarr(path)
 
 
+@pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
+def test_copies_of_metadata_do_not_replace_those_that_are_checked(path: Path) -> None:
+    zarr.consolidate_metadata(str(path))
+
+    def change(meta) -> None:
+        meta["consolidated_metadata"]["metadata"]["0"]["codecs"] = [{"name": "vlen-bytes"}]
+
+    edit(path / "zarr.json", change)
+    assert read_omezarr(path).probabilities.shape[1:] == (517, 601)
+
+
 def test_a_zarr_of_somebody_else_is_not_a_result(tmp_path: Path) -> None:
     zarr.create_group(str(tmp_path / "other.zarr"), zarr_format=3)
     with pytest.raises(CorruptResultError, match=r"attributes\.atlas"):
