@@ -36,15 +36,25 @@ _MAX_SIDE_PX = 2**23
 
 def check_directories(path: Path, *, allow_truncated: bool = False) -> None:
     """Refuse impossible sizes before a reader allocates memory for them, and files cut short."""
-    with contextlib.suppress(*TIFF_ERRORS), tifffile.TiffFile(path, _multifile=False) as tif:
+    try:
+        tif = tifffile.TiffFile(path, _multifile=False)
+    except TIFF_ERRORS:
+        return  # its reader says better what is wrong
+    with tif:
         directory_beyond(tif)
         size = path.stat().st_size
+        most = math.inf if allow_truncated else size
         blocks = lost = end = 0
         for n in range(len(tif.pages)):
-            with contextlib.suppress(*DAMAGED):  # the next may be worse
-                ends = _check_directory(
-                    path, tif.pages[n], n, math.inf if allow_truncated else size
-                )
+            try:
+                page = tif.pages[n]
+                directories = [page, *(page.pages or ())]  # with the levels below it
+            except DAMAGED:
+                continue  # the next may be worse
+            if any(below.subifds for below in directories[1:]):
+                raise UnreadableSlideError(f"{path} has levels within levels (directory {n}).")
+            for directory in directories:
+                ends = _check_directory(path, directory, n, most)
                 blocks, lost = blocks + len(ends), lost + int((ends > size).sum())
                 end = max(end, int(ends.max(initial=0)))
         if lost and not allow_truncated:

@@ -386,6 +386,42 @@ def test_pixels_without_samples_are_refused(tmp_path):
         open_slide(path)
 
 
+def _pyramid(path):
+    """Write a page with two levels below it; return the bytes and the tags of all three."""
+    options = {"photometric": "rgb", "tile": (32, 32)}
+    with tifffile.TiffWriter(path) as file:
+        file.write(SQUARE, subifds=2, **options)
+        file.write(SQUARE[::2, ::2], subfiletype=1, **options)
+        file.write(SQUARE[::4, ::4], subfiletype=1, **options)
+    with tifffile.TiffFile(path) as tif:
+        page = tif.pages.first
+        return bytearray(path.read_bytes()), [part.tags for part in (page, *page.pages)]
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("no_tile", [False, True])
+def test_a_level_with_a_negative_side_is_refused(tmp_path, level, no_tile):
+    """The search for series never ended, if a tag without values had ended the check."""
+    data, tags = _pyramid(tmp_path / "a.tif")
+    struct.pack_into("<HIi", data, tags[level][257].offset + 2, 6, 1, 0x80)  # -128
+    if no_tile:
+        struct.pack_into("<I", data, tags[level][323].offset + 4, 0)
+    (tmp_path / "a.tif").write_bytes(data)
+
+    with pytest.raises(UnreadableSlideError, match="makes no sense"):
+        open_slide(tmp_path / "a.tif")
+
+
+def test_levels_within_levels_are_refused(tmp_path):
+    data, tags = _pyramid(tmp_path / "a.tif")
+    below = tags[1][305].offset  # the program becomes the offset of a level
+    struct.pack_into("<HHII", data, below, 330, 4, 1, 8)
+    (tmp_path / "a.tif").write_bytes(data)
+
+    with pytest.raises(UnreadableSlideError, match="within levels"):
+        open_slide(tmp_path / "a.tif")
+
+
 def test_a_directory_without_sense_hides_no_other(tmp_path):
     """What could not be computed with ended the check of all directories."""
     path = tmp_path / "a.tif"
