@@ -24,6 +24,7 @@ _DEFAULT_GLASS = 243.0
 _MIN_TISSUE_UM2, _MAX_HOLE_UM2 = 5_000.0, 5_000.0
 _INK_WIDTH_UM = 100.0
 _JOIN_UM, _MAX_FAT_UM2 = 20.0, 40_000.0
+_BORDER_UM = 40.0
 _COUNTED_PIXELS = 1_000_000
 _SMOOTH, _REACH = 0.7, 3  # of the Gaussian, in pixels; beyond four sigmas it is cut
 _STRIP_ROWS = 256
@@ -44,12 +45,13 @@ def segment_tissue(
         lit = _close(_find_lit(picture, valid, cell_um), cell_um)
         return _clean(lit, valid, cell_um), "fluorescence"
     rgb = picture[:3] if len(picture) >= 3 else picture[:1].repeat(3, axis=0)
-    tissue, ink = _find_stained(rgb, valid, cell_um)
+    tissue, ink, absorbed = _find_stained(rgb, valid, cell_um)
     del picture, rgb
     tissue = _close(tissue, cell_um)
     if keep_fat:
         tissue = _fill_holes(tissue, _MAX_FAT_UM2, cell_um)
-    return _clean(tissue, valid & ~ink, cell_um), "brightfield"
+    tissue = _clean(tissue, valid & ~ink, cell_um)
+    return _trim(tissue, absorbed, valid, cell_um), "brightfield"
 
 
 # Below, pictures are (channels, rows, cols): reducing over channels is then quick.
@@ -105,12 +107,13 @@ def _find_lit(picture: Source, valid: Mask, cell_um: float) -> Mask:
     return found
 
 
-def _find_stained(rgb: Source, valid: Mask, cell_um: float) -> tuple[Mask, Mask]:
-    """Tell what is stained (absorbs one color more than another), and what is ink."""
+def _find_stained(rgb: Source, valid: Mask, cell_um: float) -> tuple[Mask, Mask, NDArray[np.uint8]]:
+    """Tell what is stained (absorbs one color more than another), ink, and the light absorbed."""
     from skimage.filters import threshold_otsu
 
     glass = _glass_color(rgb, valid)
     stain = np.empty(valid.shape, np.float32)
+    absorbed = np.empty(valid.shape, np.uint8)
     is_dense, is_inked, is_faded = np.empty((3, *valid.shape), bool)
     for row in range(0, len(valid), _STRIP_ROWS):  # what is between takes many times the picture
         rows = slice(row, row + _STRIP_ROWS)
@@ -125,16 +128,17 @@ def _find_stained(rgb: Source, valid: Mask, cell_um: float) -> tuple[Mask, Mask]
         # Glass and dust may be greenish, which no common stain is: green as the palest is no color.
         stain[rows] = density.max(axis=0) - np.minimum(density[0], density[2])
         is_dense[rows] = density.min(axis=0) > _NEUTRAL_DENSITY
+        absorbed[rows] = 255 * (1 - np.exp(-density.max(axis=0)))
     ink = _find_ink(is_inked, is_faded, cell_um)
     judged = stain[valid & ~ink]
     if judged.size == 0:
-        return np.zeros(valid.shape, bool), ink
+        return np.zeros(valid.shape, bool), ink, absorbed
     judged = judged[:: max(1, judged.size // _COUNTED_PIXELS)]
     threshold = _STAIN_FLOOR  # bounds keep a picture that is all tissue whole, and all glass empty
     if judged.max() > judged.min():
         split = threshold_otsu(judged)  # type: ignore[no-untyped-call]
         threshold = float(np.clip(split, _STAIN_FLOOR, _STAIN_CEILING))
-    return ((stain > threshold) | is_dense) & ~ink & valid, ink
+    return ((stain > threshold) | is_dense) & ~ink & valid, ink, absorbed
 
 
 def _density(rgb: Source, glass: Picture) -> Picture:
@@ -222,6 +226,20 @@ def _clean(mask: Mask, allowed: Mask, cell_um: float) -> Mask:
     smallest = min(_cells(_MIN_TISSUE_UM2, cell_um), int(0.02 * mask.size))
     mask = _keep_large(mask, smallest, diagonal=True)
     return _fill_holes(mask, _MAX_HOLE_UM2, cell_um) & allowed
+
+
+def _trim(mask: Mask, absorbed: NDArray[np.uint8], valid: Mask, cell_um: float) -> Mask:
+    """Take off border cells that tissue covers by less than half: half absorb half the light."""
+    from scipy.ndimage import binary_erosion, uniform_filter
+
+    around = np.ones((3, 3), bool)
+    inside = binary_erosion(mask, around, iterations=2, border_value=1)
+    size = 2 * max(3, round(_BORDER_UM / cell_um)) + 1
+    least = uniform_filter(absorbed * inside, size, output=np.float32) / 2
+    is_full = absorbed * uniform_filter(inside, size, output=np.float32) >= least
+    for _ in range(2):
+        mask = mask & (is_full | binary_erosion(mask | ~valid, around, border_value=1))
+    return mask
 
 
 def _keep_large(mask: Mask, max_cells: int, *, diagonal: bool = False) -> Mask:

@@ -487,31 +487,32 @@ def test_lists_in_utf_16_and_with_variables_are_read(tmp_path, monkeypatch):
 # Areas -------------------------------------------------------------------------------------
 
 
-def test_areas_of_thin_cores_do_not_depend_on_the_cell(tmp_path):
-    path = tmp_path / "cores.tif"
-    image = np.full((1400, 2600, 3), (243, 242, 244), np.uint8)
-    for row in range(120, 1300, 233):
-        image[row : row + 160, 100:2500] = (205, 120, 175)
+def thin_cores():
+    tissue = np.zeros((1400, 2600), bool)
+    for row in range(123, 1300, 360):
+        tissue[row : row + 160, 107:2500] = True  # 80 um thick
+    return tissue
+
+
+def a_round_piece():
+    y, x = np.mgrid[:1400, :1400]
+    return np.hypot(y - 705, x - 694) < 400
+
+
+@pytest.mark.parametrize("shape", [thin_cores, a_round_piece])
+@pytest.mark.parametrize("has_roi", [False, True], ids=["whole", "roi"])
+def test_areas_are_those_drawn_whatever_the_cell(tmp_path, shape, has_roi):
+    path, roi = tmp_path / "slide.tif", tmp_path / "roi.geojson"
+    tissue = shape()
+    image = np.full((*tissue.shape, 3), (243, 242, 244), np.uint8)
+    image[tissue] = (205, 120, 175)
     tifffile.imwrite(path, image, tile=(256, 256), photometric="rgb", **UM)
-    with atlas_wsi.open_slide(path) as slide:
-        mask = atlas_wsi.tissue_mask(slide)
-        tissue = mask.fraction * slide.shape[0] * slide.shape[1] * 0.25e-6
+    if has_roi:
+        square = [[470, 590], [960, 590], [960, 1080], [470, 1080], [470, 590]]
+        roi.write_text(json.dumps({"type": "Polygon", "coordinates": [square]}))
+        tissue = tissue[590:1080, 470:960]
+    drawn = tissue.sum() * 0.25e-6
     for cell in (16, 32, 64):
-        out = tmp_path / str(cell)
-        assert predict(path, "-o", out, "--cell-px", cell).exit_code == 0
-        assert sum(atlas_wsi.open_result(out).areas().values()) == pytest.approx(tissue, rel=0.05)
-
-
-def test_the_area_of_a_small_region_is_its_own(tmp_path):
-    path, roi = tmp_path / "slide.svs", tmp_path / "roi.geojson"
-    make_svs(path, shape=(1024, 1024), mpp=0.5, tissue=1.0)
-    square = [[300, 300], [790, 300], [790, 790], [300, 790], [300, 300]]
-    geometry = {"type": "Polygon", "coordinates": [square]}
-    roi.write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": {}}))
-    with atlas_wsi.open_slide(path) as slide:
-        found = atlas_wsi.predict_to_folder(
-            slide, None, model="atlas_test", precision="float32", roi=roi
-        ).heatmap
-        tissue = found.tissue.fraction * slide.shape[0] * slide.shape[1] * 0.25e-6
-    assert tissue <= (490 * 0.5e-3) ** 2 * 1.02
-    assert sum(found.areas().values()) == pytest.approx(tissue, rel=0.05)
+        out, inside = tmp_path / str(cell), ["--roi", roi] if has_roi else []
+        assert predict(path, "-o", out, "--cell-px", cell, *inside).exit_code == 0
+        assert sum(atlas_wsi.open_result(out).areas().values()) == pytest.approx(drawn, rel=0.05)
