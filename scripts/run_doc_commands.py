@@ -224,7 +224,8 @@ def _wait(child: int, deadline: float) -> int | None:
 
 def _preload() -> None:
     """Import, once for all commands, what they import."""
-    for name in ("torch", "timm", "matplotlib.pyplot", "rasterio", "skimage", *_own_modules()):
+    late = ("matplotlib.backends.backend_agg", "pandas", "scipy.optimize", "skimage.morphology")
+    for name in ("matplotlib.pyplot", "shapely", "timm", *late, *_own_modules()):
         importlib.import_module(name)
 
 
