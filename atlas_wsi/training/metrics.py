@@ -1,6 +1,6 @@
 """Figures of predictions: accuracy, intervals, calibration, and what color alone would give."""
 
-# N samples, K classes, Y rows, X columns of cells
+# N samples, D draws of them, K classes, Y rows, X columns of cells
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ MIN_CALIBRATION = 10
 """Tiles or slides below which a temperature is not fitted."""
 N_BINS = 15
 _BOOTSTRAPS = 1000
+_MAX_WEIGHTS = 2**20  # of samples, in draws that are measured at once
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 
 
@@ -122,28 +123,30 @@ def class_scores(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compute figures per class and over all, with a bootstrap that draws whole `groups`."""
-
-    def figures(at: NDArray[np.int64]) -> NDArray[np.float64]:
-        return _figures(labels[at], probabilities[at])
-
     names = ("accuracy", "balanced_accuracy", "f1", "auroc", "auprc")
-    value = figures(np.arange(len(labels)))
+    one = np.ones((1, len(labels)))
     rng = np.random.default_rng(seed)
-    members = _members(groups if groups is not None else np.arange(len(labels)))
-    draws = np.stack(
-        [
-            figures(
-                np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
-            )
-            for _ in range(_BOOTSTRAPS)
-        ]
-    )
-    low, high = np.nanpercentile(draws, (2.5, 97.5), axis=0)
+    group_N = np.unique(one[0].cumsum() if groups is None else groups, return_inverse=True)[1]
+    n_groups = int(group_N.max()) + 1
+    at_once, draws = max(1, _MAX_WEIGHTS // len(labels)), []
+    for first in range(0, _BOOTSTRAPS, at_once):
+        n = min(at_once, _BOOTSTRAPS - first)
+        drawn = rng.integers(n_groups, size=(n, n_groups)) + n_groups * np.arange(n)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=n * n_groups).reshape(n, n_groups)
+        draws.append(_figures(labels, probabilities, times[:, group_N].astype(float)))
+    low, high = np.nanpercentile(np.concatenate(draws), (2.5, 97.5), axis=0)
+    value = _figures(labels, probabilities, one)[0]
     found: dict[str, Any] = {
         name: Interval(value=float(v), low=float(a), high=float(b))
         for name, v, a, b in zip(names, value, low, high, strict=True)
     }
-    return found | {"per_class": _per_class(labels, probabilities)}
+    per_class = _per_class(labels, probabilities, one)
+    return found | {
+        "per_class": {
+            k: {name: float(of[0, k]) for name, of in per_class.items() if not np.isnan(of[0, k])}
+            for k in np.unique(labels).tolist()
+        }
+    }
 
 
 def reliability(
@@ -163,51 +166,52 @@ def reliability(
 
 
 def _per_class(
-    labels: NDArray[np.int64], probabilities: NDArray[np.float32]
-) -> dict[int, dict[str, float]]:
-    """Compute the figures of each class that occurs, by sorting once a class."""
+    labels: NDArray[np.int64], probabilities: NDArray[np.float32], weights_DN: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """Compute figures `(D, K)`; NaN where a draw lacks the class, or all others."""
     predicted = probabilities.argmax(axis=1)
-    found: dict[int, dict[str, float]] = {}
-    for k in np.unique(labels).tolist():
+    shape = (len(weights_DN), probabilities.shape[1])
+    found = {name: np.full(shape, np.nan) for name in ("recall", "f1", "auroc", "auprc")}
+    for k in np.unique(labels):
         truth, said = labels == k, predicted == k
-        hits = int((truth & said).sum())
-        scores = {
-            "recall": float(hits / truth.sum()),
-            "f1": float(2 * hits / (truth.sum() + said.sum())),
-        }
-        if not truth.all():
-            scores["auroc"], scores["auprc"] = _areas(truth, probabilities[:, k])
-        found[k] = scores
+        hits, positives, found_positives = (weights_DN @ x for x in (truth & said, truth, said))
+        some = np.where(positives > 0, positives, np.nan)
+        found["recall"][:, k] = hits / some
+        found["f1"][:, k] = 2 * hits / (some + found_positives)
+        areas = _areas(truth, probabilities[:, k], weights_DN)
+        found["auroc"][:, k], found["auprc"][:, k] = areas
     return found
 
 
-def _figures(y: NDArray[np.int64], p: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Accuracy, balanced accuracy, F1, AUROC and AUPRC."""
-    scores = _per_class(y, p).values()
-    means = [
-        np.mean([score[name] for score in scores if name in score] or [np.nan])
-        for name in ("recall", "f1", "auroc", "auprc")
-    ]
-    return np.array([(p.argmax(axis=1) == y).mean(), *means])
+def _figures(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float32], weights_DN: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Accuracy, balanced accuracy, F1, AUROC and AUPRC, `(D, 5)`."""
+    right = probabilities.argmax(axis=1) == labels
+    columns = [weights_DN @ right / weights_DN.sum(axis=1)]
+    for of in _per_class(labels, probabilities, weights_DN).values():
+        known = np.isfinite(of).sum(axis=1)
+        columns.append(np.nansum(of, axis=1) / np.where(known > 0, known, np.nan))
+    return np.stack(columns, axis=1)
 
 
-def _areas(truth: NDArray[np.bool_], score: NDArray[np.float32]) -> tuple[float, float]:
+def _areas(
+    truth: NDArray[np.bool_], score: NDArray[np.float32], weights_DN: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Areas under the ROC and the precision-recall curve; ties count as one threshold."""
     order = np.argsort(-score, kind="stable")
-    hits = np.cumsum(truth[order])
-    misses = np.cumsum(~truth[order])
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
-    hits, misses = hits[last], misses[last]
-    recall, fall_out = hits / hits[-1], misses / misses[-1]
-    precision = hits / (hits + misses)
-    area = float(np.trapezoid(np.append(0, recall), np.append(0, fall_out)))
-    return area, float((np.diff(np.append(0, recall)) * precision).sum())
-
-
-def _members(groups: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    order = np.argsort(groups, kind="stable")
-    _, first = np.unique(groups[order], return_index=True)
-    return np.split(order, first[1:])
+    sorted_DN = weights_DN[:, order]
+    hits = np.cumsum(sorted_DN * truth[order], axis=1)[:, last]
+    misses = np.cumsum(sorted_DN * ~truth[order], axis=1)[:, last]
+    recall, fall_out = (
+        np.pad(x / np.where(x[:, -1:] > 0, x[:, -1:], np.nan), ((0, 0), (1, 0)))
+        for x in (hits, misses)
+    )
+    precision = hits / np.maximum(hits + misses, 1)
+    area = np.asarray(np.trapezoid(recall, fall_out, axis=1))
+    average = (np.diff(recall, axis=1) * precision).sum(axis=1)
+    return area, np.where(misses[:, -1] > 0, average, np.nan)
 
 
 def fit_temperature(
