@@ -25,8 +25,13 @@ def tissue(
     allow_truncated: options.AllowTruncated = False,
     tissue: options.Tissue = None,
     mask_mpp: Annotated[
-        float, typer.Option(metavar="UM", help="Micrometers per pixel of the mask.", min=0.1)
-    ] = 8.0,
+        float | None,
+        typer.Option(
+            metavar="UM",
+            help="Micrometers per pixel of the mask. Default: 8, of small slides down to 2.",
+            min=0.1,
+        ),
+    ] = None,
     keep_fat: options.KeepFat = False,
     as_json: options.AsJson = False,
 ) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from atlas_wsi.slides.slide import Slide
 
 MAX_CELLS = 4096
+_FINE_CELLS = 1024
 MIN_CELL_TISSUE = 0.2
 """Least fraction of tissue of a cell that is shown; cells with less are left empty."""
 _ROI_CELLS = 64
@@ -199,7 +200,7 @@ def _polygon(area: NDArray[Any] | shapely.Polygon) -> shapely.Polygon:
     return shapely.Polygon(corners[:, ::-1])
 
 
-def tissue_mask(slide: Slide, *, mpp: float = 8.0, keep_fat: bool = False) -> TissueMask:
+def tissue_mask(slide: Slide, *, mpp: float | None = None, keep_fat: bool = False) -> TissueMask:
     """Find the tissue of a slide, or the observed ground of a scene.
 
     Parameters
@@ -208,7 +209,8 @@ def tissue_mask(slide: Slide, *, mpp: float = 8.0, keep_fat: bool = False) -> Ti
         The slide; its resolution must be known.
     mpp
         Approximate micrometers per cell of the mask; coarser if the slide's pixels are, or if the mask would be
-        longer than 4096 cells. Georeferenced scenes: as fine as that length allows.
+        longer than 4096 cells. By default 8, of slides below 8 mm as fine as 1024 cells allow, down to 2: the
+        borders of small pieces count. Georeferenced scenes: as fine as 4096 cells allow.
     keep_fat
         Whether the empty-looking inside of fat cells counts as tissue.
 
@@ -219,6 +221,9 @@ def tissue_mask(slide: Slide, *, mpp: float = 8.0, keep_fat: bool = False) -> Ti
     """
     slide_mpp = slide.require_mpp()
     finest = max(m * max(1.0, n / MAX_CELLS) for m, n in zip(slide_mpp, slide.shape, strict=True))
+    if mpp is None:
+        length = max(m * n for m, n in zip(slide_mpp, slide.shape, strict=True))
+        mpp = min(8.0, max(2.0, length / _FINE_CELLS))
     cell_um = finest if slide.is_georeferenced else max(mpp, finest)
     # As many cells as fit the slide exactly, so that none reaches over its border.
     rows, cols = (

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from atlas_wsi.tissue.mask import TissueMask
 
+_MIN_TISSUE, _MAX_LOST = 0.05, 0.01
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WindowGrid:
@@ -44,16 +46,20 @@ def plan_windows(
     *,
     mpp: float | tuple[float, float],
     window_px: int = 256,
-    min_tissue: float = 0.05,
+    min_tissue: float | None = None,
 ) -> WindowGrid:
-    """Lay windows over a slide and pick those with enough tissue; resolutions are `(y, x)`."""
+    """Lay windows over a slide and pick those with enough tissue; resolutions are `(y, x)`.
+
+    `min_tissue`: least part of a window, 0 to 1. By default 5%, but windows with less are left out
+    only as long as 1% of the tissue is lost with them: thin pieces lie in many.
+    """
     mpp_yx = (mpp, mpp) if isinstance(mpp, int | float) else mpp
     if min(*slide_shape, *slide_mpp, *mpp_yx, window_px) <= 0:
         raise ValueError(
             "Sizes and resolutions must be positive: "
             f"slide_shape={slide_shape}, slide_mpp={slide_mpp}, mpp={mpp}, window_px={window_px}."
         )
-    if not 0 <= min_tissue <= 1:
+    if min_tissue is not None and not 0 <= min_tissue <= 1:
         raise ValueError(f"min_tissue={min_tissue} is not between 0 and 1.")
     zoom = (slide_mpp[0] / mpp_yx[0], slide_mpp[1] / mpp_yx[1])
     rows, cols = (max(1, math.ceil(n * z - 1e-6)) for n, z in zip(slide_shape, zoom, strict=True))
@@ -68,10 +74,17 @@ def plan_windows(
             np.clip(size / step - np.arange(n), 1e-9, 1)
             for size, step, n in zip(slide_shape, grid.step_px, grid.shape, strict=True)
         )
-        share = mask.coverage(grid) / np.outer(*on_slide)
+        covered = mask.coverage(grid)
+        share = covered / np.outer(*on_slide)
         active = share > 0
         if not mask.is_drawn:
-            active &= share >= min_tissue - 1e-6
+            enough = share >= (_MIN_TISSUE if min_tissue is None else min_tissue) - 1e-6
+            if min_tissue is None:
+                little = np.where(enough, 0, covered)
+                order = np.argsort(little, axis=None)
+                lost = np.cumsum(little.flat[order])
+                enough.flat[order[lost > _MAX_LOST * covered.sum()]] = True
+            active &= enough
     return WindowGrid(
         grid=grid, active=active, window_px=window_px, image_shape=(rows, cols), mpp=mpp_yx
     )

@@ -499,7 +499,12 @@ def a_round_piece():
     return np.hypot(y - 705, x - 694) < 400
 
 
-@pytest.mark.parametrize("shape", [thin_cores, a_round_piece])
+def an_oblique_core():
+    y, x = np.mgrid[:1400, :1400]
+    return (abs(y - x - 37) < 110) & (abs(x - 680) < 500)
+
+
+@pytest.mark.parametrize("shape", [thin_cores, an_oblique_core, a_round_piece])
 @pytest.mark.parametrize("has_roi", [False, True], ids=["whole", "roi"])
 def test_areas_are_those_drawn_whatever_the_cell(tmp_path, shape, has_roi):
     path, roi = tmp_path / "slide.tif", tmp_path / "roi.geojson"

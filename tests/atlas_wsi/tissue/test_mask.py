@@ -188,7 +188,7 @@ def test_the_mask_lies_on_the_slide(tmp_path: Path) -> None:
     enlarged = picture.repeat(4, axis=0).repeat(4, axis=1)
     tifffile.imwrite(tmp_path / "big.tif", enlarged, photometric="rgb", tile=(256, 256))
     with open_slide(tmp_path / "big.tif", mpp=2.0) as slide:
-        mask = tissue_mask(slide)
+        mask = tissue_mask(slide, mpp=8.0)
         coarse = tissue_mask(slide, mpp=24.0)
     assert mask.grid.shape == SHAPE
     assert mask.grid.step_px == (4, 4)
