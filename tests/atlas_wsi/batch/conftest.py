@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from distributed import LocalCluster
 from torch import nn
 from typer.testing import CliRunner
 
-from atlas_wsi.cli.app import app
+from atlas_wsi.cli.app import app, main
 from atlas_wsi.slides.synthetic import make_svs
 
 HERE = Path(__file__).parent
@@ -47,15 +48,16 @@ class Command:
         """Run it in this process, which has imported all of it."""
         return CliRunner().invoke(app, [str(a) for a in arguments])
 
-    def run(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*ATLAS_WSI, *(str(a) for a in arguments)],
-            capture_output=True,
-            text=True,
-            env=ENVIRONMENT | environment,
-            timeout=DEADLINE_S,
-            check=False,
-        )
+    def run(self, *arguments: object) -> int | None:
+        """Run it in a process that has imported what workers do, and done nothing else."""
+        before, sys.argv = sys.argv, ["atlas-wsi", *(str(a) for a in arguments)]
+        process = multiprocessing.get_context("forkserver").Process(target=main)
+        try:
+            process.start()
+        finally:
+            sys.argv = before
+        process.join(DEADLINE_S)
+        return process.exitcode
 
     def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
