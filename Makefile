@@ -28,7 +28,8 @@ demo: $(READY)
 # Processes that run tests, one thread each.
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest
-PARALLEL := -n $(JOBS) --dist loadfile
+# in the order of tests/conftest.py: xdist's own ends with the files of few, long tests
+PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: lint
 	$(PYTEST) $(PARALLEL) -q -m "not slow and not gui"
