@@ -34,7 +34,7 @@ TINY = Recipe(
     n_scales=2,
     color_jitter=0.5,
     learning_rate=1.5e-3,
-    epochs=12,
+    epochs=8,
     n_validations=4,
 )
 
