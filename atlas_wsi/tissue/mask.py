@@ -233,9 +233,23 @@ def tissue_mask(slide: Slide, *, mpp: float | None = None, keep_fat: bool = Fals
     cell = (grid.step_px[0] * slide_mpp[0], grid.step_px[1] * slide_mpp[1])
     if slide.is_georeferenced:
         valid = slide.read_valid(0, 0, rows, cols, mpp=cell)
-        return TissueMask(mask=valid, grid=grid, method="valid")
+        lost = float((_found_unreadable(slide, grid) & ~valid).mean())
+        return TissueMask(mask=valid, grid=grid, method="valid", unreadable=lost)
     pixels, state = slide.read_masked(0, 0, rows, cols, mpp=cell)
     valid = np.ones((rows, cols), bool) if state is None else state == OBSERVED
     mask, method = segment_tissue(pixels, cell_um=cell_um, valid=valid, keep_fat=keep_fat)
     lost = 0.0 if state is None else float((state == UNREADABLE).mean())
     return TissueMask(mask=mask, grid=grid, method=method, unreadable=lost)
+
+
+def _found_unreadable(slide: Slide, grid: Grid) -> NDArray[np.bool_]:
+    """Return the cells in blocks that were found unreadable before."""
+    lost = np.zeros(grid.shape, bool)
+    for tile in slide.unreadable:
+        scale = slide.meta.levels[tile.level].downsample
+        (row, col), (row_end, col_end) = (
+            (round(y * scale[0] / grid.step_px[0]), round(x * scale[1] / grid.step_px[1]))
+            for y, x in ((tile.box.row, tile.box.col), (tile.box.row_end, tile.box.col_end))
+        )
+        lost[row:row_end, col:col_end] = True
+    return lost

@@ -144,6 +144,22 @@ def test_an_archive_tells_which_results_are_incomplete(tmp_path):
     assert "incomplete" in run("status", out).stdout
 
 
+def test_what_was_found_unreadable_before_is_not_forgotten(tmp_path):
+    path = scene(
+        tmp_path / "hurt.tif", fields((3, 512, 512)), interleave="pixel", compress="deflate"
+    )
+    spoil(path, [1])
+    with atlas_wsi.open_slide(path) as slide:
+        first, second = (atlas_wsi.predict(slide, "atlas_test").run for _ in range(2))
+    assert first.unreadable_fraction == pytest.approx(0.25, rel=0.05)
+    assert second.unreadable_fraction == pytest.approx(0.25, rel=0.05)
+    spoil(path, [0, 2, 3])
+    with atlas_wsi.open_slide(path) as slide:
+        for _ in range(2):
+            with pytest.raises(atlas_wsi.UnreadableSlideError):
+                atlas_wsi.predict(slide, "atlas_test")
+
+
 def test_a_mosaic_without_its_files_is_an_error(tmp_path):
     path = mosaic(tmp_path / "gone.vrt", [("gone.tif", 0, 768)])
     done = predict(path, "-o", tmp_path / "out")
