@@ -64,10 +64,11 @@ def resample(
 
 def halve(source: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return means of 2 x 2 pixels; an odd last row or column stands for itself."""
-    rows, cols, channels = source.shape
-    padded = np.pad(source, ((0, rows % 2), (0, cols % 2), (0, 0)), mode="edge")
-    grouped = padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2, channels)
-    return np.asarray(grouped.mean(axis=(1, 3), dtype=np.float32))
+    rows, cols, _ = source.shape
+    if rows % 2 or cols % 2:
+        source = np.pad(source, ((0, rows % 2), (0, cols % 2), (0, 0)), mode="edge")
+    below = source[::2] + source[1::2]  # sums of slices: many times as fast as a mean over axes
+    return np.asarray((below[:, ::2] + below[:, 1::2]) * np.float32(0.25))
 
 
 def as_dtype(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
