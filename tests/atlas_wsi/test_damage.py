@@ -142,6 +142,10 @@ def test_an_archive_tells_which_results_are_incomplete(tmp_path):
     )
     assert (status.count("done"), status.n_incomplete) == (1, 1)
     assert "incomplete" in run("status", out).stdout
+    assert run("report", out).exit_code == 0
+    for page in ("index.html", "slides/hurt/index.html"):
+        assert "incomplete" in (out / "report" / page).read_text()
+    assert "<b>1</b>incomplete" in (out / "report" / "index.html").read_text()
 
 
 def test_what_was_found_unreadable_before_is_not_forgotten(tmp_path):
