@@ -15,7 +15,7 @@ from atlas_wsi.slides.registry import SlideSource, slide_formats
 from atlas_wsi.slides.remote import COPY_HINT, is_url
 from atlas_wsi.slides.resolution import parse_gsd
 from atlas_wsi.slides.slide import Slide
-from atlas_wsi.slides.tiff_check import DAMAGED, check_directories
+from atlas_wsi.slides.tiff_check import DAMAGED
 
 if TYPE_CHECKING:
     from atlas_wsi.slides.backend import Backend
@@ -81,7 +81,15 @@ def open_slide(
     if is_url(text):
         source = SlideSource(url=text, image=image, allow_truncated=allow_truncated)
         backend = _checked(_open_url(text, source), image)
-        return Slide(backend, text, mpp=mpp, scale=scale, image=image, strict=strict)
+        return Slide(
+            backend,
+            text,
+            mpp=mpp,
+            scale=scale,
+            image=image,
+            allow_truncated=allow_truncated,
+            strict=strict,
+        )
     local = Path(text).expanduser().absolute()
     source = SlideSource(local, image=image, allow_truncated=allow_truncated)
     try:
@@ -126,18 +134,13 @@ def _open_local(source: SlideSource) -> Backend:
     if not source.is_folder and not source.head:
         raise UnreadableSlideError(f"{source.name} is empty.", hint="Copy or download it again.")
     try:
-        if source.is_tiff:
-            check_directories(source.local, allow_truncated=source.allow_truncated)
         backend = _first_that_opens(source)
     except AtlasError:
         raise
     except DAMAGED as error:
         if not source.is_tiff:
             raise
-        raise UnreadableSlideError(
-            f"{source.name} has a tag that makes no sense: {type(error).__name__}: {error}.",
-            hint="The file is damaged: copy or download it again.",
-        ) from error
+        raise source.senseless(error) from error
     if backend is not None:
         return backend
     if source.is_folder:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 import openslide
@@ -21,7 +21,13 @@ import tifffile
 from atlas_wsi.errors import UnreadableSlideError
 from atlas_wsi.slides import formats as _formats
 from atlas_wsi.slides.remote import RemoteBytes, RemoteFile
-from atlas_wsi.slides.tiff_check import TIFF_ERRORS, TIFF_MAGIC, directory_beyond
+from atlas_wsi.slides.tiff_check import (
+    DAMAGED,
+    TIFF_ERRORS,
+    TIFF_MAGIC,
+    check_directories,
+    directory_beyond,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -107,10 +113,23 @@ class SlideSource:
         with self.path.open("rb") as file:
             return file.read(_HEAD_BYTES)
 
-    @property
+    @cached_property
     def is_tiff(self) -> bool:
-        """Whether it begins like a TIFF or BigTIFF file."""
-        return self.head.startswith(TIFF_MAGIC)
+        """Whether it begins like a TIFF or BigTIFF file; one with impossible tables is refused."""
+        if not self.head.startswith(TIFF_MAGIC):
+            return False
+        try:
+            check_directories(self._binary(), self.name, allow_truncated=self.allow_truncated)
+        except DAMAGED as error:
+            raise self.senseless(error) from error
+        return True
+
+    def senseless(self, error: Exception) -> UnreadableSlideError:
+        """Say that a tag of a TIFF file makes no sense."""
+        return UnreadableSlideError(
+            f"{self.name} has a tag that makes no sense: {type(error).__name__}: {error}.",
+            hint="The file is damaged: copy or download it again.",
+        )
 
     @property
     def is_zip(self) -> bool:
@@ -133,9 +152,8 @@ class SlideSource:
         if not self.is_tiff:
             return False
         hint = "Copy or download it again and compare the sizes."
-        file: Path | RemoteFile = self.path if self.path is not None else RemoteFile(self.file)
         try:
-            with tifffile.TiffFile(_binary(file), _multifile=False) as tif:
+            with tifffile.TiffFile(self._binary(), _multifile=False) as tif:
                 end = directory_beyond(tif)
                 if end is not None and not self.allow_truncated:
                     raise UnreadableSlideError(
@@ -149,6 +167,9 @@ class SlideSource:
                 f"{self.name} begins like a TIFF file, but its directory cannot be read: {error}.",
                 hint=hint,
             ) from error
+
+    def _binary(self) -> Path | IO[bytes]:
+        return self.path or cast("IO[bytes]", RemoteFile(self.file))
 
     def close(self) -> None:
         """Close the connection, if one was opened."""
@@ -205,7 +226,3 @@ def slide_suffixes(formats: Iterable[SlideFormat] | None = None) -> tuple[str, .
     """Return the file name endings that folders are searched for, sorted."""
     known = slide_formats() if formats is None else formats
     return tuple(sorted({suffix for kind in known for suffix in kind.suffixes}))
-
-
-def _binary(file: Path | RemoteFile) -> Path | IO[bytes]:
-    return file  # type: ignore[return-value]

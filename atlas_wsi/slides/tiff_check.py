@@ -14,6 +14,7 @@ from atlas_wsi.errors import UnreadableSlideError
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import IO
 
     from numpy.typing import NDArray
 
@@ -34,15 +35,15 @@ _MAX_TILE_BYTES = 2**28
 _MAX_SIDE_PX = 2**23
 
 
-def check_directories(path: Path, *, allow_truncated: bool = False) -> None:
+def check_directories(file: Path | IO[bytes], path: str, *, allow_truncated: bool = False) -> None:
     """Refuse impossible sizes before a reader allocates memory for them, and files cut short."""
     try:
-        tif = tifffile.TiffFile(path, _multifile=False)
+        tif = tifffile.TiffFile(file, _multifile=False)
     except TIFF_ERRORS:
         return  # its reader says better what is wrong
     with tif:
         directory_beyond(tif)
-        size = path.stat().st_size
+        size = tif.filehandle.size
         most = math.inf if allow_truncated else size
         blocks = lost = end = 0
         for n in range(len(tif.pages)):
@@ -66,7 +67,7 @@ def check_directories(path: Path, *, allow_truncated: bool = False) -> None:
 
 
 def _check_directory(
-    path: Path, page: tifffile.TiffPage | tifffile.TiffFrame, n: int, most: float
+    path: str, page: tifffile.TiffPage | tifffile.TiffFrame, n: int, most: float
 ) -> NDArray[np.float64]:
     """Refuse impossible sizes of a directory; return where its tiles or strips end."""
     key = page.keyframe
