@@ -66,8 +66,14 @@ _open_lock = threading.Lock()
 class RasterBackend(Backend):
     """One raster behind GDAL."""
 
-    def __init__(self, source: str, options: Mapping[str, str] | None = None) -> None:
-        self._options = options
+    def __init__(
+        self,
+        source: str,
+        options: Mapping[str, str] | None = None,
+        *,
+        allow_truncated: bool = False,
+    ) -> None:
+        self._options, self._allow_truncated = options, allow_truncated
         with _configured(options), _opened(source, None) as dataset:
             _refuse(dataset, source)
             alpha = [
@@ -144,7 +150,8 @@ class RasterBackend(Backend):
             with _configured(self._options), handles.borrow() as dataset:
                 yield dataset, Window(box.col, box.row, box.cols, box.rows)
         except GDAL_ERRORS as error:
-            if self._options is not None and _is_network(error):
+            is_network = _is_network(error, allow_truncated=self._allow_truncated)
+            if self._options is not None and is_network:
                 raise _unreachable(handles.source, error) from error
             raise UnreadableSlideError(
                 f"{handles.source}: level {level}, rows {box.row} to {box.row_end}, columns "
@@ -189,12 +196,12 @@ class _Handles:
             dataset.close()
 
 
-def open_raster(path: str | Path) -> RasterBackend:
+def open_raster(path: str | Path, *, allow_truncated: bool = False) -> RasterBackend:
     """Open a raster through GDAL."""
     source = _source(str(path))
     options = gdal_options(str(path)) if is_url(str(path)) else None
     try:
-        return RasterBackend(source, options)
+        return RasterBackend(source, options, allow_truncated=allow_truncated)
     except (*GDAL_ERRORS, UnicodeDecodeError) as error:
         if options is not None and _is_network(error):
             refused = _unreachable(source, error)
@@ -219,11 +226,11 @@ def _configured(options: Mapping[str, str] | None) -> AbstractContextManager[obj
     return rasterio.Env(session=DummySession(), **options)  # type: ignore[no-any-return]
 
 
-def _is_network(error: Exception) -> bool:
+def _is_network(error: Exception, *, allow_truncated: bool = False) -> bool:
     """Whether GDAL failed to get the bytes, rather than to decode them."""
-    # TIFF's reader says only that bytes are missing. That may be the end of a file cut short, too,
-    # but to take an outage for damage would leave holes in a result without an error.
-    signs = r"HTTP|CURL|[Rr]esponse_?code|AccessDenied|Forbidden|AWS_|[Rr]ead error|got \d+ bytes"
+    # Of an outage TIFF's reader says only that bytes are missing, as of a file cut short
+    signs = r"HTTP|CURL|[Rr]esponse_?code|AccessDenied|Forbidden|AWS_"
+    signs += "" if allow_truncated else r"|[Rr]ead error|got \d+ bytes"
     return re.search(signs, _reason(error)) is not None
 
 
@@ -405,7 +412,7 @@ def _reason(error: Exception) -> str:
 
 def _open_source(source: SlideSource) -> RasterBackend:
     source.close()  # GDAL connects to the server by itself
-    return open_raster(source.url or source.local)
+    return open_raster(source.url or source.local, allow_truncated=source.allow_truncated)
 
 
 FORMATS = (
