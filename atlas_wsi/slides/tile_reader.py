@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 Channels: TypeAlias = "tuple[int, ...]"
+_PART_PX = 256
 OBSERVED, NO_DATA, UNREADABLE = 0, 1, 2
 """What is known of a pixel: it was read; the file marks it as missing; its block is damaged."""
 
@@ -167,12 +168,27 @@ class TileReader:
         return self._blank(box)
 
     def _make(self, level: int, box: Box) -> NDArray[Any]:
-        pixels, state = self.read_masked(level - 1, self._finer(level, box), self.channels)
-        if state is None:
-            return as_dtype(halve(pixels.astype(np.float32)), self.dtype)
-        valid = (state == OBSERVED)[..., None].astype(np.float32)
-        observed = np.where(valid > 0, pixels, 0).astype(np.float32)
-        return self.blend(halve(observed), halve(valid))
+        made = self._blank(box)
+        for part, finer in self._parts(level, box):
+            pixels, state = self.read_masked(level - 1, finer, self.channels)
+            if state is None:
+                half = as_dtype(halve(pixels.astype(np.float32)), self.dtype)
+            else:
+                valid = (state == OBSERVED)[..., None].astype(np.float32)
+                observed = np.where(valid > 0, pixels, 0).astype(np.float32)
+                half = self.blend(halve(observed), halve(valid))
+            paste(half, part, made, box)
+        return made
+
+    def _parts(self, level: int, box: Box) -> Iterator[tuple[Box, Box]]:
+        """Yield the parts of a coarse tile that are not absent, and their place one level finer."""
+        for row in range(box.row, box.row_end, _PART_PX):
+            for col in range(box.col, box.col_end, _PART_PX):
+                part = Box(row=row, col=col, rows=_PART_PX, cols=_PART_PX).clip(
+                    self.levels[level].shape
+                )
+                if not self._is_absent(level, part):
+                    yield part, self._finer(level, part)
 
     def _state(
         self, level: int, box: Box, channels: Channels, *, was_read: bool
@@ -215,13 +231,17 @@ class TileReader:
                 return np.full((place.rows, place.cols), UNREADABLE, np.uint8)
             state = np.where(valid, OBSERVED, NO_DATA).astype(np.uint8)
         else:
-            finer = self._state(level - 1, self._finer(level, place), channels, was_read=was_read)
-            if finer is None:
-                return np.empty((0, 0), np.uint8)
-            shares = (
-                halve((finer == n).astype(np.float32)[..., None]) for n in (OBSERVED, UNREADABLE)
-            )
-            state = majority(*shares)
+            state = np.full((place.rows, place.cols), NO_DATA, np.uint8)
+            for part, there in self._parts(level, place):
+                finer = self._state(level - 1, there, channels, was_read=was_read)
+                if finer is None:
+                    state[relative(part, place).slices] = OBSERVED
+                    continue
+                shares = (
+                    halve((finer == n).astype(np.float32)[..., None])
+                    for n in (OBSERVED, UNREADABLE)
+                )
+                paste(majority(*shares), part, state, place)
         return state if state.any() else np.empty((0, 0), np.uint8)
 
     def blend(self, total: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[Any]:
