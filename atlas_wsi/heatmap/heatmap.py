@@ -46,8 +46,10 @@ class Context(Protocol):
 def most_probable(probabilities: NDArray[Any]) -> NDArray[np.int16]:
     """Return the index of the most probable class of each cell, -1 where a class is NaN."""
     known = ~np.isnan(probabilities).any(axis=0)
-    winner = np.where(known, probabilities, 0).argmax(axis=0)
-    return np.where(known, winner, -1).astype(np.int16)
+    winner = np.full(known.shape, -1, np.int16)
+    # Compared as float16, the stored precision: a result read back gives the same classes.
+    winner[known] = probabilities[:, known].astype(np.float16, copy=False).argmax(axis=0)
+    return winner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,8 +112,7 @@ class Heatmap:
         NDArray[np.int16]
             `(row, col)` index into `classes`, -1 where nothing was predicted.
         """
-        # Compared as float16, the stored precision: a result read back gives the same classes.
-        return most_probable(self.probabilities.astype(np.float16, copy=False))
+        return most_probable(self.probabilities)
 
     def areas(self, *, threshold: float = 0.0) -> dict[str, float]:
         """Measure the area of each class.
@@ -138,6 +139,7 @@ class Heatmap:
         # tissue in cells with too little of it to be shown counts as that of the others
         is_shown = tissue >= MIN_CELL_TISSUE * step_y * step_x
         pixel *= inside.sum() / max(float(inside[is_shown].sum()), 1e-12) if is_shown.any() else 1.0
+        winner, inside = winner[winner >= 0], inside[winner >= 0]
         return {
             name: float(inside[winner == k].sum()) * pixel for k, name in enumerate(self.classes)
         }

@@ -18,14 +18,14 @@ def paint_classes(heatmap: Heatmap) -> NDArray[np.uint8]:
     """Color each cell by its most probable class, opaque by its probability: `(rows, cols, 4)`."""
     winner = heatmap.argmax()
     known = winner >= 0
-    top = np.where(known, heatmap.probabilities.astype(np.float32), 0).max(axis=0)
+    top = heatmap.probabilities[:, known].astype(np.float32).max(axis=0)
     chance = 1 / len(heatmap.classes)
     certainty = np.clip((top - chance) / max(1 - chance, 1e-6), 0, 1)
     colors = np.array([list(bytes.fromhex(color[1:])) for color in heatmap.colors], np.uint8)
     opacity = 255 * (_FAINTEST + (_STRONGEST - _FAINTEST) * certainty)
     rgba = np.zeros((*winner.shape, 4), np.uint8)
     rgba[known, :3] = colors[winner[known]]
-    rgba[known, 3] = opacity[known].round().astype(np.uint8)
+    rgba[known, 3] = opacity.round().astype(np.uint8)
     return rgba
 
 

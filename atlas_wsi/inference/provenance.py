@@ -89,10 +89,12 @@ class RunningPrediction:
         `missing`, `unreadable`: shares of the cells, float32 `(rows, cols)`. Raises
         `UnreadableSlideError` if nothing of the tissue could be read.
         """
-        cells, tissue = self.heatmap.grid, self.tissue.coverage(self.heatmap.grid)
-        fraction = float((tissue * unreadable).sum() / max(float(tissue.sum()), 1e-12))
-        if fraction > 0 and not (tissue * (missing < 1)).any():
-            raise self._nothing_read()
+        cells, fraction = self.heatmap.grid, 0.0
+        if unreadable.any():
+            tissue = self.tissue.coverage(cells)
+            fraction = float((tissue * unreadable).sum() / max(float(tissue.sum()), 1e-12))
+            if fraction > 0 and not (tissue * (missing < 1)).any():
+                raise self._nothing_read()
         # where nothing was read, tissue is as likely as elsewhere
         fraction = 1 - (1 - self.tissue.unreadable) * (1 - fraction)
         self.unreadable_fraction = min(1.0, max(0.0, fraction))

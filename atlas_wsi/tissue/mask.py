@@ -78,7 +78,8 @@ class TissueMask:
         part_of = tuple(slice(int(at[0]), int(at[-1]) + 1) for at in filled)
         mask = self.mask[part_of]
         table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-        np.cumsum(mask, axis=0, out=table[1:, 1:])
+        table[1:, 1:] = mask
+        np.cumsum(table, axis=0, out=table)
         np.cumsum(table, axis=1, out=table)
         cell_area = 1.0
         for axis in (0, 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +36,7 @@ def write_omezarr(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
 
     levels = [np.asarray(heatmap.probabilities, np.float16)]
     while len(levels) < n_levels:
-        levels.append(_halve(levels[-1]))
+        levels.append(_halve(levels[-1], -math.nan))  # as 0 / 0 gives it
     root = zarr.create_group(str(path), zarr_format=3)
     root.attrs.update(
         {
@@ -62,7 +61,7 @@ def write_omezarr(heatmap: Heatmap, path: Path) -> tuple[str, ...]:
     _write_label(labels, "classes", winners, heatmap.grid, pixel, unit, legend)
     tissue = [heatmap.tissue.mask.astype(np.float32)]
     while len(tissue) < n_levels:
-        tissue.append(_halve(tissue[-1]))
+        tissue.append(_halve(tissue[-1], 0))
     legend = [("background", "#000000"), ("tissue", "#ffffff")]
     mask = [(level >= 0.5).astype(np.uint8) for level in tissue]
     _write_label(labels, "tissue", mask, heatmap.tissue.grid, pixel, unit, legend)
@@ -114,7 +113,9 @@ def _write_array(
     # create their folders again after these were removed.
     for corner in np.ndindex(*array.cdata_shape):
         chunk = tuple(slice(i * n, (i + 1) * n) for i, n in zip(corner, chunks, strict=True))
-        array[chunk] = values[chunk]
+        part = values[chunk]
+        if not (np.isnan(part) if math.isnan(fill_value) else part == fill_value).all():
+            array[chunk] = part
 
 
 def _multiscale(
@@ -164,14 +165,20 @@ def _channels(heatmap: Heatmap) -> list[dict[str, Any]]:
     ]
 
 
-def _halve(values: NDArray[Any]) -> NDArray[Any]:
+def _halve(values: NDArray[Any], empty: float) -> NDArray[Any]:
+    """Return means of the known values among 2 x 2; computed where any of them is not `empty`."""
     *rest, rows, cols = values.shape
     even = [(0, 0)] * len(rest) + [(0, rows % 2), (0, cols % 2)]
-    padded = np.pad(values.astype(np.float32), even, constant_values=np.nan)
-    blocks = padded.reshape(*rest, padded.shape[-2] // 2, 2, padded.shape[-1] // 2, 2)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        halved: NDArray[Any] = np.nanmean(blocks, axis=(-3, -1)).astype(values.dtype)
+    padded = np.pad(values, even, constant_values=np.nan)
+    quarters = [padded[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    halved = np.full(quarters[0].shape, empty, values.dtype)
+    filled = (~np.isnan(padded) & (padded != empty)).any(axis=tuple(range(len(rest))))
+    filled = filled.reshape(halved.shape[-2], 2, -1, 2).any(axis=(1, 3))
+    parts = np.stack([quarter[..., filled].astype(np.float32) for quarter in quarters])
+    known = ~np.isnan(parts)
+    a, b, c, d = np.where(known, parts, 0)
+    with np.errstate(invalid="ignore"):
+        halved[..., filled] = ((a + b) + (c + d)) / known.sum(axis=0, dtype=np.float32)
     return halved
 
 
