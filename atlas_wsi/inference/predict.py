@@ -240,7 +240,6 @@ def run_model(
         )
     dtype = choose_dtype(device, precision)
     layout = plan_slide(model, run.image, run.tissue)
-    probabilities = run.heatmap.probabilities.copy()
     run.parameters |= {
         "device": str(device),
         "precision": str(dtype).removeprefix("torch."),
@@ -248,7 +247,7 @@ def run_model(
         "windows": layout.scales[0].n_windows if layout else 0,
     }
     if layout is None:
-        return run.finish("encode", probabilities, ())
+        return run.finish("encode", run.heatmap.probabilities, ())
     plan = plan_for(model, layout, budget, itemsize=dtype.itemsize, batch=batch_size)
     run.parameters |= {
         "batch": plan.batch,
@@ -275,7 +274,10 @@ def run_model(
     run.leave_out(logits.missing.numpy(), logits.unreadable.numpy())
     run.familiarity = familiarity(logits.familiar, model, run.image, run.heatmap.tissue)
     shown = logits.valid.numpy() & wanted
-    probabilities[:, shown] = torch.softmax(logits.cells / temperature, dim=0).numpy()[:, shown]
+    # not the array of `run.heatmap`, which previews show
+    probabilities = np.full_like(run.heatmap.probabilities, np.nan)
+    cells = logits.cells[:, torch.from_numpy(shown)]
+    probabilities[:, shown] = torch.softmax(cells / temperature, dim=0).numpy()
     scores = torch.softmax(logits.slide / temperature, dim=0).tolist()
     return run.finish("encode", probabilities, scores, seen)
 

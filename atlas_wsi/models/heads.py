@@ -53,7 +53,7 @@ class DenseHead(nn.Module):
             logits = layout.to_map(s, self.read(s, x_NTC))
             valid = valid_map(layout, s, like=logits)
             step = cell_tokens / layout.ratio**s
-            total = total + interpolate(logits, valid, step=step, shape=(rows, cols))
+            total += interpolate(logits, valid, step=step, shape=(rows, cols))
         return total
 
 

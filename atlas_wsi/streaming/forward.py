@@ -179,10 +179,11 @@ class StreamedPass:
         laid = self._lay_out(torch.cat([summed, expected], dim=1), cell_tokens)
         n_valid, n_lost, n_expected = laid[-3:]
         under = self.model.head.coarse(coarse, self.layout, cell_tokens=cell_tokens)
-        fine = torch.where(n_valid > 0, mean_cells(laid[None, :-1])[0], 0)
+        cells, seen = under[0].float().cpu(), n_valid > 0
+        cells[:, seen] += mean_cells(laid[None, :-1, seen])[0]
         return SlideLogits(
-            cells=fine + under[0].float().cpu(),
-            valid=(n_valid > 0) & (2 * n_valid >= n_expected),
+            cells=cells,
+            valid=seen & (2 * n_valid >= n_expected),
             missing=(n_expected - n_valid) / n_expected.clamp(min=1),
             unreadable=n_lost / n_expected.clamp(min=1),
             slide=self._slide(readings, left),

@@ -156,6 +156,23 @@ def test_missing_pixels_do_not_bleed_into_coarser_ones(tmp_path):
     np.testing.assert_allclose(small[:, :50], 100, rtol=1e-6)
 
 
+def test_coarse_levels_of_a_sparse_scene_are_those_of_the_same_scene_stored_whole(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = np.zeros((3, 4500, 2301), np.uint8)
+    for row, col in ((700, 0), (2_040, 1_500), (4_300, 2_101)):
+        pixels[:, row : row + 200, col : col + 200] = rng.integers(0, 3, (3, 200, 200)) * 100
+    found = []
+    for sparse in (True, False):
+        path = write(tmp_path / f"{sparse}.tif", pixels, nodata=0, tiled=True, sparse_ok=sparse)
+        with open_slide(path) as slide:
+            seen = [slide.read_masked(0, 0, 4500 // n, 2301 // n, mpp=n * 1e7) for n in (2, 8)]
+            found.append([slide.thumbnail(300), *(array for pair in seen for array in pair)])
+    assert (tmp_path / "True.tif").stat().st_size < (tmp_path / "False.tif").stat().st_size / 2
+    assert found[0][0].any()
+    for sparse, whole_file in zip(*found, strict=True):
+        np.testing.assert_array_equal(sparse, whole_file)
+
+
 def test_alpha_tells_what_is_valid_and_is_no_band(tmp_path):
     pixels = np.full((4, 2, 2), 50, np.uint8)
     pixels[3] = [[255, 0], [128, 255]]
