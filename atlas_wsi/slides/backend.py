@@ -27,6 +27,8 @@ class Level:
     """Level-0 pixels per pixel of this level `(y, x)`."""
     tile: tuple[int, int]
     """Rows and columns of a block that is decoded at once."""
+    stored: tuple[int, int] | None = None
+    """Rows and columns of a block of the file, where a tile joins several: a damaged one is lost alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

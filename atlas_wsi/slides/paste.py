@@ -1,4 +1,4 @@
-"""Copying the common part of two boxes."""
+"""Parts of boxes, and copying the common part of two."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from atlas_wsi.grid import Box
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 
@@ -23,3 +25,11 @@ def paste(source: NDArray[Any], source_box: Box, target: NDArray[Any], target_bo
 def relative(box: Box, origin: Box) -> Box:
     """Return a box in the pixels of another one."""
     return Box(row=box.row - origin.row, col=box.col - origin.col, rows=box.rows, cols=box.cols)
+
+
+def split(box: Box, rows: int, cols: int) -> Iterator[Box]:
+    """Yield the parts of a box, at most so many rows and columns each."""
+    for row in range(box.row, box.row_end, rows):
+        for col in range(box.col, box.col_end, cols):
+            height, width = min(rows, box.row_end - row), min(cols, box.col_end - col)
+            yield Box(row=row, col=col, rows=height, cols=width)

@@ -13,12 +13,12 @@ from atlas_wsi.errors import UnreadableSlideError
 from atlas_wsi.grid import Box
 from atlas_wsi.slides import radiometry
 from atlas_wsi.slides.cache import TileCache
-from atlas_wsi.slides.paste import paste, relative
+from atlas_wsi.slides.paste import paste, relative, split
 from atlas_wsi.slides.pyramid import with_overviews
 from atlas_wsi.slides.resample import as_dtype, halve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -57,14 +57,14 @@ class TileReader:
         self._n_stored = len(meta.levels)
         self._strict = strict
         self._cache = cache or TileCache()
-        self._unreadable: dict[tuple[int, int, int], UnreadableTile] = {}
+        self._unreadable: dict[tuple[int, int, int], list[UnreadableTile]] = {}
         self._lock = threading.Lock()
 
     @property
     def unreadable(self) -> list[UnreadableTile]:
         """Blocks that could not be decoded so far."""
         with self._lock:
-            return list(self._unreadable.values())
+            return [hole for holes in self._unreadable.values() for hole in holes]
 
     def read(self, level: int, box: Box) -> NDArray[Any]:
         """Read `(rows, cols, channels)`, background outside the level."""
@@ -157,15 +157,37 @@ class TileReader:
             return self._blank(box)
         if level >= self._n_stored:
             return self._make(level, box)
+        pixels, holes = self._read_stored(level, box, self._backend.read_block, self._blank)
+        if holes:
+            with self._lock:
+                self._unreadable[level, box.row, box.col] = holes
+        return pixels
+
+    def _read_stored(
+        self,
+        level: int,
+        tile: Box,
+        read: Callable[[int, Box], NDArray[Any]],
+        empty: Callable[[Box], NDArray[Any]],
+    ) -> tuple[NDArray[Any], list[UnreadableTile]]:
+        """Read a tile, or those of its stored blocks that can be decoded; also return the others."""
         try:
-            return self._backend.read_block(level, box)
+            return read(level, tile), []
         except UnreadableSlideError as error:
             if self._strict:
                 raise
-            tile = UnreadableTile(level=level, box=box, reason=str(error.__cause__ or error))
-            with self._lock:
-                self._unreadable[level, box.row, box.col] = tile
-        return self._blank(box)
+            whole = UnreadableTile(level=level, box=tile, reason=str(error.__cause__ or error))
+        found, holes = empty(tile), []
+        blocks = list(split(tile, *(self.levels[level].stored or (tile.rows, tile.cols))))
+        if len(blocks) == 1:
+            return found, [whole]
+        for block in blocks:
+            try:
+                paste(read(level, block), block, found, tile)
+            except UnreadableSlideError as error:
+                reason = str(error.__cause__ or error)
+                holes.append(UnreadableTile(level=level, box=block, reason=reason))
+        return found, [whole] if len(holes) == len(blocks) else holes
 
     def _make(self, level: int, box: Box) -> NDArray[Any]:
         made = self._blank(box)
@@ -182,13 +204,9 @@ class TileReader:
 
     def _parts(self, level: int, box: Box) -> Iterator[tuple[Box, Box]]:
         """Yield the parts of a coarse tile that are not absent, and their place one level finer."""
-        for row in range(box.row, box.row_end, _PART_PX):
-            for col in range(box.col, box.col_end, _PART_PX):
-                part = Box(row=row, col=col, rows=_PART_PX, cols=_PART_PX).clip(
-                    self.levels[level].shape
-                )
-                if not self._is_absent(level, part):
-                    yield part, self._finer(level, part)
+        for part in split(box, _PART_PX, _PART_PX):
+            if not self._is_absent(level, part):
+                yield part, self._finer(level, part)
 
     def _state(
         self, level: int, box: Box, channels: Channels, *, was_read: bool
@@ -211,25 +229,34 @@ class TileReader:
         """Return what is known of a tile; None if all are observed."""
         if self.has_mask and self._is_absent(level, place):
             return np.full((place.rows, place.cols), NO_DATA, np.uint8)
-        if (level, place.row, place.col) in self._unreadable:
+        holes = self._unreadable.get((level, place.row, place.col), [])
+        if any(hole.box == place for hole in holes):
             return np.full((place.rows, place.cols), UNREADABLE, np.uint8)
-        if level < self._n_stored and not self.has_mask:
-            return None
-        key = "state", level, place.row, place.col, channels, was_read
-        state = self._cache.fetch(key, partial(self._make_state, level, place, channels, was_read))
-        return state if state.size else None
+        state = None
+        if self.has_mask or level >= self._n_stored:
+            key = "state", level, place.row, place.col, channels, was_read
+            make = partial(self._make_state, level, place, channels, was_read)
+            cached = self._cache.fetch(key, make)
+            state = cached if cached.size else None
+        if holes:
+            state = np.zeros((place.rows, place.cols), np.uint8) if state is None else state.copy()
+            for hole in holes:
+                state[relative(hole.box, place).slices] = UNREADABLE
+        return state
 
     def _make_state(
         self, level: int, place: Box, channels: Channels, was_read: bool
     ) -> NDArray[np.uint8]:
         if level < self._n_stored:
-            try:
-                valid = self._backend.read_valid(level, place, channels)
-            except UnreadableSlideError:
-                if self._strict:
-                    raise
-                return np.full((place.rows, place.cols), UNREADABLE, np.uint8)
-            state = np.where(valid, OBSERVED, NO_DATA).astype(np.uint8)
+
+            def read(level: int, box: Box) -> NDArray[np.uint8]:
+                valid = self._backend.read_valid(level, box, channels)
+                return np.where(valid, OBSERVED, NO_DATA).astype(np.uint8)
+
+            def lost(box: Box) -> NDArray[np.uint8]:
+                return np.full((box.rows, box.cols), UNREADABLE, np.uint8)
+
+            state, _ = self._read_stored(level, place, read, lost)
         else:
             state = np.full((place.rows, place.cols), NO_DATA, np.uint8)
             for part, there in self._parts(level, place):

@@ -255,7 +255,8 @@ def _read_meta(arrays: list[zarr.Array[Any]], image: NgffImage, notes: list[str]
         shape = array.shape[y], array.shape[x]
         chunk = array.chunks[y], array.chunks[x]
         downsample = true_downsample(full[0], shape[0]), true_downsample(full[1], shape[1])
-        levels.append(Level(shape=shape, downsample=downsample, tile=whole_blocks(chunk, shape)))
+        tile = whole_blocks(chunk, shape)
+        levels.append(Level(shape=shape, downsample=downsample, tile=tile, stored=chunk))
     n_channels = arrays[0].shape[image.axes.index("c")] if "c" in image.axes else 1
     dtype = arrays[0].dtype.newbyteorder("=")
     is_rgb = image.is_rgb(n_channels, dtype.name)

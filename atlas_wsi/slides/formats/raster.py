@@ -89,6 +89,7 @@ class RasterBackend(Backend):
                 shape=dataset.shape,
                 downsample=(1.0, 1.0),
                 tile=whole_blocks(dataset.block_shapes[0], dataset.shape),
+                stored=dataset.block_shapes[0],
             )
             factors = [dataset.overviews(index) for index in self._indexes]
             n_overviews = min(len(of_band) for of_band in factors)
@@ -296,11 +297,16 @@ def _overviews(
     for overview in range(n_overviews):
         with _opened(source, overview) as dataset:
             shape = dataset.shape
-            tile = whole_blocks(dataset.block_shapes[0], shape)
+            stored = dataset.block_shapes[0]
         if not all(0 < m <= n for n, m in zip(full, shape, strict=True)) or shape == full:
             continue
         downsample = tuple(true_downsample(n, m) for n, m in zip(full, shape, strict=True))
-        level = Level(shape=shape, downsample=(downsample[0], downsample[1]), tile=tile)
+        level = Level(
+            shape=shape,
+            downsample=(downsample[0], downsample[1]),
+            tile=whole_blocks(stored, shape),
+            stored=stored,
+        )
         found.append((overview, level))
     found.sort(key=lambda pair: -pair[1].shape[0] * pair[1].shape[1])
     return found

@@ -22,6 +22,7 @@ from atlas_wsi.grid import Box
 from atlas_wsi.slides.formats.raster import open_raster
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.synthetic_scenes import make_scene
+from atlas_wsi.slides.tile_reader import NO_DATA, OBSERVED, UNREADABLE
 
 
 @pytest.fixture(scope="module")
@@ -406,6 +407,36 @@ def test_a_damaged_block_spoils_no_other(tmp_path):
     assert not valid[256:, 256:].any()
     with open_slide(path, strict=True) as slide, pytest.raises(UnreadableSlideError):
         slide.read_region(0, 0, 512, 512)
+
+
+@pytest.mark.parametrize("nodata", [None, 7])
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+def test_a_damaged_strip_loses_its_own_rows_only(tmp_path, interleave, nodata):
+    path = tmp_path / "strips.tif"
+    pixels = np.random.default_rng(0).integers(100, 2000, (4, 120, 90)).astype(np.int16)
+    pixels[:, 70] = 7
+    write(path, pixels, blockysize=10, compress="deflate", interleave=interleave, nodata=nodata)
+    with rasterio.open(path) as dataset:
+        offset = int(dataset.get_tag_item("BLOCK_OFFSET_0_3", "TIFF", bidx=2))
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff" * 20)
+    with open_slide(path) as slide:
+        early = slide.read_valid(0, 0, 120, 90)
+        found, state = slide.read_masked(0, 0, 120, 90, channels=(0, 1, 2, 3))
+        assert [hole.box for hole in slide.unreadable] == [Box(row=30, col=0, rows=10, cols=90)]
+        valid = slide.read_valid(0, 0, 120, 90)
+    expected = np.zeros((120, 90), np.uint8)
+    expected[30:40] = UNREADABLE
+    expected[70] = NO_DATA if nodata else OBSERVED
+    np.testing.assert_array_equal(state, expected)
+    np.testing.assert_array_equal(valid, expected == OBSERVED)
+    if nodata:
+        np.testing.assert_array_equal(early, valid)
+    kept = np.arange(120) // 10 != 3
+    np.testing.assert_array_equal(found[kept], pixels.transpose(1, 2, 0)[kept])
+    with open_slide(path, strict=True) as slide, pytest.raises(UnreadableSlideError):
+        slide.read_region(0, 0, 120, 90)
 
 
 _SERVER = """
