@@ -83,11 +83,11 @@ class Layout:
         at = self.scales[scale]
         m, (wr, wc) = at.side, at.windows
         channels = x_NTC.shape[-1]
-        out = x_NTC.new_zeros(self.n_images, wr, wc, m, m, channels)
+        out = x_NTC.new_zeros(self.n_images, channels, wr, m, wc, m)
         b, i, j = (torch.from_numpy(at.where[:, k]).to(x_NTC.device) for k in range(3))
         x_NTC = torch.where(at.valid.to(x_NTC.device)[..., None], x_NTC, 0)
-        out = out.index_put((b, i, j), x_NTC.view(-1, m, m, channels))
-        out = out.permute(0, 5, 1, 3, 2, 4).reshape(self.n_images, channels, wr * m, wc * m)
+        out.permute(0, 2, 4, 3, 5, 1)[b, i, j] = x_NTC.view(-1, m, m, channels)
+        out = out.view(self.n_images, channels, wr * m, wc * m)
         return out[..., : at.grid[0], : at.grid[1]]
 
     def from_map(self, x_BCYX: torch.Tensor) -> torch.Tensor:
