@@ -118,7 +118,7 @@ def main() -> None:
             tiles.subset(parts.train),
             tiles.subset(parts.test),
             stain=facts["domain"] == "slide",
-            jitter=recipe.color_jitter,
+            jitter=recipe.color_jitter or 0.0,
             minutes=minutes,
         )
         print(json.dumps({"resnet18": score}), flush=True)

@@ -54,7 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
             megapixels=0.4,
             learning_rate=2e-3,
             color_jitter=0.6,
-            single_tiles_every=2,
+            mosaics=0.5,
         ),
         "texts": {
             "license": "Apache-2.0 (weights). LC25000: its authors allow use 'in any way they see "
@@ -96,7 +96,7 @@ MODELS: dict[str, dict[str, Any]] = {
             epochs=30,
             megapixels=0.4,
             learning_rate=3e-3,
-            single_tiles_every=2,
+            mosaics=0.5,
         ),
         "texts": {
             "license": "Apache-2.0 (weights). Sources as those of lung-he.",
@@ -131,7 +131,7 @@ MODELS: dict[str, dict[str, Any]] = {
             megapixels=0.25,
             learning_rate=2e-3,
             color_jitter=0.4,
-            single_tiles_every=2,
+            mosaics=0.5,
         ),
         "texts": {
             "license": "Apache-2.0 (weights). EuroSAT: MIT; contains modified Copernicus "

@@ -34,6 +34,7 @@ def tiles(
     init: train_options.Init = None,
     encoder: options.Encoder = None,
     weights: options.Weights = None,
+    freeze: train_options.Freeze = False,
     epochs: train_options.Epochs = 30,
     backbone: Annotated[
         Literal["atlas", "mambavision", "mambavision+msa"] | None,
@@ -44,6 +45,9 @@ def tiles(
     ] = None,
     dim: train_options.Dim = None,
     lr: train_options.LearningRate = 1.5e-3,
+    lr_encoder: train_options.EncoderLearningRate = None,
+    color_jitter: train_options.Jitter = None,
+    mosaics: train_options.Mosaics = None,
     megapixels: train_options.Megapixels = 0.8,
     precision: options.Precision = "auto",
     seed: train_options.Seed = 0,
@@ -70,8 +74,10 @@ def tiles(
     work_size = options.one_mpp(work_mpp, work_gsd, name="work-")
     spec = CardSpec(name=name or out.stem, domain=domain, mpp=work_size or size)
     recipe = Recipe(
-        backbone=backbone, encoder=encoder, dim=dim, epochs=epochs, megapixels=megapixels,
-        learning_rate=lr, precision=precision, patience=patience, seed=seed,
+        backbone=backbone, encoder=encoder, freeze=freeze, dim=dim, epochs=epochs,
+        megapixels=megapixels, learning_rate=lr, encoder_learning_rate=lr_encoder,
+        color_jitter=color_jitter, mosaics=mosaics, precision=precision, patience=patience,
+        seed=seed,
     )  # fmt: skip
     settings = TrainOptions(
         out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
@@ -118,9 +124,15 @@ def regions(
     epochs: train_options.Epochs = 30,
     dim: train_options.Dim = None,
     lr: train_options.LearningRate = 1.5e-3,
+    lr_encoder: train_options.EncoderLearningRate = None,
+    color_jitter: train_options.Jitter = None,
+    mosaics: train_options.Mosaics = None,
     megapixels: train_options.Megapixels = 0.8,
     seed: train_options.Seed = 0,
     init: train_options.Init = None,
+    encoder: options.Encoder = None,
+    weights: options.Weights = None,
+    freeze: train_options.Freeze = False,
     tensorboard: train_options.TensorBoard = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
@@ -137,12 +149,13 @@ def regions(
     size = options.one_mpp(mpp, gsd)
     spec = CardSpec(name=name or out.stem, domain=domain, mpp=work_size)
     recipe = Recipe(
-        dim=dim, epochs=epochs, megapixels=megapixels, learning_rate=lr, patience=patience,
-        seed=seed,
+        encoder=encoder, freeze=freeze, dim=dim, epochs=epochs, megapixels=megapixels,
+        learning_rate=lr, encoder_learning_rate=lr_encoder, color_jitter=color_jitter,
+        mosaics=mosaics, patience=patience, seed=seed,
     )  # fmt: skip
     settings = TrainOptions(
         out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
-        tensorboard=tensorboard, overwrite=overwrite,
+        encoder_weights=weights, tensorboard=tensorboard, overwrite=overwrite,
     )  # fmt: skip
     settings.check(recipe)
     data = read_regions(
@@ -183,15 +196,14 @@ def slides(
     validation_fraction: train_options.ValidationFraction = 0.0,
     patience: train_options.Patience = 0,
     init: train_options.Init = None,
+    encoder: options.Encoder = None,
+    weights: options.Weights = None,
+    freeze: train_options.Freeze = False,
     epochs: train_options.Epochs = 30,
     dim: train_options.Dim = None,
     lr: train_options.LearningRate = 1.5e-3,
-    color_jitter: Annotated[
-        float,
-        typer.Option(
-            metavar="STRENGTH", help="How strongly colors vary; 0: not at all.", min=0, max=2
-        ),
-    ] = 0.5,
+    lr_encoder: train_options.EncoderLearningRate = None,
+    color_jitter: train_options.Jitter = None,
     seed: train_options.Seed = 0,
     tensorboard: train_options.TensorBoard = None,
     overwrite: options.Overwrite = False,
@@ -211,12 +223,12 @@ def slides(
     size = options.one_mpp(mpp, gsd)
     spec = CardSpec(name=name or out.stem, domain=domain, mpp=work_size)
     recipe = Recipe(
-        dim=dim, epochs=epochs, learning_rate=lr, color_jitter=color_jitter, patience=patience,
-        seed=seed,
+        encoder=encoder, freeze=freeze, dim=dim, epochs=epochs, learning_rate=lr,
+        encoder_learning_rate=lr_encoder, color_jitter=color_jitter, patience=patience, seed=seed,
     )  # fmt: skip
     settings = TrainOptions(
         out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
-        tensorboard=tensorboard, overwrite=overwrite,
+        encoder_weights=weights, tensorboard=tensorboard, overwrite=overwrite,
     )  # fmt: skip
     data = read_slide_table(
         table, mpp=size, scale=scale, image=image, allow_truncated=allow_truncated,

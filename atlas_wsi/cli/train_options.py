@@ -87,6 +87,40 @@ Dim = Annotated[
 LearningRate = Annotated[
     float, typer.Option("--lr", metavar="RATE", help="Highest learning rate.", min=1e-6)
 ]
+Freeze = Annotated[
+    bool,
+    typer.Option("--freeze", help="Keep the encoder (or the stem of --init) as it is."),
+]
+EncoderLearningRate = Annotated[
+    float | None,
+    typer.Option(
+        "--lr-encoder",
+        metavar="RATE",
+        help="Highest learning rate of the encoder. Default: --lr.",
+        min=1e-8,
+    ),
+]
+Jitter = Annotated[
+    float | None,
+    typer.Option(
+        "--color-jitter",
+        metavar="STRENGTH",
+        help="How strongly colors vary; 0: not at all. Default: 1 from random weights, else 0.6 "
+        "for slides and 0.3 for scenes.",
+        min=0,
+        max=2,
+    ),
+]
+Mosaics = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FRACTION",
+        help="Fraction of the steps that show mosaics of tiles. Default: 2/3 from random weights, "
+        "else 1/2.",
+        min=0,
+        max=1,
+    ),
+]
 Megapixels = Annotated[
     float,
     typer.Option(metavar="N", help="Megapixels per step, summed over all processes.", min=0.01),

@@ -16,10 +16,10 @@ from torch import nn
 
 from atlas_wsi.errors import CheckpointMismatchError
 from atlas_wsi.models.checkpoints import load_exactly, rename_published
-from atlas_wsi.models.layout import Alignment, Layout, plan_layout
+from atlas_wsi.models.layout import Alignment, Layout, Pooling, plan_layout
 from atlas_wsi.models.mambavision import MambaVisionConfig
 from atlas_wsi.models.mambavision_blocks import initialize
-from atlas_wsi.models.msa import MsaBlock, coarse_tokens, pool
+from atlas_wsi.models.msa import MsaBlock, ScaleUnit, coarse_tokens, pool
 from atlas_wsi.models.stems.registry import make_stem
 from atlas_wsi.models.stems.timm_network import token_map
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 Backbone = Literal["atlas", "mambavision", "mambavision+msa", "timm+msa"]
 """The backbones that can be trained by name; see `AtlasConfig.backbone`."""
+
+_DIM, _DIM_STEP = 128, 32
+_PROJECTED = 256  # most channels that a network's tokens are projected to by default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,13 @@ class AtlasConfig:
     """What else the stem is made of: the fields of a `MambaVisionConfig`, timm's ``name``."""
     token_px: int = 16
     """Working pixels along a token's side: the stride of the stem."""
+    pooling: Pooling = "max"
+    """How tokens become those of the next scale."""
+    one_path: bool = False
+    """Whether the finest scale is dropped after the first stage also where it is alone, so that a
+    tile passes the blocks that a slide's tokens pass. Published classifiers pass all stages."""
+    plain_reading: bool = False
+    """Whether the dense head reads the finest tokens as they are, without a norm."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))
@@ -103,17 +113,20 @@ class AtlasConfig:
 def make_config(
     backbone: Backbone,
     *,
-    dim: int,
+    dim: int | None,
     depths: tuple[int, ...],
     n_scales: int,
     n_classes: int,
     timm: str | None = None,
 ) -> AtlasConfig:
-    """Choose the sizes of a small model of a backbone."""
+    """Choose the sizes of a small model of a backbone; `dim` None: the default."""
     stem: dict[str, Any] = {}
     if timm is not None:
-        dim, token_px = token_map(timm)[1]
-        stem = {"stem": "timm", "stem_options": {"name": timm}, "token_px": token_px}
+        channels, token_px = token_map(timm)[1]
+        dim = dim or min(_PROJECTED, channels // _DIM_STEP * _DIM_STEP) or channels
+        options = {"name": timm, "project": dim}
+        stem = {"stem": "timm", "stem_options": options, "token_px": token_px, "pooling": "mean"}
+    dim = dim or _DIM
     heads = next(n for n in range(max(1, dim // 32), 0, -1) if dim % n == 0)
     if backbone.startswith("mambavision"):
         trunk = MambaVisionConfig(
@@ -127,7 +140,14 @@ def make_config(
     if backbone == "mambavision":
         dim, depths, n_scales = 2 * dim, (), 1
     return AtlasConfig(
-        dim=dim, heads=heads, depths=depths, n_scales=n_scales, n_classes=n_classes, **stem
+        dim=dim,
+        heads=heads,
+        depths=depths,
+        n_scales=n_scales,
+        n_classes=n_classes,
+        one_path=True,
+        plain_reading=True,
+        **stem,
     )
 
 
@@ -241,23 +261,40 @@ class Atlas(nn.Module):
             window=self.config.window,
             ratio=self.config.ratio,
             alignment=self.config.alignment,
+            pooling=self.config.pooling,
             n_scales=n_scales,
         )
+
+    def blocks(self, n_scales: int) -> list[list[MsaBlock]]:
+        """Return the blocks of every stage that an image of so many scales passes."""
+        stages = []
+        for stage in self.stages[: n_scales if self.config.one_path else None]:
+            assert isinstance(stage, nn.ModuleList)
+            stages.append([block for block in stage if isinstance(block, MsaBlock)])
+        return stages
+
+    def start_as_identity(self) -> None:
+        """Let all blocks pass their tokens unchanged until they are trained."""
+        for module in self.stages.modules():
+            if isinstance(module, ScaleUnit):
+                module.start_as_identity()
 
     def encode(self, x_BCYX: torch.Tensor, layout: Layout | None = None) -> Encoding:
         """Compute the tokens of all scales of normalized images after every stage."""
         if layout is None:
             layout = self.plan((x_BCYX.shape[-2], x_BCYX.shape[-1]), n_images=len(x_BCYX))
         layout = layout.to(x_BCYX.device)
-        x_NTC, finest = layout.from_map(self.stem(x_BCYX)), layout.scales[0]
-        tokens = [x_NTC]
+        return self.encode_tokens(layout.from_map(self.stem(x_BCYX)), layout)
+
+    def encode_tokens(self, x_NTC: torch.Tensor, layout: Layout) -> Encoding:
+        """Compute the tokens of all scales from the stem's `(N, T, C)` after every stage."""
+        tokens, finest = [x_NTC], layout.scales[0]
         if len(layout.scales) > 1:
             tokens += coarse_tokens(pool(x_NTC, finest, layout.ratio), layout)
         initial, done = tuple(tokens), []
-        for i, blocks in enumerate(self.stages):
+        for i, blocks in enumerate(self.blocks(len(tokens))):
             if i and len(tokens) > 1:
                 tokens = tokens[1:]
-            assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
                 tokens = block(tokens, layout)
             done.append(tuple(tokens))

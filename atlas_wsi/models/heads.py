@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 class DenseHead(nn.Module):
     """Logits of cells: the mean of fine readings plus interpolated readings of coarser scales."""
 
-    def __init__(self, dim: int, n_classes: int, *, n_scales: int) -> None:
+    def __init__(self, dim: int, n_classes: int, *, n_scales: int, is_plain: bool = False) -> None:
         super().__init__()
         self.n_classes = n_classes
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(n_scales))
+        self.norms = nn.ModuleList(
+            nn.Identity() if is_plain and not s else nn.LayerNorm(dim) for s in range(n_scales)
+        )
         self.reads = nn.ModuleList(nn.Linear(dim, n_classes, bias=s == 0) for s in range(n_scales))
+
+    def start_with_finest(self) -> None:
+        """Read nothing from the coarser scales until that is trained."""
+        for read in list(self.reads)[1:]:
+            for weight in read.parameters():
+                nn.init.zeros_(weight)
 
     def read(self, scale: int, x_NTC: torch.Tensor) -> torch.Tensor:
         """Read the tokens of a scale: logits `(N, T, K)`."""

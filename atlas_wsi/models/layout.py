@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Alignment = Literal["spatial", "raster"]
+Pooling = Literal["max", "mean"]
 
 
 def count_scales(longer_side: int, *, window: int, ratio: int) -> int:
@@ -55,6 +56,8 @@ class ScaleLayout:
     """int64 `(N' * T',)`: for each token of the next scale, the flat part under it; N * P if none."""
     part_side: int
     """Tokens of the next scale over a window, along one side; 0 at the last scale."""
+    pooling: Pooling
+    """How its tokens become those of the next scale."""
 
     @property
     def n_windows(self) -> int:
@@ -169,6 +172,7 @@ def plan_layout(
     window: int,
     ratio: int,
     alignment: Alignment = "spatial",
+    pooling: Pooling = "max",
     n_scales: int | None = None,
 ) -> Layout:
     """List the windows of every scale; `active`: bool `(B, rows, cols)` of fine windows.
@@ -198,7 +202,8 @@ def plan_layout(
         cut.append(_cut(valid, window=window))
         valid = _pool_valid(valid, ratio)
     scales = tuple(
-        _scale_layout(s, grids, cut, ratio=ratio, alignment=alignment) for s in range(n_scales)
+        _scale_layout(s, grids, cut, ratio=ratio, alignment=alignment, pooling=pooling)
+        for s in range(n_scales)
     )
     return Layout(n_images=len(active), scales=scales, ratio=ratio)
 
@@ -242,6 +247,7 @@ def _scale_layout(
     *,
     ratio: int,
     alignment: Alignment,
+    pooling: Pooling,
 ) -> ScaleLayout:
     cut = cuts[s]
     parents = tuple(
@@ -265,6 +271,7 @@ def _scale_layout(
         up=torch.from_numpy(up),
         down=torch.from_numpy(down),
         part_side=part,
+        pooling=pooling,
     )
 
 

@@ -63,7 +63,12 @@ class Model(nn.Module):
             )
         self.card = card
         self.encoder = Atlas(config)
-        self.head = DenseHead(config.dim, config.n_classes, n_scales=config.n_scales)
+        self.head = DenseHead(
+            config.dim,
+            config.n_classes,
+            n_scales=config.n_scales,
+            is_plain=config.plain_reading,
+        )
         self.familiarity = Familiarity(config.dim, card.familiar) if card.familiar else None
         self.sha256 = ""
 

@@ -62,6 +62,12 @@ class ScaleUnit(nn.Module):
         self.fc1 = Linear(dim, 4 * dim)
         self.fc2 = Linear(4 * dim, dim)
 
+    def start_as_identity(self) -> None:
+        """Set what is added to the tokens to zero; they pass unchanged until it is trained."""
+        for layer in (self.position.fc2, self.proj, self.fc2):
+            for weight in layer.parameters():
+                nn.init.zeros_(weight)
+
     def keys_values(self, x_NTC: torch.Tensor) -> torch.Tensor:
         """Project tokens to keys and values, `(N, T, 2C)`, keys first."""
         return self.kv(self.norm_kv(x_NTC))
@@ -199,10 +205,16 @@ class MsaBlock(nn.Module):
 
 
 def pool(x_NTC: torch.Tensor, at: ScaleLayout, ratio: int, *, part: Part = _ALL) -> torch.Tensor:
-    """Max-pool windows to the tokens `(N, P, C)` of the next scale, zero where none is valid."""
+    """Pool windows to the tokens `(N, P, C)` of the next scale, zero where none is valid."""
     n, _, c = x_NTC.shape
     m, p = at.side, at.part_side
     x = x_NTC.view(n, m, m, c)
+    if at.pooling == "mean":
+        valid = at.valid[part].view(n, m, m, 1)
+        both = torch.cat([torch.where(valid, x, 0), valid.to(x)], dim=-1)
+        both = functional.pad(both, (0, 0, 0, p * ratio - m, 0, p * ratio - m))
+        both = both.view(n, p, ratio, p, ratio, c + 1).sum(dim=(2, 4)).view(n, p * p, c + 1)
+        return both[..., :-1] / both[..., -1:].clamp(min=1)
     if at.is_full and m == p * ratio:
         return x.view(n, p, ratio, p, ratio, c).amax(dim=(2, 4)).view(n, p * p, c)
     lowest = torch.finfo(x.dtype).min

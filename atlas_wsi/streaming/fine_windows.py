@@ -8,6 +8,7 @@ in one process, or one in each worker of a cluster.
 
 from __future__ import annotations
 
+import itertools
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from atlas_wsi.models.familiarity import CELL_TOKENS
 from atlas_wsi.models.layout import pad_map
-from atlas_wsi.models.msa import MsaBlock, pool
+from atlas_wsi.models.msa import pool
 from atlas_wsi.slides.paste import relative
 from atlas_wsi.slides.tile_reader import OBSERVED, UNREADABLE, majority
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from atlas_wsi.models import Model
     from atlas_wsi.models.layout import Layout, ScaleLayout
+    from atlas_wsi.models.msa import MsaBlock
     from atlas_wsi.streaming.plan import MacroTile
     from atlas_wsi.streaming.token_store import TokenStore
 
@@ -139,7 +141,7 @@ class FineWindows:
         self.at: ScaleLayout = replace(at, valid=at.valid.clone())
         self.unreadable = torch.zeros_like(at.valid)
         self.blocks = fine_blocks(model, layout)
-        self.reaches_end = len(self.blocks) == sum(model.config.depths)
+        self.reaches_end = not later_blocks(model, layout)
         cells = -(-self.at.side // cell_tokens)
         n_classes = model.config.n_classes
         self._cells = torch.zeros(self.at.n_windows, n_classes + 2, cells, cells)
@@ -387,18 +389,12 @@ def mean_cells(summed: torch.Tensor) -> torch.Tensor:
 
 def fine_blocks(model: Model, layout: Layout) -> list[MsaBlock]:
     """Return the blocks that have the finest scale."""
-    stages = stage_blocks(model)
-    return [
-        block
-        for stage in stages[: len(stages) if len(layout.scales) == 1 else 1]
-        for block in stage
-    ]
+    n_scales = len(layout.scales)
+    stages = model.encoder.blocks(n_scales)
+    return list(itertools.chain.from_iterable(stages if n_scales == 1 else stages[:1]))
 
 
-def stage_blocks(model: Model) -> list[list[MsaBlock]]:
-    """Return the blocks of every stage."""
-    stages = []
-    for stage in model.encoder.stages:
-        assert isinstance(stage, nn.ModuleList)
-        stages.append([block for block in stage if isinstance(block, MsaBlock)])
-    return stages
+def later_blocks(model: Model, layout: Layout) -> list[list[MsaBlock]]:
+    """Return the blocks of the stages without the finest scale."""
+    n_scales = len(layout.scales)
+    return [] if n_scales == 1 else model.encoder.blocks(n_scales)[1:]

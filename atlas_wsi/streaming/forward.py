@@ -24,8 +24,8 @@ from atlas_wsi.streaming.fine_windows import (
     Fine,
     FineReading,
     fine_blocks,
+    later_blocks,
     mean_cells,
-    stage_blocks,
 )
 from atlas_wsi.streaming.heap import retained_heap
 
@@ -81,8 +81,7 @@ class StreamedPass:
         self.members = [torch.from_numpy(members) for members, _ in shares]
         self.shares = [share for _, share in shares]
         self.fine_blocks = fine_blocks(model, layout)
-        n_fine = len(model.config.depths) if len(layout.scales) == 1 else 1
-        self.later_stages = stage_blocks(model)[n_fine:]
+        self.later_stages = later_blocks(model, layout)
         self.keep_context = keep_context
         self.coarse_kv: list[list[torch.Tensor]] = []
         """For each block that has the finest scale: keys and values of the coarser scales."""

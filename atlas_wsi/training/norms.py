@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from atlas_wsi.models.stems.timm_network import TimmStem
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -21,25 +23,45 @@ _MAX_IMAGES = 1024
 
 def fix_norms(model: Model, images: NDArray[np.uint8], recipe: Recipe) -> None:
     """Measure the batch-norm statistics on unchanged images, as a slide has, and keep them."""
+    measure_norms(model, _batches(images, recipe))
+
+
+def fit_projection(model: Model, images: NDArray[np.uint8], recipe: Recipe) -> None:
+    """Fit what brings the tokens of a network of timm to the channels of the model."""
+    if isinstance(model.encoder.stem, TimmStem):
+        model.encoder.stem.fit_projection_(
+            _normalized(model, batch) for batch in _batches(images, recipe)
+        )
+
+
+def _batches(images: NDArray[np.uint8], recipe: Recipe) -> list[NDArray[np.uint8]]:
     order = np.random.default_rng(recipe.seed).permutation(len(images))[:_MAX_IMAGES]
     batch = max(2, int(recipe.megapixels * 1e6) // images[0, ..., 0].size)
-    measure_norms(model, [images[order[i : i + batch]] for i in range(0, len(order), batch)])
+    return [images[order[i : i + batch]] for i in range(0, len(order), batch)]
+
+
+def _normalized(model: Model, images: NDArray[np.uint8]) -> torch.Tensor:
+    pixels = torch.from_numpy(images).to(model.encoder.fc.weight.device)
+    return model.normalize(pixels).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def measure_norms(model: Model, batches: Sequence[NDArray[np.uint8]]) -> None:
     """Give batch norm the statistics of batches, uint8 `(N, rows, cols, 3)`, and fix them."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and _is_learned(m)]
+    if not norms:
+        return
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over what follows
         norm.train()
     for images in batches:
-        x_BCYX = model.normalize(
-            torch.from_numpy(images).to(model.encoder.fc.weight.device)
-        ).contiguous(memory_format=torch.channels_last)
-        model.encoder.stem(x_BCYX)
+        model.encoder.stem(_normalized(model, images))
     fix_modes(model)
+
+
+def _is_learned(module: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in module.parameters())
 
 
 def fix_modes(model: nn.Module) -> None:

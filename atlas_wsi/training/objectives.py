@@ -129,7 +129,7 @@ class SlideObjective:
         self.model, self.slides, self.recipe = model, slides, recipe
         self.steps_per_epoch = -(-len(slides) // slides.batch)
         self.steps = max(1, round(recipe.epochs * self.steps_per_epoch))
-        self.fix_at = self.steps // 2
+        self.fix_at = 0 if "init" in model.card.training else self.steps // 2
 
     def batches(self, steps: range) -> list[NDArray[np.int64]]:
         """Return the slides of some steps; every slide is seen once per epoch."""
@@ -170,7 +170,7 @@ class SlideObjective:
                 pixels, state = image.read_masked(_mirrored(box, image.shape, up, left))
                 # the same numbers for every part: a slide has one stain
                 same = np.random.default_rng(colors)
-                stain, strength = card.domain == "slide", self.recipe.color_jitter
+                stain, strength = card.domain == "slide", self.recipe.color_jitter or 0.0
                 pixels = np.ascontiguousarray(pixels[::up, ::left])
                 known = None if state is None else np.ascontiguousarray(state[::up, ::left])
                 return vary_colors(pixels, same, stain=stain, strength=strength), known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,10 +58,13 @@ class Recipe:
     """``"atlas"``, ``"mambavision"`` or ``"mambavision+msa"``; None for that of the initial
     weights, else ``"atlas"``."""
     encoder: str | None = None
-    """A timm model under Multi-Scale Attention, such as ``"timm:resnet18"``; it decides the
-    channels."""
+    """A timm model under Multi-Scale Attention, such as ``"timm:resnet18"``."""
+    freeze: bool = False
+    """Whether the stem (the encoder, or that of the initial weights) stays as it is, its batch
+    norms too."""
     dim: int | None = None
-    """Channels at stride 16, a multiple of 32; None for those of the initial weights, else 128."""
+    """Channels of the tokens, a multiple of 32; None for those of the initial weights, else 128;
+    with an encoder its own, but at most 256: principal components of its tokens."""
     depths: tuple[int, ...] | None = None
     """Blocks per stage; None for those of the initial weights, else (1, 2)."""
     n_scales: int | None = None
@@ -72,14 +75,18 @@ class Recipe:
     """Megapixels per step, summed over all processes."""
     learning_rate: float = 1.5e-3
     """Highest learning rate; it warms up over 5% of the steps and falls as a cosine."""
+    encoder_learning_rate: float | None = None
+    """The same of the stem; None for that of the rest."""
     weight_decay: float = 0.05
     """Weight decay of AdamW."""
     precision: str = "auto"
     """``"auto"``, ``"float32"`` or ``"bfloat16"`` of the forward pass."""
-    single_tiles_every: int = 3
-    """Steps from one step of single tiles to the next, with mosaics between; 1 for tiles alone."""
-    color_jitter: float = 1.0
-    """How strongly colors change; strong jitter keeps a model from relying on color."""
+    mosaics: float | None = None
+    """Fraction of the steps that show mosaics of tiles, the others show single tiles; None for 2/3
+    from random weights and 1/2 from pretrained ones."""
+    color_jitter: float | None = None
+    """How strongly colors change; strong jitter keeps a model from relying on color. None for 1
+    from random weights; from pretrained ones 0.6 for slides and 0.3 for scenes."""
     n_validations: int = 12
     """Validations of the averaged weights in all; a checkpoint is stored at each."""
     patience: int = 0
@@ -92,6 +99,29 @@ class Recipe:
             raise ArgumentError(f"dim is {self.dim}, expected a multiple of {_DIM_STEP}.")
         if self.encoder is not None and not self.encoder.startswith(_ENCODER):
             raise ArgumentError(f"The encoder is '{self.encoder}', expected {_ENCODER}NAME.")
+
+    def suited(self, domain: Literal["slide", "scene"], *, is_pretrained: bool) -> Recipe:
+        """Choose what is left to choose, by the kind of images and of initial weights.
+
+        Parameters
+        ----------
+        domain
+            Stained tissue, or land.
+        is_pretrained
+            Whether the stem starts with weights of an earlier training.
+
+        Returns
+        -------
+        Recipe
+            Without None for `mosaics` and `color_jitter`.
+        """
+        mosaics = 1 / 2 if is_pretrained else 2 / 3
+        jitter = {"slide": 0.6, "scene": 0.3}[domain] if is_pretrained else 1.0
+        return replace(
+            self,
+            mosaics=mosaics if self.mosaics is None else self.mosaics,
+            color_jitter=jitter if self.color_jitter is None else self.color_jitter,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types.

@@ -158,6 +158,7 @@ def fit(
     known = data.subset(parts.train)
     validation = data.subset(parts.validation) if len(parts.validation) else None
     card, start = _make_card(data, parts, spec, text), initial_weights(recipe, options)
+    recipe = recipe.suited(spec.domain, is_pretrained=start is not None)
     model = new_model(len(data.classes), card, recipe, start).to(distributed.device())
     trainer = Trainer(model, recipe, history)
     started = time.perf_counter()

@@ -20,7 +20,7 @@ from atlas_wsi.training import distributed
 from atlas_wsi.training.evaluation import predict_logits
 from atlas_wsi.training.history import read_checkpoint, write_checkpoint
 from atlas_wsi.training.metrics import confusion, mean_probabilities, summarize
-from atlas_wsi.training.norms import fix_modes, fix_norms
+from atlas_wsi.training.norms import fit_projection, fix_modes, fix_norms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,6 +68,8 @@ class Trainer:
                 cancel.raise_if_cancelled()
                 if step == objective.fix_at:
                     fix_norms(self.model, data.images, self.recipe)
+                if step == 0 and self.recipe.encoder is not None:
+                    fit_projection(self.model, data.images, self.recipe)
                 rate = self.recipe.learning_rate * _schedule(step, objective.steps)
                 losses.append(self._step(objective, batch, step, rate, cancel))
                 self.history.log(step + 1, loss=losses[-1], learning_rate=rate)
@@ -87,7 +89,7 @@ class Trainer:
         self, objective: Objective, batch: Any, step: int, rate: float, cancel: CancelToken
     ) -> float:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.optimizer.zero_grad()
         loss = objective.learn(batch, step, cancel)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -144,12 +146,20 @@ class Trainer:
 
 
 def _optimizer(model: Model, recipe: Recipe) -> torch.optim.Optimizer:
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
+    stem = set(model.encoder.stem.parameters())
+    stem_rate = recipe.encoder_learning_rate or recipe.learning_rate
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for weight in model.parameters():
+        if weight.requires_grad:
+            groups.setdefault((weight in stem, weight.ndim > 1), []).append(weight)
     return torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": recipe.weight_decay},
-            {"params": plain, "weight_decay": 0},
+            {
+                "params": weights,
+                "weight_decay": recipe.weight_decay if is_decayed else 0,
+                "share": stem_rate / recipe.learning_rate if is_stem else 1.0,
+            }
+            for (is_stem, is_decayed), weights in groups.items()
         ],
         lr=recipe.learning_rate,
     )
@@ -174,6 +184,8 @@ def new_model(n_classes: int, card: ModelCard, recipe: Recipe, start: Start | No
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = Model(config, card)
+    model.encoder.start_as_identity()
+    model.head.start_with_finest()
     facts: dict[str, Any] = {
         "backbone": config.backbone,
         "dim": config.dim,
@@ -188,22 +200,25 @@ def new_model(n_classes: int, card: ModelCard, recipe: Recipe, start: Start | No
             card = card.model_copy(update={"mean": mean, "std": std})
     model.card = card.model_copy(update={"training": facts})
     model.encoder.stem.to(memory_format=torch.channels_last)
-    return model.train()
+    model.train()
+    if recipe.freeze:
+        model.encoder.stem.eval().requires_grad_(False)
+    return model
 
 
 def _sizes(recipe: Recipe, start: Start | None, n_classes: int) -> AtlasConfig:
     given = start.config if start is not None else None
     timm = recipe.encoder.removeprefix(PREFIX) if recipe.encoder else None
-    if timm is not None and (recipe.dim, recipe.backbone, given) != (None, None, None):
+    if timm is not None and (recipe.backbone, given) != (None, None):
         raise CheckpointMismatchError(
-            f"The encoder {recipe.encoder} decides channels and backbone itself.",
-            hint="Give neither --dim nor --backbone nor --init beside --encoder.",
+            f"The encoder {recipe.encoder} is the backbone.",
+            hint="Give neither --backbone nor --init beside --encoder.",
         )
     if given is None:
         return make_config(
             "timm+msa" if timm else recipe.backbone or "atlas",
             timm=timm,
-            dim=recipe.dim or 128,
+            dim=recipe.dim,
             depths=recipe.depths or (1, 2),
             n_scales=recipe.n_scales or 3,
             n_classes=n_classes,

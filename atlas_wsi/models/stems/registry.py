@@ -34,7 +34,7 @@ def _mambavision(config: AtlasConfig) -> Stem:
 STEMS: dict[str, StemFactory] = {
     "convolution": lambda own: ConvolutionStem(own.dim // 4, in_channels=own.in_channels),
     "mambavision": _mambavision,
-    "timm": lambda own: TimmStem(own.stem_options["name"], window_px=own.window_px),
+    "timm": lambda own: TimmStem(window_px=own.window_px, **own.stem_options),
 }
 """The stems of this package by name."""
 

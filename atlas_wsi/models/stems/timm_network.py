@@ -19,6 +19,7 @@ from atlas_wsi.models.stems.base import Stem, crop, times, tokens_of
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
 
     from atlas_wsi.grid import Box
 
@@ -26,17 +27,23 @@ PREFIX = "timm:"
 NO_WEIGHTS = "none"
 """Asks for random weights instead of a file."""
 
+_LEAST_VARIANCE = 0.0025  # of a component, relative to the first: less is noise
 _STRIDES_PX = (16, 14)  # of the map that becomes the tokens, in order of preference
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class TimmStem(Stem):
-    """Tokens from a network of timm: one of its maps, of stride 16 or else 14."""
+    """Tokens from a network of timm: one of its maps, of stride 16 or else 14.
 
-    def __init__(self, name: str, *, window_px: int) -> None:
+    With `project`, tokens of so many channels: principal components of the map's, of unit variance.
+    """
+
+    def __init__(self, name: str, *, window_px: int, project: int | None = None) -> None:
         super().__init__()
         self.window_px = window_px
-        index, (self.dim, self.stride_px), maps = token_map(name)
+        index, (map_dim, self.stride_px), maps = token_map(name)
+        self.map_dim, self.dim = map_dim, project or map_dim
+        self.project = nn.Linear(map_dim, project) if project else nn.Identity()
         # pyramids of timm take multiples of 32; networks of patches take whole patches
         self.step_px = 32 if self.stride_px == 16 else self.stride_px
         self.trunk = _make(name, features_only=True, out_indices=(index,))
@@ -58,12 +65,28 @@ class TimmStem(Stem):
         n, channels = x_BCYX.shape[:2]
         x_NCYX = x_BCYX.reshape(n, channels, down, rows, across, cols)
         y_NCYX = self.trunk(x_NCYX.permute(0, 2, 4, 1, 3, 5).flatten(0, 2))[0]
-        if y_NCYX.shape[1] != self.dim:  # some of timm's networks keep channels last
-            y_NCYX = y_NCYX.permute(0, 3, 1, 2)
+        if y_NCYX.shape[1] == self.map_dim:  # some of timm's networks keep channels last
+            y_NCYX = y_NCYX.permute(0, 2, 3, 1)
+        y_NCYX = self.project(y_NCYX).permute(0, 3, 1, 2)
         y_BCYX = y_NCYX.reshape(n, down, across, *y_NCYX.shape[1:])
         y_BCYX = y_BCYX.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         read = tokens_of(self.reach(want, image), stride=self.stride_px)
         return crop(y_BCYX, tokens_of(want.clip(image), stride=self.stride_px), read)
+
+    @torch.no_grad()
+    def fit_projection_(self, images: Iterable[torch.Tensor]) -> None:
+        """Set the projection to the principal components of the tokens of normalized images."""
+        assert isinstance(self.project, nn.Linear)
+        projection, self.project = self.project, nn.Identity()
+        dim, self.dim = self.dim, self.map_dim
+        tokens = torch.cat([self(x_BCYX).transpose(0, 1).flatten(1).T for x_BCYX in images])
+        self.project, self.dim = projection, dim
+        mean = tokens.mean(dim=0)
+        variances, axes = torch.linalg.eigh(torch.cov(tokens.double().T))
+        variances, axes = variances.flip(0)[:dim], axes.flip(1)[:, :dim]
+        scale = variances.clamp(min=_LEAST_VARIANCE * float(variances[0])).rsqrt()
+        projection.weight.copy_((axes * scale).T)
+        projection.bias.copy_(-projection.weight @ mean)
 
     def fold_(self) -> Self:
         """Lay the weights out for speed, in place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -181,9 +182,15 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.recipe.seed, step))
-        every = self.recipe.single_tiles_every
-        shows_singles = step % every == 0 and not (every == 2 and step % 16 == 1)
-        return self._singles(step, rng) if shows_singles else self._mosaics(step, rng)
+        share = self.recipe.mosaics
+        assert share is not None, "of a recipe that is `suited`"
+        shows_mosaics = math.floor((step + 1) * share) > math.floor(step * share)
+        return self._mosaics(step, rng) if shows_mosaics else self._singles(step, rng)
+
+    @property
+    def _jitter(self) -> float:
+        assert self.recipe.color_jitter is not None, "of a recipe that is `suited`"
+        return self.recipe.color_jitter
 
     def ahead(self, steps: range) -> DataLoader[Batch]:
         """Make pictures ahead in a process; their order and content do not depend on it."""
@@ -213,7 +220,7 @@ class Batches(Dataset[Batch]):
         chosen = rng.choice(len(tiles), size=min(n, most))
         mine, rngs, is_idle = self._pictures(step, len(chosen))
         images = [
-            augment(tiles.images[i], rng=rng, stain=self.stain, colors=self.recipe.color_jitter)
+            augment(tiles.images[i], rng=rng, stain=self.stain, colors=self._jitter)
             for i, rng in zip(chosen[mine], rngs, strict=True)
         ]
         cell_px = CELL_TOKENS * self.token_px
@@ -236,7 +243,7 @@ class Batches(Dataset[Batch]):
         n = max(1, round(self.recipe.megapixels * 1e6 / (shape[0] * shape[1])))
         added = int(rng.choice([0, 0, 1, 2]))  # the coarsest parameters learn to be shared
         _, rngs, is_idle = self._pictures(step, n)
-        jitter, token_px = self.recipe.color_jitter, self.token_px
+        jitter, token_px = self._jitter, self.token_px
         mosaics = [
             make_mosaic(self.tiles, shape, rng, stain=self.stain, jitter=jitter, token_px=token_px)
             for rng in rngs

@@ -19,7 +19,7 @@ from atlas_wsi.training.objectives import losses
 from atlas_wsi.training.recipe import Recipe
 from atlas_wsi.training.trainer import new_model
 
-RECIPE = Recipe(dim=32, depths=(1, 1), n_scales=2, megapixels=0.3)
+RECIPE = Recipe(dim=32, depths=(1, 1), n_scales=2, megapixels=0.3, mosaics=2 / 3, color_jitter=1.0)
 STEPS = (0, 17, 2, 4)  # single tiles, one large mosaic, some mosaics
 
 

@@ -29,7 +29,7 @@ TINY = Recipe(
     epochs=2,
     megapixels=0.1,
     n_validations=2,
-    single_tiles_every=1,
+    mosaics=0.0,
 )
 
 

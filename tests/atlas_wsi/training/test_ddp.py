@@ -24,6 +24,8 @@ SCRIPT = Path(__file__).with_name("gradients_of_steps.py")
 TRAIN = ["--mpp", "1", "--dim", "32", "--epochs", "6", "--megapixels", "0.3", "--seed", "14"]
 TRAIN += ["--validation-fraction", "0.25", "--precision", "float32", "--lr", "1e-4", "--json"]
 
+MIX = {"mosaics": 2 / 3, "color_jitter": 1.0}
+
 
 def run_two(*arguments):
     """Run two processes; each launch has a store of its own, as a group joins a store once."""
@@ -76,7 +78,7 @@ def test_batch_norm_sees_the_pictures_of_all_processes(steps):
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 @pytest.mark.parametrize("step", [0, 2])
 def test_parts_of_a_batch_are_the_batch_without_repeats(tile_folder, n, step):
-    tiles, recipe = read_tiles(tile_folder), Recipe(megapixels=0.6)
+    tiles, recipe = read_tiles(tile_folder), Recipe(megapixels=0.6, **MIX)
     whole = Batches(tiles=tiles, recipe=recipe, stain=True)[step]
     parts = [Batches(tiles=tiles, recipe=recipe, stain=True, part=(k, n))[step] for k in range(n)]
     images = np.concatenate([p.images for p in parts if not p.idle])

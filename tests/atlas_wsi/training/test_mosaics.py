@@ -12,6 +12,8 @@ from atlas_wsi.training.recipe import Recipe
 
 COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)
 
+MIX = {"mosaics": 2 / 3, "color_jitter": 1.0}
+
 
 CELL_PX = 64
 
@@ -58,18 +60,18 @@ def test_borders_fall_inside_cells_and_inside_tiles():
 
 
 def test_a_step_shows_the_same_pictures_for_the_same_seed():
-    recipe = Recipe(seed=5, megapixels=0.2)
+    recipe = Recipe(seed=5, megapixels=0.2, **MIX)
     for step in range(4):
         both = (Batches(tiles=flat_tiles(), recipe=recipe, stain=True) for _ in range(2))
         first, again = (batches[step] for batches in both)
         assert first.images.equal(again.images)
         assert first.shares.equal(again.shares)
-    other = Batches(tiles=flat_tiles(), recipe=Recipe(seed=6, megapixels=0.2), stain=True)[3]
+    other = Batches(tiles=flat_tiles(), recipe=Recipe(seed=6, megapixels=0.2, **MIX), stain=True)[3]
     assert not first.images.equal(other.images)
 
 
 def test_one_two_and_three_scales_are_all_trained():
-    batches = Batches(tiles=flat_tiles(), recipe=Recipe(megapixels=0.2), stain=False)
+    batches = Batches(tiles=flat_tiles(), recipe=Recipe(megapixels=0.2, **MIX), stain=False)
     sizes = {max(batches[step].images.shape[1:3]) for step in range(32)}
     assert min(sizes) <= 256
     assert any(256 < size <= 1024 for size in sizes)
@@ -97,7 +99,7 @@ def test_white_glass_stays_bright_when_stains_vary():
 def test_windows_that_are_left_out_carry_no_label_and_others_keep_theirs():
     left_out = 0
     for step in range(1, 40):
-        batch = Batches(tiles=flat_tiles(), recipe=Recipe(megapixels=0.2), stain=True)[step]
+        batch = Batches(tiles=flat_tiles(), recipe=Recipe(megapixels=0.2, **MIX), stain=True)[step]
         if batch.active is None:
             continue
         assert batch.active.flatten(1).any(dim=1).all()

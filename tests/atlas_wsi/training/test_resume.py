@@ -27,7 +27,7 @@ SMALL = Recipe(
     epochs=6,
     megapixels=0.05,
     n_validations=4,
-    single_tiles_every=1,
+    mosaics=0.0,
 )
 
 

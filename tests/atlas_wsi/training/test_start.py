@@ -172,7 +172,7 @@ def test_tiles_train_on_a_timm_network(tmp_path, tile_folder):
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
     model = load_model(out)
-    assert model.config.stem_options == {"name": "test_resnet"}
+    assert model.config.stem_options == {"name": "test_resnet", "project": 192}
     assert model.card.training["encoder"] == "timm:test_resnet"
     assert model.card.training["backbone"] == "timm+msa"
     assert all(p.isfinite().all() for p in model.parameters())
@@ -210,5 +210,59 @@ def test_an_encoder_goes_with_no_other_start(tmp_path, tile_folder):
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 2
     assert "not both" in done.output
-    with pytest.raises(CheckpointMismatchError, match="decides channels"):
-        new_model(2, card_of("a", "b"), Recipe(encoder="timm:test_resnet", dim=64), None)
+    with pytest.raises(CheckpointMismatchError, match="is the backbone"):
+        new_model(2, card_of("a", "b"), Recipe(encoder="timm:test_resnet", backbone="atlas"), None)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(dim=32), Recipe(encoder="timm:test_resnet", dim=64)])
+@pytest.mark.parametrize("side", [64, 700])
+@torch.no_grad()
+def test_a_training_starts_as_the_linear_reading_of_the_tokens_of_its_stem(recipe, side):
+    model = new_model(2, card_of("a", "b"), recipe, None).eval()
+    x = torch.randn(1, 3, side, side)
+    tokens = model.encoder.stem(x)
+    read = model.head.reads[0](tokens.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    found = model(x, cell_tokens=1)
+    assert torch.equal(found.cells, read)
+    alone = model(x, cell_tokens=1, n_scales=1)
+    assert torch.equal(alone.cells, read)
+
+
+@torch.no_grad()
+def test_fine_tokens_pass_the_same_blocks_in_a_tile_and_on_a_slide():
+    model = new_model(2, card_of("a", "b"), Recipe(dim=32, depths=(1, 1, 2)), None).eval()
+    for weight in model.encoder.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    x = torch.randn(1, 3, 256, 256)
+    tile = model.encoder.encode(x)
+    assert len(tile.stages) == 1
+    slide = model.encoder.encode(x, model.encoder.plan((256, 256), n_scales=3))
+    assert [len(stage) for stage in slide.stages] == [3, 2, 1]
+
+
+@pytest.mark.slow
+def test_a_frozen_encoder_stays_as_it_is_but_for_its_projection(tmp_path, tile_folder):
+    network = timm.create_model("test_resnet")
+    save_file(network.state_dict(), tmp_path / "net.safetensors")
+    out = tmp_path / "m.safetensors"
+    asked = ["train", "tiles", str(tile_folder), "-o", str(out), "--mpp", "1", "--freeze"]
+    asked += ["--encoder", "timm:test_resnet", "--weights", str(tmp_path / "net.safetensors")]
+    asked += ["--epochs", "0.5", "--megapixels", "0.1", "--dim", "64", "--quiet"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    trained = load_model(out)
+    for name, value in trained.encoder.stem.trunk.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name]), name
+    with torch.no_grad():
+        tiles = read_tile_folder(tile_folder, mpp=1).prepared().images
+        tokens = trained.encoder.stem(trained.normalize(torch.from_numpy(tiles)))
+    spread = tokens.transpose(0, 1).flatten(1).var(dim=1)
+    assert 0.5 < float(spread[:8].mean()) < 1.5  # whitened on the tiles of the training part
+    assert trained.card.training["freeze"]
+
+
+def test_what_suits_a_training_depends_on_its_start():
+    recipe = Recipe(mosaics=0.1)
+    assert recipe.suited("slide", is_pretrained=True).color_jitter == 0.6
+    assert recipe.suited("scene", is_pretrained=False).color_jitter == 1.0
+    assert recipe.suited("scene", is_pretrained=True).mosaics == 0.1
