@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from atlas_wsi.grid import Box
 from atlas_wsi.models.stems.timm_network import TimmStem
 
 if TYPE_CHECKING:
@@ -28,10 +29,14 @@ def fix_norms(model: Model, images: NDArray[np.uint8], recipe: Recipe) -> None:
 
 def fit_projection(model: Model, images: NDArray[np.uint8], recipe: Recipe) -> None:
     """Fit what brings the tokens of a network of timm to the channels of the model."""
-    if isinstance(model.encoder.stem, TimmStem):
-        model.encoder.stem.fit_projection_(
-            _normalized(model, batch) for batch in _batches(images, recipe)
-        )
+    stem = model.encoder.stem
+    if isinstance(stem, TimmStem):
+        whole = Box(row=0, col=0, rows=images.shape[1], cols=images.shape[2])
+        with torch.no_grad():
+            stem.fit_projection_(
+                stem.map(_normalized(model, batch), whole, (whole.rows, whole.cols))
+                for batch in _batches(images, recipe)
+            )
 
 
 def _batches(images: NDArray[np.uint8], recipe: Recipe) -> list[NDArray[np.uint8]]:

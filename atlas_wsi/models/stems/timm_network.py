@@ -56,6 +56,11 @@ class TimmStem(Stem):
 
     def part(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:
         """Encode a region exactly as it would be encoded in the whole image."""
+        tokens = self.map(x_BCYX, want, image)
+        return self.project(tokens.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def map(self, x_BCYX: torch.Tensor, want: Box, image: tuple[int, int]) -> torch.Tensor:
+        """Return the network's map of a region, before the projection."""
         rows, cols = (
             min(self.window_px, -(-side // self.step_px) * self.step_px) for side in image
         )
@@ -65,28 +70,24 @@ class TimmStem(Stem):
         n, channels = x_BCYX.shape[:2]
         x_NCYX = x_BCYX.reshape(n, channels, down, rows, across, cols)
         y_NCYX = self.trunk(x_NCYX.permute(0, 2, 4, 1, 3, 5).flatten(0, 2))[0]
-        if y_NCYX.shape[1] == self.map_dim:  # some of timm's networks keep channels last
-            y_NCYX = y_NCYX.permute(0, 2, 3, 1)
-        y_NCYX = self.project(y_NCYX).permute(0, 3, 1, 2)
+        if y_NCYX.shape[1] != self.map_dim:  # some of timm's networks keep channels last
+            y_NCYX = y_NCYX.permute(0, 3, 1, 2)
         y_BCYX = y_NCYX.reshape(n, down, across, *y_NCYX.shape[1:])
         y_BCYX = y_BCYX.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         read = tokens_of(self.reach(want, image), stride=self.stride_px)
         return crop(y_BCYX, tokens_of(want.clip(image), stride=self.stride_px), read)
 
     @torch.no_grad()
-    def fit_projection_(self, images: Iterable[torch.Tensor]) -> None:
-        """Set the projection to the principal components of the tokens of normalized images."""
+    def fit_projection_(self, maps: Iterable[torch.Tensor]) -> None:
+        """Project to the principal components of the tokens of maps `(B, C, rows, cols)`."""
         assert isinstance(self.project, nn.Linear)
-        projection, self.project = self.project, nn.Identity()
-        dim, self.dim = self.dim, self.map_dim
-        tokens = torch.cat([self(x_BCYX).transpose(0, 1).flatten(1).T for x_BCYX in images])
-        self.project, self.dim = projection, dim
-        mean = tokens.mean(dim=0)
-        variances, axes = torch.linalg.eigh(torch.cov(tokens.double().T))
-        variances, axes = variances.flip(0)[:dim], axes.flip(1)[:, :dim]
+        tokens_NC = torch.cat([x.transpose(0, 1).flatten(1).T for x in maps]).double()
+        variances, axes = torch.linalg.eigh(torch.cov(tokens_NC.T))
+        variances, axes = variances.flip(0)[: self.dim], axes.flip(1)[:, : self.dim]
         scale = variances.clamp(min=_LEAST_VARIANCE * float(variances[0])).rsqrt()
-        projection.weight.copy_((axes * scale).T)
-        projection.bias.copy_(-projection.weight @ mean)
+        weight = (axes * scale).T
+        self.project.weight.copy_(weight)
+        self.project.bias.copy_(-weight @ tokens_NC.mean(dim=0))
 
     def fold_(self) -> Self:
         """Lay the weights out for speed, in place."""
