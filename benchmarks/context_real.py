@@ -37,6 +37,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import nn
 from torch.nn import functional
 
+from atlas_wsi.grid import Box
 from atlas_wsi.models import Model, ModelCard, ModelClass
 from atlas_wsi.models.atlas import make_config
 from atlas_wsi.models.msa import coarse_tokens, pool, pool_up
@@ -116,7 +117,7 @@ def encode(folder: Path, facts: dict, weights: Path) -> dict[str, dict[str, torc
     def map_of(pixels: torch.Tensor) -> torch.Tensor:
         x = model.normalize(pixels.permute(1, 2, 0)[None]).contiguous()
         shape = (x.shape[-2], x.shape[-1])
-        return stem.map(x, stem.reach(box(shape), shape).clip(shape), shape)[0].half()
+        return stem.map(x, Box(row=0, col=0, rows=shape[0], cols=shape[1]), shape)[0].half()
 
     found = {}
     for name, (pixels, cells) in read_images(folder, facts).items():
@@ -127,13 +128,6 @@ def encode(folder: Path, facts: dict, weights: Path) -> dict[str, dict[str, torc
         }
         print(f"{name}: {tuple(cells.shape)} cells, {(cells >= 0).float().mean():.0%} labeled")
     return found
-
-
-def box(shape: tuple[int, int]):
-    """Return the whole image as a box."""
-    from atlas_wsi.grid import Box
-
-    return Box(row=0, col=0, rows=shape[0], cols=shape[1])
 
 
 def folds_of(images: dict, facts: dict, n_folds: int) -> dict[str, int]:

@@ -133,6 +133,7 @@ def regions(
     encoder: options.Encoder = None,
     weights: options.Weights = None,
     freeze: train_options.Freeze = False,
+    features: train_options.Features = None,
     tensorboard: train_options.TensorBoard = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
@@ -140,8 +141,11 @@ def regions(
 ) -> None:
     """Train a model on labeled areas of slides or scenes.
 
-    Tiles are cut out of the areas; whole slides (or groups) are held out for testing, once or by
-    --folds. --mpp or --gsd is for files that do not state their pixel size.
+    The slides are shown whole: some labeled windows are learned from in every step, all the rest is
+    their context. Tiles that are cut out of the areas measure the model; --mosaics shows mosaics of
+    them, too. Whole slides (or groups) are held out for testing, once or by --folds. With --freeze
+    every slide is encoded once, and --features keeps that for other trainings. --mpp or --gsd is
+    for files that do not state their pixel size.
     """
     from atlas_wsi import CardSpec, Recipe, TrainOptions, read_regions
 
@@ -155,7 +159,8 @@ def regions(
     )  # fmt: skip
     settings = TrainOptions(
         out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
-        encoder_weights=weights, tensorboard=tensorboard, overwrite=overwrite,
+        encoder_weights=weights, features=features, tensorboard=tensorboard,
+        overwrite=overwrite,
     )  # fmt: skip
     settings.check(recipe)
     data = read_regions(

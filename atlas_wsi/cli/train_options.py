@@ -91,6 +91,13 @@ Freeze = Annotated[
     bool,
     typer.Option("--freeze", help="Keep the encoder (or the stem of --init) as it is."),
 ]
+Features = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Keep what a frozen encoder makes of the slides for other trainings.",
+    ),
+]
 EncoderLearningRate = Annotated[
     float | None,
     typer.Option(

@@ -170,7 +170,7 @@ class FineWindows:
         )
         for start in range(0, len(self.stored), self.batch):
             windows = self.stored[start : start + self.batch]
-            x_NTC = self.store.read(windows).to(self.device)
+            x_NTC = self.store.read(windows).to(self.device, self.dtype)
             missing, lost = x_NTC[..., 0].isnan(), x_NTC[..., 0].isinf()
             self._leave_out(windows, missing | lost, lost)
             self._take_in(windows, self._observed(windows, x_NTC), out)

@@ -53,13 +53,16 @@ def sampled_logits(
     plan: MemoryPlan,
     *,
     sampled: NDArray[np.int64],
+    cell_tokens: int = CELL_TOKENS,
     tokens: TokenStore | None = None,
     is_filled: bool = False,
     step: Callable[[str, int], None],
 ) -> SlideLogits:
     """Read a whole slide with a gradient through some of its windows.
 
-    `read`: Reads working pixels and what is known of them; called in threads.
+    `read`: Reads working pixels and what is known of them; called in threads. `tokens`: Keeps the
+    stem's tokens of all windows for the next call. `is_filled`: Whether it holds them; no pixel is
+    read then, and the stem gets no gradient.
     """
     at, n_blocks = layout.scales[0], len(fine_blocks(model, layout))
     rest = np.setdiff1d(np.arange(at.n_windows), sampled)
@@ -89,7 +92,7 @@ def sampled_logits(
             scratch=scratch,
             image_shape=shape,
             batch=plan.batch,
-            cell_tokens=CELL_TOKENS,
+            cell_tokens=cell_tokens,
             step=step,
             stored=torch.arange(len(members)) if is_stored else None,
         )
@@ -101,12 +104,14 @@ def sampled_logits(
             scratch = new_store() if tokens is not None and n_blocks > 1 else None
             held = windows(FineWindows, rest, store, scratch, is_stored=is_filled)
         learned = _Learned(len(sampled))
-        both = _Both(held, windows(LearningWindows, sampled, learned), rest, sampled, at)
+        first = learned if tokens is None or not is_filled else _Some(tokens, sampled)
+        learning = windows(LearningWindows, sampled, first, learned, is_stored=is_filled)
+        both = _Both(held, learning, rest, sampled, at)
         share = (np.arange(at.n_windows), both)
         logits = StreamedPass(model, layout, [share], batch=plan.batch).logits(
-            cell_tokens=CELL_TOKENS
+            cell_tokens=cell_tokens
         )
-        if tokens is not None:
+        if tokens is not None and not is_filled:
             tokens.write(torch.from_numpy(sampled), learned.first)
         return logits
     finally:

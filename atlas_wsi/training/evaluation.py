@@ -369,9 +369,14 @@ def fit_temperature_on(model: Model, data: Labeled, *, progress: Progress | None
 def predict_logits(
     model: Model, data: Labeled, *, progress: Progress | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return logits `(N, K, Y, X)` and where they are valid; a slide has one cell."""
+    """Return logits `(N, K, Y, X)` and where they are valid; a slide has one cell.
+
+    Tiles of annotated slides are read off the map of their slide.
+    """
     if isinstance(data, SlideTable):
         return _slide_logits(model, data, progress)
+    if data.slides:
+        return _logits_in_place(model, data, progress)
     device, images = model.encoder.fc.weight.device, data.images
     cells, inside = [], []
     with torch.inference_mode():
@@ -384,6 +389,29 @@ def predict_logits(
             if progress is not None:
                 progress("evaluate", min(start + _BATCH, len(images)), len(images))
     return np.concatenate(cells), np.concatenate(inside)
+
+
+def _logits_in_place(
+    model: Model, tiles: LabeledTiles, progress: Progress | None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    cell = model.config.token_px
+    n = max(1, tiles.images.shape[1] // cell)
+    p = np.full((len(tiles), len(tiles.classes), n, n), np.nan, np.float32)
+    for done, annotated in enumerate(tiles.slides, start=1):
+        with open_slide(annotated.slide, **annotated.opening) as slide:
+            heatmap = predict(slide, model, tissue=annotated.mask, cell_px=cell)
+        for k, (name, row, col) in enumerate(tiles.places):
+            if name == annotated.slide:
+                i, j = round(row / cell), round(col / cell)
+                part = heatmap.probabilities[:, i : i + n, j : j + n]
+                p[k, :, : part.shape[1], : part.shape[2]] = part
+        if progress is not None:
+            progress("predict slides", done, len(tiles.slides))
+    valid: NDArray[np.bool_] = np.asarray(~np.isnan(p).any(axis=1))
+    is_nowhere = ~valid.any(axis=(1, 2))  # no tissue was found there: nothing is known
+    valid[is_nowhere], p[is_nowhere] = True, 1 / len(tiles.classes)
+    logits = np.log(np.maximum(np.nan_to_num(p, nan=1.0), 1e-30)) * model.card.temperature
+    return logits.astype(np.float32), valid
 
 
 def _slide_logits(

@@ -82,8 +82,8 @@ class Recipe:
     precision: str = "auto"
     """``"auto"``, ``"float32"`` or ``"bfloat16"`` of the forward pass."""
     mosaics: float | None = None
-    """Fraction of the steps that show mosaics of tiles, the others show single tiles; None for 2/3
-    from random weights and 1/2 from pretrained ones."""
+    """Fraction of the steps that show mosaics of tiles, the others show single tiles, or annotated
+    slides; None for 2/3 from random weights, 1/2 from pretrained ones, and 0 for annotated slides."""
     color_jitter: float | None = None
     """How strongly colors change; strong jitter keeps a model from relying on color. None for 1
     from random weights; from pretrained ones 0.6 for slides and 0.3 for scenes."""
@@ -100,7 +100,9 @@ class Recipe:
         if self.encoder is not None and not self.encoder.startswith(_ENCODER):
             raise ArgumentError(f"The encoder is '{self.encoder}', expected {_ENCODER}NAME.")
 
-    def suited(self, domain: Literal["slide", "scene"], *, is_pretrained: bool) -> Recipe:
+    def suited(
+        self, domain: Literal["slide", "scene"], *, is_pretrained: bool, in_place: bool = False
+    ) -> Recipe:
         """Choose what is left to choose, by the kind of images and of initial weights.
 
         Parameters
@@ -109,13 +111,15 @@ class Recipe:
             Stained tissue, or land.
         is_pretrained
             Whether the stem starts with weights of an earlier training.
+        in_place
+            Whether annotated slides are shown whole.
 
         Returns
         -------
         Recipe
             Without None for `mosaics` and `color_jitter`.
         """
-        mosaics = 1 / 2 if is_pretrained else 2 / 3
+        mosaics = 0.0 if in_place else 1 / 2 if is_pretrained else 2 / 3
         jitter = {"slide": 0.6, "scene": 0.3}[domain] if is_pretrained else 1.0
         return replace(
             self,
@@ -148,6 +152,9 @@ class TrainOptions:
     encoder_weights: str | os.PathLike[str] | None = None
     """Weights of the recipe's encoder: a file, or ``"none"`` for random ones; by default timm's
     pretrained ones."""
+    features: str | os.PathLike[str] | None = None
+    """Folder that keeps the tokens of a frozen stem on annotated slides for other trainings; None
+    for a temporary one."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the stored weights."""
     out: str | os.PathLike[str] | None = None
@@ -202,6 +209,8 @@ class TrainOptions:
             )
         if self.encoder_weights is not None and recipe.encoder is None:
             raise ArgumentError("The weights of an encoder need an encoder.")
+        if self.features is not None and not recipe.freeze:
+            raise ArgumentError("Tokens are stored of a frozen stem alone: freeze it.")
         if self.init is not None and recipe.encoder is not None:
             raise ArgumentError("Give an encoder or initial weights, not both.")
         if self.tensorboard is not None:

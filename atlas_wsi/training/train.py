@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from atlas_wsi.models.start import Start, load_start, timm_start
 from atlas_wsi.progress import CancelToken, silent
 from atlas_wsi.training import distributed
 from atlas_wsi.training.cards import fingerprints_of, split_text, table_split_text, write_card
+from atlas_wsi.training.data.labeled import LabeledTiles
 from atlas_wsi.training.evaluation import fit_temperature_on, measure_data
 from atlas_wsi.training.familiar import learn_familiarity
+from atlas_wsi.training.features import FeatureStores
 from atlas_wsi.training.history import History
 from atlas_wsi.training.metrics import MIN_CALIBRATION, color_baseline, confusion, summarize
 from atlas_wsi.training.norms import channel_statistics
@@ -158,18 +161,23 @@ def fit(
     known = data.subset(parts.train)
     validation = data.subset(parts.validation) if len(parts.validation) else None
     card, start = _make_card(data, parts, spec, text), initial_weights(recipe, options)
-    recipe = recipe.suited(spec.domain, is_pretrained=start is not None)
+    in_place = isinstance(known, LabeledTiles) and bool(known.slides)
+    recipe = recipe.suited(spec.domain, is_pretrained=start is not None, in_place=in_place)
     model = new_model(len(data.classes), card, recipe, start).to(distributed.device())
     trainer = Trainer(model, recipe, history)
     started = time.perf_counter()
-    trainer.train(
-        objective_for(known, model, recipe),
-        known,
-        validation,
-        checkpoint=options.checkpoint,
-        report=progress or silent,
-        cancel=cancel or CancelToken(),
-    )
+    with ExitStack() as opened:
+        stores = None
+        if in_place and recipe.freeze:
+            stores = opened.enter_context(FeatureStores(options.features))
+        trainer.train(
+            objective_for(known, model, recipe, stores),
+            known,
+            validation,
+            checkpoint=options.checkpoint,
+            report=progress or silent,
+            cancel=cancel or CancelToken(),
+        )
     model = trainer.average.eval()
     counts = np.bincount(known.labels, minlength=len(data.classes))
     recorded = {

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_wsi.progress import Progress
+    from atlas_wsi.training.data.annotated_slide import AnnotatedSlide
     from atlas_wsi.training.data.slide_table import SlideTable
 
     Labeled: TypeAlias = "LabeledTiles | SlideTable"
@@ -68,18 +69,25 @@ class LabeledTiles:
     """How the tiles were read, for the card."""
     fingerprint: str = ""
     """Digest of all tiles, by which a model recognizes its training data."""
+    slides: tuple[AnnotatedSlide, ...] = ()
+    """The slides that the tiles were cut out of, if they are learned and measured in place."""
+    places: tuple[tuple[str, int, int], ...] = ()
+    """`N` slides and corners (row, column, in working pixels) of tiles that are measured there."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, which: NDArray[np.int64]) -> LabeledTiles:
         """Return some of the tiles."""
+        groups = {self.groups[i] for i in which}
         return replace(
             self,
             images=self.images[which],
             labels=self.labels[which],
             groups=tuple(self.groups[i] for i in which),
             paths=tuple(self.paths[i] for i in which),
+            slides=tuple(slide for slide in self.slides if slide.group in groups),
+            places=tuple(self.places[i] for i in which if self.places),
         )
 
     def prepared(

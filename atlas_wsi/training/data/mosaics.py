@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from atlas_wsi.training.data.augment import augment, vary_colors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from atlas_wsi.training.data.labeled import LabeledTiles
@@ -169,6 +171,13 @@ def _cells_of(active: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     return wide[:, None, : shares.shape[2], : shares.shape[3]].to(shares)
 
 
+def shows_mosaics(recipe: Recipe, step: int) -> bool:
+    """Tell whether a step shows mosaics."""
+    share = recipe.mosaics
+    assert share is not None, "of a recipe that is `suited`"
+    return math.floor((step + 1) * share) > math.floor(step * share)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batches(Dataset[Batch]):
     """Single tiles or mosaics of every step; the same ones for the same seed and step."""
@@ -182,17 +191,15 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.recipe.seed, step))
-        share = self.recipe.mosaics
-        assert share is not None, "of a recipe that is `suited`"
-        shows_mosaics = math.floor((step + 1) * share) > math.floor(step * share)
-        return self._mosaics(step, rng) if shows_mosaics else self._singles(step, rng)
+        make = self._mosaics if shows_mosaics(self.recipe, step) else self._singles
+        return make(step, rng)
 
     @property
     def _jitter(self) -> float:
         assert self.recipe.color_jitter is not None, "of a recipe that is `suited`"
         return self.recipe.color_jitter
 
-    def ahead(self, steps: range) -> DataLoader[Batch]:
+    def ahead(self, steps: Sequence[int]) -> DataLoader[Batch]:
         """Make pictures ahead in a process; their order and content do not depend on it."""
         return DataLoader(
             self,

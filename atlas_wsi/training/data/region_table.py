@@ -13,7 +13,9 @@ from atlas_wsi.grid import Box
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.slides.tile_reader import OBSERVED
 from atlas_wsi.streaming.working_image import open_working_image
+from atlas_wsi.tissue.mask import tissue_mask
 from atlas_wsi.training.cards import digest_of
+from atlas_wsi.training.data.annotated_slide import AnnotatedSlide
 from atlas_wsi.training.data.labeled import LabeledTiles
 from atlas_wsi.training.data.labeled_areas import areas_by_class, read_names
 from atlas_wsi.training.data.slide_table import find_file, pixel_size_in, read_rows
@@ -63,16 +65,29 @@ class RegionTable:
     def prepared(
         self, *, mpp: float | None = None, seed: int = 0, progress: Progress | None = None
     ) -> LabeledTiles:
-        """Cut tiles out of the areas."""
+        """Cut tiles out of the areas, and find the tissue around them."""
+        import shapely
+
         if mpp is None:
             raise ValueError("labeled regions need the resolution that the model sees")
         rng = np.random.default_rng(seed)
         images: list[NDArray[np.uint8]] = []
+        slides: list[AnnotatedSlide] = []
         tiles: list[tuple[str, str, str]] = []  # class, group, name
+        places: list[tuple[str, int, int]] = []
         for done, row in enumerate(self.rows, start=1):
             with open_slide(row.slide, **row.opening) as slide:
                 image = open_working_image(slide, mpp=mpp)
                 areas = self.areas(row, slide)
+                slides.append(
+                    AnnotatedSlide(
+                        slide=row.slide,
+                        group=row.group,
+                        opening=row.opening,
+                        mask=tissue_mask(slide),
+                        areas={k: shapely.MultiPolygon(v) for k, v in sorted(areas.items())},
+                    )
+                )
                 for name, polygons in sorted(areas.items()):
                     corners = _corners(polygons, image.grid.step_px, image.shape, self.tile_px)
                     for top, left in rng.permutation(corners)[: self.max_tiles]:
@@ -82,6 +97,7 @@ class RegionTable:
                         if state is not None and (state != OBSERVED).any():
                             continue
                         images.append(pixels)
+                        places.append((row.slide, box.row, box.col))
                         tiles.append((name, row.group, f"{slide.name}:{top}:{left}"))
             if progress is not None:
                 progress("cut regions", done, len(self.rows))
@@ -100,8 +116,10 @@ class RegionTable:
             classes=classes,
             is_grouped=True,
             mpp=mpp,
-            facts={"tile_px": self.tile_px},
+            facts={"tile_px": self.tile_px, "measured": "tiles on the maps of whole slides"},
             fingerprint=self.fingerprint,
+            slides=tuple(slides),
+            places=tuple(places),
         )
 
     def areas(self, row: LabeledRegions, slide: Slide) -> dict[str, list[shapely.Polygon]]:

@@ -8,11 +8,16 @@ import json
 import numpy as np
 import pytest
 import tifffile
+import torch
 from typer.testing import CliRunner
 
 from atlas_wsi.cli.app import app
 from atlas_wsi.errors import DatasetError, MissingScaleError
 from atlas_wsi.models.registry import load_model
+from atlas_wsi.slides.open import open_slide
+from atlas_wsi.streaming.token_store import StoredTokens
+from atlas_wsi.streaming.working_image import open_working_image
+from atlas_wsi.training.data.annotated_slide import labeled_windows
 from atlas_wsi.training.data.region_table import read_regions
 
 SHADE = {"Stroma": 200, "Tumor": 90}
@@ -71,8 +76,8 @@ def test_tiles_come_from_inside_the_polygons_of_their_class(table):
 @pytest.mark.slow
 def test_a_model_is_trained_and_measured_on_slides_it_did_not_see(table, tmp_path):
     out = tmp_path / "mine.safetensors"
-    options = ("--work-mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "3", "-q")
-    options += ("--megapixels", "0.2", "--seed", "14")
+    options = ("--work-mpp", "1", "--tile-px", "64", "--dim", "32", "--epochs", "30", "-q")
+    options += ("--lr", "0.005", "--seed", "14")
     done = CliRunner().invoke(
         app, ["train", "regions", str(table), "-o", str(out), "--test-fraction", "0.25", *options]
     )
@@ -96,6 +101,67 @@ def test_slides_are_dealt_to_folds_as_a_whole(table, tmp_path):
     with out.with_suffix(".predictions.csv").open(newline="") as file:
         folds = {(row["group"], row["fold"]) for row in csv.DictReader(file)}
     assert sorted(group for group, _ in folds) == [f"patient-{i}" for i in range(4)]
+
+
+@pytest.mark.slow
+def test_slides_are_encoded_once_by_a_frozen_stem_and_kept_for_other_trainings(
+    table, tmp_path, monkeypatch
+):
+    written = []
+    write = StoredTokens.write
+    monkeypatch.setattr(
+        StoredTokens, "write", lambda own, *args: written.append(args) or write(own, *args)
+    )
+    kept = tmp_path / "kept"
+    options = ("--work-mpp", "1", "--tile-px", "64", "--init", "tissue", "--freeze", "-q")
+    options += ("--epochs", "3", "--test-fraction", "0.25", "--features", str(kept))
+    curves = []
+    for name in ("first", "second"):
+        out = tmp_path / f"{name}.safetensors"
+        done = CliRunner().invoke(app, ["train", "regions", str(table), "-o", str(out), *options])
+        assert done.exit_code == 0, done.output
+        curves.append(out.with_suffix(".training.csv").read_text())
+        if name == "first":
+            assert len(sorted(kept.rglob("tokens.bin"))) == 3  # one slide is for testing
+            assert written
+            written.clear()
+    assert not written
+    first, second = (
+        np.loadtxt(curve.splitlines(), delimiter=",", skiprows=1, usecols=(0, 1, 2))
+        for curve in curves
+    )
+    np.testing.assert_allclose(second, first, rtol=2e-2, atol=2e-3)  # tokens are float16
+    trained, start = load_model(tmp_path / "first.safetensors"), load_model("tissue")
+    for key, value in start.encoder.stem.state_dict().items():
+        assert torch.equal(trained.encoder.stem.state_dict()[key], value), key
+
+
+def test_tokens_of_a_stem_that_changes_cannot_be_kept(table, tmp_path):
+    asked = ["train", "regions", str(table), "-o", str(tmp_path / "m.safetensors")]
+    asked += ["--work-mpp", "1", "--features", str(tmp_path / "kept")]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 2
+    assert "freeze it" in done.output
+
+
+def test_labels_lie_on_the_tokens_of_their_area_mirrored_or_not(table):
+    tiles = read_regions(table, tile_px=64).prepared(mpp=1.0)
+    model = load_model("atlas_test")
+    found = []
+    with open_slide(tiles.slides[0].slide) as slide:
+        image = open_working_image(slide, mpp=1.0)
+        layout = model.encoder.plan(image.shape)
+        for mirrored in ((False, False), (False, True)):
+            labels = labeled_windows(
+                tiles.slides[0], tiles.classes, image, layout, token_px=16, mirrored=mirrored
+            )
+            assert labels.windows.tolist() == [0, 1]
+            found.append(labels.labels.reshape(2, 16, 16))
+    tumor, stroma = (tiles.classes.index(name) for name in ("Tumor", "Stroma"))
+    assert (found[0][0] == tumor).all()
+    assert (found[0][1] == stroma).all()
+    assert (found[1][0] == stroma).all()
+    assert (found[1][1] == tumor).all()
 
 
 def test_polygons_without_a_class_are_refused(table):

@@ -100,25 +100,34 @@ def test_the_scores_do_not_depend_on_the_sample(name):
         assert grown["encoder.stem.conv1.weight"].abs().max() > 0
 
 
-def test_windows_whose_tokens_are_kept_are_not_read_again():
-    model, image = make_model((2, 1), 2), make_image()
+@pytest.mark.parametrize("name", CONFIGS)
+def test_from_the_store_no_pixel_is_read_and_all_but_the_stem_learn_the_same(name):
+    model, image = make_model(*CONFIGS[name]), make_image()
+    model.encoder.stem.requires_grad_(False)
     tokens = RamTokens((35, 16, 16), dtype=torch.float32)
-    first = sampled(model, image, None, [1, 5], tokens=tokens)
+    sampled(model, image, None, [1, 5], tokens=tokens)
+    from_pixels = sampled(model, image, None, [0, 34], cell_tokens=1)
+    expected = gradients(model, loss_of(from_pixels.cells, from_pixels.valid, from_pixels.slide))
     seen = []
-    layout = model.encoder.plan(image.shape[:2])
-    again = sampled_logits(
+    stored = sampled_logits(
         model,
-        layout,
+        model.encoder.plan(image.shape[:2]),
         lambda box: seen.append(box) or (image[box.slices], None),
         image.shape[:2],
         PLAN,
         sampled=np.array([0, 34]),
+        cell_tokens=1,
         tokens=tokens,
         is_filled=True,
         step=nothing,
     )
-    torch.testing.assert_close(again.slide, first.slide, atol=1e-4, rtol=1e-4)
-    assert len(seen) == 2
+    assert not seen
+    torch.testing.assert_close(stored.cells, from_pixels.cells, atol=1e-4, rtol=1e-4)
+    found = gradients(model, loss_of(stored.cells, stored.valid, stored.slide))
+    assert found.keys() == expected.keys()
+    for key, one in expected.items():
+        scale = one.abs().max().clamp(min=1e-6)
+        torch.testing.assert_close(found[key] / scale, one / scale, atol=2e-4, rtol=0)
 
 
 def kept_bytes(model, shape, n_sampled):
