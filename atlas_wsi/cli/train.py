@@ -193,6 +193,13 @@ def slides(
         typer.Option(metavar="N", help="Fine windows per slide that a step learns from.", min=1),
     ] = 16,
     batch: Annotated[int, typer.Option(metavar="N", help="Slides per step.", min=1)] = 4,
+    readout: Annotated[
+        Literal["attention", "mean"],
+        typer.Option(
+            help="A slide's score: the heatmap's logits weighted by attention, or read from the "
+            "mean of all tokens."
+        ),
+    ] = "attention",
     memory: options.FixedMemory = "4GB",
     domain: train_options.Domain = "slide",
     name: train_options.Name = None,
@@ -230,6 +237,7 @@ def slides(
     recipe = Recipe(
         encoder=encoder, freeze=freeze, dim=dim, epochs=epochs, learning_rate=lr,
         encoder_learning_rate=lr_encoder, color_jitter=color_jitter, patience=patience, seed=seed,
+        readout=readout,
     )  # fmt: skip
     settings = TrainOptions(
         out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Backbone = Literal["atlas", "mambavision", "mambavision+msa", "timm+msa"]
 """The backbones that can be trained by name; see `AtlasConfig.backbone`."""
+Readout = Literal["mean", "attention"]
+"""How the score of a whole image is read; see `AtlasConfig.readout`."""
 
 _DIM, _DIM_STEP = 128, 32
 _PROJECTED = 256  # most channels that a network's tokens are projected to by default
@@ -68,6 +70,9 @@ class AtlasConfig:
     tile passes the blocks that a slide's tokens pass. Published classifiers pass all stages."""
     plain_reading: bool = False
     """Whether the dense head reads the finest tokens as they are, without a norm."""
+    readout: Readout = "mean"
+    """The score of a whole image: read from the mean of the tokens left at the end, or the mean of
+    the heatmap's logits weighted by attention."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))
@@ -118,6 +123,7 @@ def make_config(
     n_scales: int,
     n_classes: int,
     timm: str | None = None,
+    readout: Readout = "mean",
 ) -> AtlasConfig:
     """Choose the sizes of a small model of a backbone; `dim` None: the default."""
     stem: dict[str, Any] = {}
@@ -147,6 +153,7 @@ def make_config(
         n_classes=n_classes,
         one_path=True,
         plain_reading=True,
+        readout=readout,
         **stem,
     )
 

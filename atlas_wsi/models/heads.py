@@ -1,6 +1,6 @@
-"""From the tokens of all scales to class logits a heatmap cell."""
+"""From the tokens of all scales to class logits of heatmap cells, and of the whole image."""
 
-# B images, K classes, N windows, T tokens per window, C channels, Y rows, X columns
+# B images, K classes, G gates, N windows, T tokens per window, C channels, Y rows, X columns
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from atlas_wsi.models.layout import Layout
+
+_GATES = 32
 
 
 class DenseHead(nn.Module):
@@ -63,6 +65,30 @@ class DenseHead(nn.Module):
             step = cell_tokens / layout.ratio**s
             total += interpolate(logits, valid, step=step, shape=(rows, cols))
         return total
+
+
+class AttentionPool(nn.Module):
+    """Logits of an image: the mean of its cells' logits, weighted for each class by gated attention.
+
+    Source: arXiv 1802.04712, equation 9, with the logits of the heatmap as embedding.
+    """
+
+    def __init__(self, dim: int, n_classes: int, *, n_scales: int) -> None:
+        super().__init__()
+        self.gate = DenseHead(dim, 2 * _GATES, n_scales=n_scales)
+        self.weigh = nn.Linear(_GATES, n_classes, bias=False)
+        nn.init.normal_(self.weigh.weight)  # cells that weigh alike would learn apart slowly
+
+    def forward(
+        self, gates_BGYX: torch.Tensor, logits_BKYX: torch.Tensor, valid_B1YX: torch.Tensor
+    ) -> torch.Tensor:
+        """Return logits `(B, K)`; cells that are not valid have no weight."""
+        a, b = gates_BGYX.flatten(2).transpose(1, 2).chunk(2, dim=2)
+        scores_BKN = self.weigh(a.tanh() * b.sigmoid()).float().transpose(1, 2)
+        valid_B1N = valid_B1YX.flatten(2)
+        scores_BKN = scores_BKN.masked_fill(~valid_B1N, torch.finfo(torch.float32).min)
+        weights_BKN = scores_BKN.softmax(dim=2) * valid_B1N
+        return (weights_BKN * logits_BKYX.flatten(2).float()).sum(dim=2)
 
 
 def valid_map(layout: Layout, scale: int, *, like: torch.Tensor) -> torch.Tensor:

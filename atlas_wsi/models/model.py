@@ -18,7 +18,7 @@ from torch import nn
 
 from atlas_wsi.errors import CheckpointMismatchError, OutputNotWritableError, UnknownModelError
 from atlas_wsi.files import sha256_of, write_whole
-from atlas_wsi.models.atlas import Atlas, AtlasConfig
+from atlas_wsi.models.atlas import Atlas, AtlasConfig, Encoding
 from atlas_wsi.models.card import ModelCard
 from atlas_wsi.models.checkpoints import (
     is_safetensors,
@@ -26,8 +26,8 @@ from atlas_wsi.models.checkpoints import (
     read_metadata,
     read_safetensors,
 )
-from atlas_wsi.models.familiarity import Familiarity
-from atlas_wsi.models.heads import DenseHead, valid_map
+from atlas_wsi.models.familiarity import CELL_TOKENS, Familiarity
+from atlas_wsi.models.heads import AttentionPool, DenseHead, valid_map
 
 _FORMAT = "atlas-wsi model 1"
 
@@ -41,7 +41,7 @@ class Prediction:
     valid: torch.Tensor
     """bool `(B, rows, cols)`: cells with a valid token."""
     slide: torch.Tensor
-    """Logits `(B, K)` of the whole image, read from the scales left at the end."""
+    """Logits `(B, K)` of the whole image; see `AtlasConfig.readout`."""
 
 
 class Model(nn.Module):
@@ -68,6 +68,11 @@ class Model(nn.Module):
             config.n_classes,
             n_scales=config.n_scales,
             is_plain=config.plain_reading,
+        )
+        self.pool = (
+            AttentionPool(config.dim, config.n_classes, n_scales=config.n_scales)
+            if config.readout == "attention"
+            else None
         )
         self.familiarity = Familiarity(config.dim, card.familiar) if card.familiar else None
         self.sha256 = ""
@@ -166,8 +171,17 @@ class Model(nn.Module):
             for one in (encoding.layout, planned.to(cells.device))
         )
         valid = (n_valid > 0) & (2 * n_valid >= n_planned)
-        slide = self.encoder.fc(self.encoder.fc_norm(self.encoder.pooled(encoding)))
-        return Prediction(cells=cells, valid=valid, slide=slide)
+        return Prediction(cells=cells, valid=valid, slide=self._slide(encoding))
+
+    def _slide(self, encoding: Encoding) -> torch.Tensor:
+        if self.pool is None:
+            return self.encoder.fc(self.encoder.fc_norm(self.encoder.pooled(encoding)))
+        tokens, layout = encoding.last(), encoding.layout
+        cells = self.head(tokens, layout, cell_tokens=CELL_TOKENS)
+        gates = self.pool.gate(tokens, layout, cell_tokens=CELL_TOKENS)
+        valid = valid_map(layout, 0, like=cells)
+        valid = nn.functional.max_pool2d(valid, CELL_TOKENS, ceil_mode=True)
+        return self.pool(gates, cells, valid > 0)
 
     def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Path:
         """Write weights, sizes and card to one safetensors file.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from atlas_wsi.models.model import Model
 
-_HEAD = ("head.", "encoder.fc.")
+_HEADS = ("head.", "pool.")
 _HEAD_CHANNELS = 64  # of an attention head of the published models
 _LISTED = 6
 _COUNTS = "num_batches_tracked"
@@ -124,7 +124,7 @@ def take_weights(model: Model, start: Start) -> Taken:
         if name in own
         and own[name].shape == value.shape
         and not name.endswith(_COUNTS)
-        and (same_classes or not name.startswith(_HEAD))
+        and (same_classes or not name.startswith((*_HEADS, "encoder.fc.")))
     }
     if not any(name.startswith(("encoder.stem.", "encoder.stages.")) for name in fits):
         example = next(iter(start.weights), next(iter(start.unknown), "nothing"))
@@ -206,8 +206,9 @@ def _heads(found: Any) -> int | None:
 
 
 def _parts(names: Iterable[str]) -> tuple[str, ...]:
-    """Name the modules of weights, each once, in order; the dense head is one."""
+    """Name the modules of weights, each once, in order; a head is one."""
     modules = (
-        "head" if name.startswith("head.") else name.rpartition(".")[0] or name for name in names
+        name.partition(".")[0] if name.startswith(_HEADS) else name.rpartition(".")[0] or name
+        for name in names
     )
     return tuple(dict.fromkeys(modules))

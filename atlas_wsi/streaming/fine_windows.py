@@ -75,6 +75,9 @@ class FineReading:
     """float32 `(C,)`: sum of normalized valid tokens; zeros if the finest scale is dropped."""
     count: int
     """Tokens in `total`."""
+    gated: torch.Tensor
+    """float32 `(N, 2 G + K, cells, cells)`: sums of what the attention pool reads per cell of 4 x 4
+    tokens: its gates and the logits; no channels without a pool."""
 
 
 class Fine(Protocol):
@@ -147,6 +150,9 @@ class FineWindows:
         self._cells = torch.zeros(self.at.n_windows, n_classes + 2, cells, cells)
         self._total = torch.zeros(model.config.dim)
         self._count = 0
+        cells = -(-self.at.side // CELL_TOKENS)
+        n_read = model.pool.gate.n_classes + n_classes if model.pool else 0
+        self._gated = torch.zeros(self.at.n_windows, n_read, cells, cells)
 
     @property
     def _mode(self) -> AbstractContextManager[None]:
@@ -232,7 +238,9 @@ class FineWindows:
 
     def reading(self) -> FineReading:
         """Return what was read after the last block."""
-        return FineReading(cells=self._cells, total=self._total, count=self._count)
+        return FineReading(
+            cells=self._cells, total=self._total, count=self._count, gated=self._gated
+        )
 
     def tokens_of_tile(self, tile: MacroTile, pixels: Pixels) -> torch.Tensor:
         """Encode the windows of one macro-tile, and leave out what was not observed.
@@ -338,8 +346,13 @@ class FineWindows:
     def _read_out(self, part: slice | torch.Tensor, x_NTC: torch.Tensor) -> None:
         cells = self._sum_cells(part, x_NTC)
         self._cells[part] = cells
-        if self.reaches_end:
-            valid = self.at.valid[part]
+        valid = self.at.valid[part]
+        if self.model.pool is not None:
+            heads = (self.model.pool.gate, self.model.head)
+            read = torch.cat([head.read(0, x_NTC) for head in heads], dim=-1).float()
+            read = torch.where(valid[..., None], read, 0)
+            self._gated[part] = sum_cells(read, self.at.side, CELL_TOKENS).cpu()
+        elif self.reaches_end:
             norm = self.model.encoder.readout_norm
             total = torch.where(valid[..., None], norm(x_NTC).float(), 0).sum(dim=(0, 1))
             self._total += total.cpu()
@@ -355,11 +368,7 @@ class FineWindows:
         valid = at.valid[part][..., None]
         lost = self.unreadable[part][..., None].float()
         both = torch.cat([torch.where(valid, read, 0), valid.float(), lost], dim=-1)
-        both = both.view(len(x_NTC), at.side, at.side, -1).permute(0, 3, 1, 2)
-        summed = nn.functional.avg_pool2d(
-            both, self.cell_tokens, ceil_mode=True, divisor_override=1
-        )
-        return summed.cpu()
+        return sum_cells(both, at.side, self.cell_tokens).cpu()
 
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -376,6 +385,12 @@ class LearningWindows(FineWindows):
 
     def _encoded(self, tile: MacroTile, pixels: NDArray[np.uint8]) -> torch.Tensor:
         return checkpoint(super()._encoded, tile, pixels, use_reentrant=False)
+
+
+def sum_cells(x_NTC: torch.Tensor, side: int, cell_tokens: int) -> torch.Tensor:
+    """Sum tokens of windows over cells: `(N, C, cells, cells)`."""
+    x_NCYX = x_NTC.view(len(x_NTC), side, side, -1).permute(0, 3, 1, 2)
+    return nn.functional.avg_pool2d(x_NCYX, cell_tokens, ceil_mode=True, divisor_override=1)
 
 
 def mean_cells(summed: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import nn
 
 from atlas_wsi.models.atlas import last_of_each
 from atlas_wsi.models.familiarity import CELL_TOKENS
@@ -26,6 +25,7 @@ from atlas_wsi.streaming.fine_windows import (
     fine_blocks,
     later_blocks,
     mean_cells,
+    sum_cells,
 )
 from atlas_wsi.streaming.heap import retained_heap
 
@@ -171,10 +171,7 @@ class StreamedPass:
         """
         at = self.scales[0]
         summed = self._gather([one.cells for one in readings]).cpu()
-        expected = planned.float().cpu().view(-1, 1, at.side, at.side)
-        expected = nn.functional.avg_pool2d(
-            expected, cell_tokens, ceil_mode=True, divisor_override=1
-        )
+        expected = sum_cells(planned.float().cpu(), at.side, cell_tokens)
         laid = self._lay_out(torch.cat([summed, expected], dim=1), cell_tokens)
         n_valid, n_lost, n_expected = laid[-3:]
         under = self.model.head.coarse(coarse, self.layout, cell_tokens=cell_tokens)
@@ -185,7 +182,9 @@ class StreamedPass:
             valid=seen & (2 * n_valid >= n_expected),
             missing=(n_expected - n_valid) / n_expected.clamp(min=1),
             unreadable=n_lost / n_expected.clamp(min=1),
-            slide=self._slide(readings, left),
+            slide=self._slide(readings, left)
+            if self.model.pool is None
+            else self._attended(readings, coarse),
             familiar=familiar,
         )
 
@@ -215,3 +214,18 @@ class StreamedPass:
                 count += int(valid.sum())
         mean = (total[None] / max(1, count)).to(self.device, self.dtype)
         return encoder.fc(encoder.fc_norm(mean))[0].float().cpu()
+
+    def _attended(self, readings: list[FineReading], coarse: list[torch.Tensor]) -> torch.Tensor:
+        """Read the whole image from its cells, weighted by attention."""
+        model, at = self.model, self.scales[0]
+        assert model.pool is not None
+        summed = self._gather([one.gated for one in readings])
+        count = sum_cells(at.valid.float(), at.side, CELL_TOKENS)
+        laid = self._lay_out(torch.cat([summed, count], dim=1), CELL_TOKENS)
+        under = [
+            head.coarse(coarse, self.layout, cell_tokens=CELL_TOKENS)
+            for head in (model.pool.gate, model.head)
+        ]
+        read = laid[None, :-1] / laid[-1].clamp(min=1) + torch.cat(under, dim=1)
+        n = model.pool.gate.n_classes
+        return model.pool(read[:, :n].to(self.dtype), read[:, n:], laid[None, -1:] > 0)[0].cpu()

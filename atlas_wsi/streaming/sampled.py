@@ -178,6 +178,7 @@ class _Both:
             cells=self._merge(given.cells, learned.cells),
             total=given.total + learned.total,
             count=given.count + learned.count,
+            gated=self._merge(given.gated, learned.gated),
         )
 
     def _merge(self, held: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:

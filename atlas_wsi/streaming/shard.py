@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from atlas_wsi.errors import DiskFullError
+from atlas_wsi.models.familiarity import CELL_TOKENS
 from atlas_wsi.streaming.fine_windows import FineWindows, fine_blocks
 from atlas_wsi.streaming.plan import MacroTile, MemoryPlan, plan_macro_tiles, plan_memory
 from atlas_wsi.streaming.prefetch import prefetch
@@ -55,6 +56,9 @@ def plan_for(
 ) -> MemoryPlan:
     """Divide a memory budget for a model and the windows of a slide."""
     at = layout.scales[0]
+    if model.pool is not None:  # what it reads is laid out as a map, three times in float32
+        n_read = model.pool.gate.n_classes + model.config.n_classes
+        budget -= 12 * n_read * at.grid[0] * at.grid[1] // CELL_TOKENS**2
     return plan_memory(
         budget,
         n_windows=at.n_windows if model.encoder.stages else 0,

@@ -13,7 +13,7 @@ from atlas_wsi.files import require_extra
 if TYPE_CHECKING:
     import os
 
-    from atlas_wsi.models.atlas import Backbone
+    from atlas_wsi.models.atlas import Backbone, Readout
     from atlas_wsi.models.model import Model
     from atlas_wsi.models.start import Start
 
@@ -69,6 +69,9 @@ class Recipe:
     """Blocks per stage; None for those of the initial weights, else (1, 2)."""
     n_scales: int | None = None
     """Scales with their own parameters; None for those of the initial weights, else 3."""
+    readout: Readout | None = None
+    """The score of a slide: ``"mean"`` of all tokens, or the heatmap's logits weighted by
+    ``"attention"``; None for attention where slides are labeled, else the mean."""
     epochs: float = 30.0
     """Passes over the training data."""
     megapixels: float = 0.8
@@ -101,7 +104,12 @@ class Recipe:
             raise ArgumentError(f"The encoder is '{self.encoder}', expected {_ENCODER}NAME.")
 
     def suited(
-        self, domain: Literal["slide", "scene"], *, is_pretrained: bool, in_place: bool = False
+        self,
+        domain: Literal["slide", "scene"],
+        *,
+        is_pretrained: bool,
+        in_place: bool = False,
+        unit: str = "tiles",
     ) -> Recipe:
         """Choose what is left to choose, by the kind of images and of initial weights.
 
@@ -113,11 +121,13 @@ class Recipe:
             Whether the stem starts with weights of an earlier training.
         in_place
             Whether annotated slides are shown whole.
+        unit
+            What is labeled: ``"tiles"`` or ``"slides"``.
 
         Returns
         -------
         Recipe
-            Without None for `mosaics` and `color_jitter`.
+            Without None for `mosaics`, `color_jitter` and `readout`.
         """
         mosaics = 0.0 if in_place else 1 / 2 if is_pretrained else 2 / 3
         jitter = {"slide": 0.6, "scene": 0.3}[domain] if is_pretrained else 1.0
@@ -125,6 +135,7 @@ class Recipe:
             self,
             mosaics=mosaics if self.mosaics is None else self.mosaics,
             color_jitter=jitter if self.color_jitter is None else self.color_jitter,
+            readout=self.readout or ("attention" if unit == "slides" else "mean"),
         )
 
     def as_dict(self) -> dict[str, Any]:

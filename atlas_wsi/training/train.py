@@ -162,7 +162,9 @@ def fit(
     validation = data.subset(parts.validation) if len(parts.validation) else None
     card, start = _make_card(data, parts, spec, text), initial_weights(recipe, options)
     in_place = isinstance(known, LabeledTiles) and bool(known.slides)
-    recipe = recipe.suited(spec.domain, is_pretrained=start is not None, in_place=in_place)
+    recipe = recipe.suited(
+        spec.domain, is_pretrained=start is not None, in_place=in_place, unit=data.unit
+    )
     model = new_model(len(data.classes), card, recipe, start).to(distributed.device())
     trainer = Trainer(model, recipe, history)
     started = time.perf_counter()

@@ -207,7 +207,7 @@ def new_model(n_classes: int, card: ModelCard, recipe: Recipe, start: Start | No
 
 
 def _sizes(recipe: Recipe, start: Start | None, n_classes: int) -> AtlasConfig:
-    given = start.config if start is not None else None
+    given, readout = start.config if start is not None else None, recipe.readout or "mean"
     timm = recipe.encoder.removeprefix(PREFIX) if recipe.encoder else None
     if timm is not None and (recipe.backbone, given) != (None, None):
         raise CheckpointMismatchError(
@@ -222,6 +222,7 @@ def _sizes(recipe: Recipe, start: Start | None, n_classes: int) -> AtlasConfig:
             depths=recipe.depths or (1, 2),
             n_scales=recipe.n_scales or 3,
             n_classes=n_classes,
+            readout=readout,
         )
     assert start is not None
     for what, requested, existing in (
@@ -237,6 +238,7 @@ def _sizes(recipe: Recipe, start: Start | None, n_classes: int) -> AtlasConfig:
     return replace(
         given,
         n_classes=n_classes,
+        readout=readout,
         alignment="spatial",
         depths=given.depths if alone else recipe.depths or given.depths,
         n_scales=given.n_scales if alone else recipe.n_scales or given.n_scales,

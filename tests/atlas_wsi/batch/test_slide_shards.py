@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 import atlas_wsi
+from atlas_wsi.models import Model, load_model
 from atlas_wsi.slides.synthetic import make_svs
 
 pytestmark = pytest.mark.slow
@@ -19,16 +23,26 @@ def large(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(large):
-    return atlas_wsi.predict(large, "atlas_test", precision="float32", memory="400MB")
+def models(tmp_path_factory):
+    """Models that read a slide's score in each way, as files."""
+    tested = load_model("atlas_test")
+    torch.manual_seed(0)
+    attention = Model(replace(tested.config, readout="attention"), tested.card)
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "mean": tested.save(folder / "mean.safetensors"),
+        "attention": attention.save(folder / "attention.safetensors"),
+    }
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize(("workers", "readout"), [(1, "mean"), (2, "attention"), (4, "mean")])
 def test_a_slide_distributed_over_workers_gives_the_same_heatmap(
-    large, alone, tmp_path, command, workers
+    large, models, tmp_path, command, workers, readout
 ):
+    model = str(models[readout])
+    alone = atlas_wsi.predict(large, model, precision="float32", memory="400MB")
     done = command.here(
-        *("batch", large, "-o", tmp_path, *command.plain),
+        *("batch", large, "-o", tmp_path, *command.plain, "--model", model),
         *("--workers", workers, "--distribute-above", 0.001),
     )
     assert done.exit_code == 0, done.stderr

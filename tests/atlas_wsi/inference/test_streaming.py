@@ -129,7 +129,9 @@ EXAMPLES = int(os.environ.get("ATLAS_WSI_EXAMPLES", "60"))
 def kind_of(case):
     """Published models in one half of the cases, those that are trained here in the other."""
     seed = case[6]
-    return {} if seed % 2 else {"pooling": "mean", "one_path": True, "plain_reading": True}
+    readout = {"readout": "attention" if seed // 2 % 2 else "mean"}
+    trained = {} if seed % 2 else {"pooling": "mean", "one_path": True, "plain_reading": True}
+    return readout | trained
 
 
 def windows_of(model, shape):
@@ -220,7 +222,7 @@ def check_law(model, case, state=None):
 
 @pytest.mark.parametrize("cell_tokens", [1, 2, 4])
 def test_cells_of_every_size_agree_with_the_dense_pass(cell_tokens):
-    model = make_model((1, 1), 2, 8, 4)
+    model = make_model((1, 1), 2, 8, 4, readout="attention")
     image = np.random.default_rng(0).integers(0, 256, (300, 410, 3), dtype=np.uint8)
     active = np.ones(windows_of(model, image.shape[:2]), bool)
     with torch.inference_mode():
@@ -229,6 +231,7 @@ def test_cells_of_every_size_agree_with_the_dense_pass(cell_tokens):
         model, image, active, side=2, batch=3, in_ram=True, cell_tokens=cell_tokens
     )
     torch.testing.assert_close(streamed.cells, dense.cells[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(streamed.slide, dense.slide[0], atol=1e-4, rtol=1e-4)
 
 
 def test_every_window_is_reported_once_a_pass():

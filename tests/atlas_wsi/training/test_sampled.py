@@ -19,9 +19,10 @@ CARD = ModelCard(
 )
 PLAN = MemoryPlan(tokens_in_ram=True, macro_side=2, batch=3)
 CONFIGS = {
-    "one-fine-block": ((1, 1), 2),
-    "two-fine-blocks-three-stages": ((2, 1, 1), 3),
-    "all-in-the-finest-stage": ((2,), 2),
+    "one-fine-block": ((1, 1), 2, "mean"),
+    "two-fine-blocks-three-stages": ((2, 1, 1), 3, "mean"),
+    "all-in-the-finest-stage": ((2,), 2, "mean"),
+    "attention": ((2, 1), 3, "attention"),
 }
 
 
@@ -29,10 +30,17 @@ def nothing(what, n):
     pass
 
 
-def make_model(depths, n_scales):
+def make_model(depths, n_scales, readout="mean"):
     torch.manual_seed(1)
     config = AtlasConfig(
-        dim=16, heads=2, depths=depths, n_scales=n_scales, window=4, ratio=2, n_classes=3
+        dim=16,
+        heads=2,
+        depths=depths,
+        n_scales=n_scales,
+        window=4,
+        ratio=2,
+        n_classes=3,
+        readout=readout,
     )
     model = Model(config, CARD).eval()
     for module in model.modules():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,21 @@ def test_what_suits_a_training_depends_on_its_start():
     assert recipe.suited("slide", is_pretrained=True).color_jitter == 0.6
     assert recipe.suited("scene", is_pretrained=False).color_jitter == 1.0
     assert recipe.suited("scene", is_pretrained=True).mosaics == 0.1
+    assert recipe.suited("slide", is_pretrained=True).readout == "mean"
+    assert recipe.suited("slide", is_pretrained=True, unit="slides").readout == "attention"
+    mean = replace(recipe, readout="mean")
+    assert mean.suited("slide", is_pretrained=True, unit="slides").readout == "mean"
+
+
+def test_a_model_that_reads_the_mean_starts_a_fresh_attention():
+    start = load_model("atlas_test")
+    recipe = Recipe(readout="attention")
+    model = new_model(3, card_of(*start.card.class_names), recipe, Start.of(start))
+    assert model.config.readout == "attention"
+    assert "fresh: pool" in model.card.training["init"]["taken"]
+    again = new_model(3, card_of(*start.card.class_names), recipe, Start.of(model))
+    assert torch.equal(again.pool.weigh.weight, model.pool.weigh.weight)
+    other = new_model(3, card_of("a", "b", "c"), recipe, Start.of(model))
+    assert "fresh: encoder.fc, head, pool" in other.card.training["init"]["taken"]
+    back = new_model(3, card_of(*start.card.class_names), Recipe(), Start.of(model))
+    assert "not taken: pool" in back.card.training["init"]["taken"]
