@@ -61,6 +61,7 @@ FACTORS = (4, 16)
 TRAINED = ("linear", "window", "coarse", "whole")
 SIMPLE = ("linear", "window", "coarse")
 STEP_PX, MIN_SHARE = 16, 0.75
+COLORS = ((196, 78, 82), (85, 168, 104), (76, 114, 176), (221, 170, 51), (129, 114, 178))
 WIDTHS, VOTES = (0.0, 0.5, 1.0, 2.0), (0.0, 0.5, 1.0)
 
 
@@ -344,6 +345,8 @@ def report(args: argparse.Namespace, images: dict, fold_of: dict) -> None:
     draws = rng.integers(len(names), size=(2000, len(names)))
     best = max(arms[:-3], key=lambda arm: mean_iou(counts[arm].sum(axis=0)))
     facts = {s: json.loads(str(stored[s]["facts"])) for s in stored}
+    if args.picture:
+        draw(args, {arm: found[arm, seeds[0]] for arm in (best, "whole")}, cells)
     print(f"{len(names)} images, {len(set(fold_of.values()))} folds, seeds {seeds}, best: {best}\n")
     classes = SETS[args.data.name]["classes"]
     print(f"| arm | mIoU | by seed | {' | '.join(classes)} | against whole (95%) | s | GiB |")
@@ -384,6 +387,43 @@ def report(args: argparse.Namespace, images: dict, fold_of: dict) -> None:
         print(f"| {arm} | {' | '.join(f'{v:.1%}' for v in by)} |")
 
 
+def draw(args: argparse.Namespace, maps: dict, cells: dict) -> None:
+    """Draw the image at the median of the gain, its labels and the two maps."""
+    import matplotlib.pyplot as plt
+
+    facts = SETS[args.data.name]
+    own, best = maps["whole"], next(iter(maps.values()))
+
+    def right(logits: np.ndarray, name: str) -> float:
+        known = cells[name] >= 0
+        return float((logits.argmax(axis=0) == cells[name])[known].mean())
+
+    # images with a class of at least a tenth beside the largest one
+    shares = {n: np.bincount(c[c >= 0]) / (c >= 0).sum() for n, c in cells.items()}
+    mixed = [n for n, share in shares.items() if (share > 0.1).sum() > 1]
+    by_gain = sorted(mixed, key=lambda n: right(own[n], n) - right(best[n], n))
+    name = by_gain[len(by_gain) // 2]
+    pixels = read_images(args.data, facts)[name][0].permute(1, 2, 0).numpy()
+    pixels = (pixels / np.percentile(pixels, 99) * 255).clip(0, 255).astype(np.uint8)
+    colors = np.array(COLORS[: len(facts["classes"])], np.uint8)
+    truth = np.where(cells[name][..., None] >= 0, colors[cells[name]], 255)
+    panels = {
+        "image": pixels,
+        "labels": truth,
+        f"{next(iter(maps))}: {right(best[name], name):.1%}": colors[best[name].argmax(axis=0)],
+        f"whole image: {right(own[name], name):.1%}": colors[own[name].argmax(axis=0)],
+    }
+    rows, cols = cells[name].shape
+    figure, axes = plt.subplots(1, 4, figsize=(12, 3 * rows / cols + 0.9), layout="constrained")
+    for axis, (title, panel) in zip(axes, panels.items(), strict=True):
+        axis.imshow(panel, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
+    marks = [plt.Rectangle((0, 0), 1, 1, color=color / 255) for color in colors]
+    figure.legend(marks, facts["classes"], loc="outside lower center", ncols=5, frameon=False)
+    figure.savefig(args.picture, dpi=100)
+
+
 def chosen(logits: dict, cells: dict, fold_of: dict) -> dict[str, np.ndarray]:
     """Smooth and vote as is best on the images of the other folds."""
     ways = list(product(WIDTHS, VOTES))
@@ -421,6 +461,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--linear-rate", type=float, default=1e-2)
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--picture", type=Path, help="picture to draw with the report")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     facts, tokens = SETS[args.data.name], args.out / "tokens.pt"
