@@ -406,12 +406,12 @@ def draw(args: argparse.Namespace, maps: dict, cells: dict) -> None:
     pixels = read_images(args.data, facts)[name][0].permute(1, 2, 0).numpy()
     pixels = (pixels / np.percentile(pixels, 99) * 255).clip(0, 255).astype(np.uint8)
     colors = np.array(COLORS[: len(facts["classes"])], np.uint8)
-    truth = np.where(cells[name][..., None] >= 0, colors[cells[name]], 255)
+    truth = np.where(cells[name][..., None] >= 0, colors[cells[name]], 225).astype(np.uint8)
     panels = {
         "image": pixels,
         "labels": truth,
-        f"{next(iter(maps))}: {right(best[name], name):.1%}": colors[best[name].argmax(axis=0)],
-        f"whole image: {right(own[name], name):.1%}": colors[own[name].argmax(axis=0)],
+        f"best without context: {right(best[name], name):.1%}": colors[best[name].argmax(axis=0)],
+        f"with context: {right(own[name], name):.1%}": colors[own[name].argmax(axis=0)],
     }
     rows, cols = cells[name].shape
     figure, axes = plt.subplots(1, 4, figsize=(12, 3 * rows / cols + 0.9), layout="constrained")
