@@ -123,7 +123,7 @@ Mosaics = Annotated[
     typer.Option(
         metavar="FRACTION",
         help="Fraction of the steps that show mosaics of tiles. Default: 2/3 from random weights, "
-        "else 1/2.",
+        "else 1/2; of annotated slides 0.",
         min=0,
         max=1,
     ),

@@ -161,7 +161,8 @@ class RegionObjective:
             for mirrored in (_TURNS if self.stores is None else _TURNS[:1])
         }
         n_windows = [len(self.labeled[i, _TURNS[0]].windows) for i in range(len(tiles.slides))]
-        self.shown = np.flatnonzero(n_windows)
+        empty = {i for (i, _), found in self.labeled.items() if not len(found.windows)}
+        self.shown = np.array([i for i in range(len(tiles.slides)) if i not in empty], dtype=int)
         if not len(self.shown):
             raise DatasetError("No labeled area lies on tissue.")
         pass_over = max(len(self.shown), sum(n_windows) / WINDOWS_PER_SLIDE) / SLIDES_PER_STEP
