@@ -16,7 +16,9 @@ arms see the same tokens for the same number of steps, with the eight orientatio
     placebo  `whole`, with the coarse scales of another image
 
 Images of one group stay in one fold. Smoothing and a vote of the image are added to `linear`,
-`window` and `coarse` as chosen on the other folds. Runs that are in the folder are not repeated.
+`window` and `coarse` as chosen on the other folds, and so is the learning rate of every arm: 0.3
+times the given one, the given one or 3 times it, by the runs of the first seed. Runs that
+are in the folder are not repeated.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ TRAINED = ("linear", "window", "coarse", "whole")
 SIMPLE = ("linear", "window", "coarse")
 STEP_PX, MIN_SHARE = 16, 0.75
 COLORS = ((196, 78, 82), (85, 168, 104), (76, 114, 176), (221, 170, 51), (129, 114, 178))
+FACTORS_OF_RATE = (1.0, 0.3, 3.0)
 WIDTHS, VOTES = (0.0, 0.5, 1.0, 2.0), (0.0, 0.5, 1.0)
 
 
@@ -259,9 +262,10 @@ def tiled(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return x[..., rows, :][..., cols]
 
 
-def run(args: argparse.Namespace, images: dict, fold_of: dict, arm: str, fold: int, seed: int):
+def run(args: argparse.Namespace, images: dict, fold_of: dict, one: tuple) -> None:
     """Train an arm on the other folds and store the logits of the images of a fold."""
-    path = args.out / f"{arm}.{fold}.{seed}.npz"
+    arm, fold, seed, factor = one
+    path = stored_at(args, *one)
     if path.exists():
         return
     n_classes = len(SETS[args.data.name]["classes"])
@@ -269,7 +273,7 @@ def run(args: argparse.Namespace, images: dict, fold_of: dict, arm: str, fold: i
     test = [name for name in images if fold_of[name] == fold]
     started = time.process_time()
     reader = Arm(arm, images, n_classes, train, seed)
-    rate = args.linear_rate if arm == "linear" else args.rate
+    rate = factor * (args.linear_rate if arm == "linear" else args.rate)
     loss = reader.learn(args.steps, args.images, rate, seed)
     seconds = time.process_time() - started
     reader.model.eval()
@@ -285,7 +289,36 @@ def run(args: argparse.Namespace, images: dict, fold_of: dict, arm: str, fold: i
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     facts = {"seconds": seconds, "loss": loss, "rate": rate, "steps": args.steps, "mib": peak}
     np.savez(path, facts=json.dumps(facts), **found)
-    print(f"{arm} fold {fold} seed {seed}: loss {loss:.3f}, {seconds:.0f} s", flush=True)
+    print(f"{arm} fold {fold} seed {seed}: rate {rate:g}, loss {loss:.3f}, {seconds:.0f} s")
+
+
+def stored_at(args: argparse.Namespace, arm: str, fold: int, seed: int, factor: float) -> Path:
+    """Return the file of a run."""
+    return args.out / f"{arm}.{fold}.{seed}.{factor:g}.npz"
+
+
+def tuned(args: argparse.Namespace, images: dict, fold_of: dict) -> dict[tuple[str, int], float]:
+    """Return the factor of the learning rate of every arm and fold, chosen on the other folds."""
+    folds, first = sorted(set(fold_of.values())), args.seeds[0]
+    found = {}
+    for arm in TRAINED:
+        counts = np.array([
+            [fold_counts(args, images, fold_of, (arm, fold, first, factor)) for fold in folds]
+            for factor in FACTORS_OF_RATE
+        ])  # fmt: skip
+        for j, fold in enumerate(folds):
+            others = np.delete(counts, j, axis=1).sum(axis=1)
+            found[arm, fold] = FACTORS_OF_RATE[int(mean_iou(others).argmax())]
+    return found
+
+
+def fold_counts(args: argparse.Namespace, images: dict, fold_of: dict, one: tuple) -> np.ndarray:
+    """Count the labeled cells of a fold by class and prediction of a run."""
+    with np.load(stored_at(args, *one)) as logits:
+        return sum(
+            counts_of(logits[n].astype(np.float32), images[n]["cells"].numpy())
+            for n in fold_of if fold_of[n] == one[1]
+        )  # fmt: skip
 
 
 # report -------------------------------------------------------------------------------------------
@@ -319,11 +352,16 @@ def report(args: argparse.Namespace, images: dict, fold_of: dict) -> None:
     """Print the table of all runs that are there."""
     names = sorted(images)
     cells = {name: images[name]["cells"].numpy() for name in names}
-    stored = {path.stem: np.load(path) for path in sorted(args.out.glob("*.npz"))}
+    rates = tuned(args, images, fold_of)
+    folds = sorted(set(fold_of.values()))
     seeds = [
         s for s in args.seeds
-        if all(f"{a}.{f}.{s}" in stored for a in TRAINED for f in set(fold_of.values()))
+        if all(stored_at(args, a, f, s, rates[a, f]).exists() for a in TRAINED for f in folds)
     ]  # fmt: skip
+    stored = {
+        f"{a}.{f}.{s}": np.load(stored_at(args, a, f, s, rates[a, f]))
+        for a, f, s in product(TRAINED, folds, seeds)
+    }
     if not seeds:
         raise SystemExit("No seed has all arms and folds.")
     found = {}  # arm, seed -> logits by name
@@ -472,8 +510,11 @@ def main() -> None:
     if args.report:
         report(args, images, fold_of)
         return
-    for seed, fold, arm in product(args.seeds, args.folds, args.arms):
-        run(args, images, fold_of, arm, fold, seed)
+    for fold, arm, factor in product(args.folds, args.arms, FACTORS_OF_RATE):
+        run(args, images, fold_of, (arm, fold, args.seeds[0], factor))
+    rates = tuned(args, images, fold_of)
+    for seed, fold, arm in product(args.seeds[1:], args.folds, args.arms):
+        run(args, images, fold_of, (arm, fold, seed, rates[arm, fold]))
 
 
 if __name__ == "__main__":

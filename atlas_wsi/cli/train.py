@@ -35,6 +35,8 @@ def tiles(
     encoder: options.Encoder = None,
     weights: options.Weights = None,
     freeze: train_options.Freeze = False,
+    context: train_options.Context = True,
+    baselines: train_options.Baselines = True,
     epochs: train_options.Epochs = 30,
     backbone: Annotated[
         Literal["atlas", "mambavision", "mambavision+msa"] | None,
@@ -77,12 +79,12 @@ def tiles(
         backbone=backbone, encoder=encoder, freeze=freeze, dim=dim, epochs=epochs,
         megapixels=megapixels, learning_rate=lr, encoder_learning_rate=lr_encoder,
         color_jitter=color_jitter, mosaics=mosaics, precision=precision, patience=patience,
-        seed=seed,
+        seed=seed, context=context,
     )  # fmt: skip
     settings = TrainOptions(
         out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
         encoder_weights=weights, dtype="float16" if half else "float32",
-        tensorboard=tensorboard, overwrite=overwrite,
+        tensorboard=tensorboard, overwrite=overwrite, baselines=baselines,
     )  # fmt: skip
     settings.check(recipe)
     data = read_tile_folder(folder, mpp=size)
@@ -133,6 +135,8 @@ def regions(
     encoder: options.Encoder = None,
     weights: options.Weights = None,
     freeze: train_options.Freeze = False,
+    context: train_options.Context = True,
+    baselines: train_options.Baselines = True,
     features: train_options.Features = None,
     tensorboard: train_options.TensorBoard = None,
     overwrite: options.Overwrite = False,
@@ -155,12 +159,12 @@ def regions(
     recipe = Recipe(
         encoder=encoder, freeze=freeze, dim=dim, epochs=epochs, megapixels=megapixels,
         learning_rate=lr, encoder_learning_rate=lr_encoder, color_jitter=color_jitter,
-        mosaics=mosaics, patience=patience, seed=seed,
+        mosaics=mosaics, patience=patience, seed=seed, context=context,
     )  # fmt: skip
     settings = TrainOptions(
         out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,
         encoder_weights=weights, features=features, tensorboard=tensorboard,
-        overwrite=overwrite,
+        overwrite=overwrite, baselines=baselines,
     )  # fmt: skip
     settings.check(recipe)
     data = read_regions(
@@ -211,6 +215,7 @@ def slides(
     encoder: options.Encoder = None,
     weights: options.Weights = None,
     freeze: train_options.Freeze = False,
+    context: train_options.Context = True,
     epochs: train_options.Epochs = 30,
     dim: train_options.Dim = None,
     lr: train_options.LearningRate = 1.5e-3,
@@ -237,7 +242,7 @@ def slides(
     recipe = Recipe(
         encoder=encoder, freeze=freeze, dim=dim, epochs=epochs, learning_rate=lr,
         encoder_learning_rate=lr_encoder, color_jitter=color_jitter, patience=patience, seed=seed,
-        readout=readout,
+        readout=readout, context=context,
     )  # fmt: skip
     settings = TrainOptions(
         out=out, test_fraction=test_fraction, validation_fraction=validation_fraction, init=init,

@@ -132,6 +132,20 @@ Megapixels = Annotated[
     float,
     typer.Option(metavar="N", help="Megapixels per step, summed over all processes.", min=0.01),
 ]
+Context = Annotated[
+    bool,
+    typer.Option(
+        "--context/--no-context", help="Whether windows see the whole image, or only themselves."
+    ),
+]
+Baselines = Annotated[
+    bool,
+    typer.Option(
+        "--baselines/--no-baselines",
+        help="Fit simpler readings of a pretrained encoder, too, and write the best on the "
+        "validation part.",
+    ),
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="The same seed gives the same model.", min=0)]
 Folds = Annotated[
     int,
@@ -190,7 +204,7 @@ def _show(model: Model, out: Path, result: CrossValidation | None) -> None:
     if result is None:
         return
     for name, (mean, sd) in result.mean_and_sd().items():
-        if not name.startswith(("recall ", "color_baseline_")):
+        if name in ("accuracy", "balanced_accuracy", "ece"):
             console.say(f"{name:<20} {mean:.3f} +- {sd:.3f} over the folds")
     for fold in result.folds:
         console.say(str(fold.path))

@@ -70,6 +70,9 @@ class AtlasConfig:
     tile passes the blocks that a slide's tokens pass. Published classifiers pass all stages."""
     plain_reading: bool = False
     """Whether the dense head reads the finest tokens as they are, without a norm."""
+    context: bool = True
+    """Whether there are coarser scales than that of the windows; without them no window knows of
+    another."""
     readout: Readout = "mean"
     """The score of a whole image: read from the mean of the tokens left at the end, or the mean of
     the heatmap's logits weighted by attention."""
@@ -86,10 +89,8 @@ class AtlasConfig:
                 f"dim {self.dim} must be divisible by heads {self.heads}, "
                 f"window {self.window} by ratio {self.ratio}"
             )
-        if not self.depths and self.stem != "mambavision":
-            raise ValueError("an Atlas needs at least one stage of blocks; depths is empty")
         if not self.depths and self.n_scales != 1:
-            raise ValueError(f"a MambaVision alone has one scale, not {self.n_scales}")
+            raise ValueError(f"a stem without blocks has one scale, not {self.n_scales}")
 
     @classmethod
     def of_stored(cls, stored: Mapping[str, Any]) -> AtlasConfig:
@@ -124,6 +125,7 @@ def make_config(
     n_classes: int,
     timm: str | None = None,
     readout: Readout = "mean",
+    context: bool = True,
 ) -> AtlasConfig:
     """Choose the sizes of a small model of a backbone; `dim` None: the default."""
     stem: dict[str, Any] = {}
@@ -154,6 +156,7 @@ def make_config(
         one_path=True,
         plain_reading=True,
         readout=readout,
+        context=context,
         **stem,
     )
 
@@ -253,7 +256,7 @@ class Atlas(nn.Module):
         step = self.config.token_px
         tokens = (-(-shape_px[0] // step), -(-shape_px[1] // step))
         side = min(self.config.window, max(tokens))
-        if not self.stages:
+        if not self.stages or not self.config.context:
             n_scales = 1
         if active_windows is None:
             active = np.ones((n_images, -(-tokens[0] // side), -(-tokens[1] // side)), dtype=bool)

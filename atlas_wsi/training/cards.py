@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from atlas_wsi.training.split import Split
 
 
+BASELINES = {
+    "linear_": "linear reading of its stem",
+    "window_": "windows without context",
+    "context_": "with context",
+    "color_baseline_": "color alone",
+}
+"""What else a card has figures of, by the first part of their names."""
+COMPARED = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "amid_accuracy": "accuracy amid other tiles",
+    "amid_balanced_accuracy": "balanced accuracy amid other tiles",
+    "ece": "expected calibration error",
+}
+"""Figures that a card compares, and what they are called there."""
+
+
 def card_text(card: ModelCard) -> str:
     """Write a card as Markdown."""
     unit = "slides" if "slides" in card.training else "tiles"
@@ -28,21 +45,22 @@ def card_text(card: ModelCard) -> str:
         for key in ("license", "data", "split", "limits")
         if getattr(card, key)
     ]
-    has_base = unit == "tiles"
-    lines += ["", f"| held-out {unit} | model |" + " color alone |" * has_base]
-    lines += ["|---|---|" + "---|" * has_base]
-    for key in ("accuracy", "balanced_accuracy"):
+    columns = {"": "model"} | {
+        prefix: name
+        for prefix, name in BASELINES.items()
+        if any(key.startswith(prefix) for key in card.metrics)
+    }
+    lines += ["", f"| held-out {unit} | " + " | ".join(columns.values()) + " |"]
+    lines += ["|---" * (1 + len(columns)) + "|"]
+    for key, name in COMPARED.items():
         if key in card.metrics:
-            base = card.metrics.get(f"color_baseline_{key}")
-            lines.append(
-                f"| {key.replace('_', ' ')} | {card.metrics[key]:.1%} |"
-                + (f" {'' if base is None else f'{base:.1%}'} |" if has_base else "")
-            )
+            found = [card.metrics.get(prefix + key) for prefix in columns]
+            values = ["" if value is None else f"{value:.1%}" for value in found]
+            lines.append(f"| {name} | " + " | ".join(values) + " |")
     others = {
         key: value
         for key, value in card.metrics.items()
-        if key not in ("accuracy", "balanced_accuracy")
-        and not key.startswith(("recall ", "color_baseline_"))
+        if key not in COMPARED and not key.startswith(("recall ", *BASELINES))
     }
     if others:
         lines += ["", "Also: " + "; ".join(f"{k} {v:.4g}" for k, v in others.items()) + "."]

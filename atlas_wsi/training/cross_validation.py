@@ -14,7 +14,7 @@ from atlas_wsi.files import write_csv, write_text
 from atlas_wsi.models.checkpoints import digest_of
 from atlas_wsi.models.model import Model
 from atlas_wsi.training import distributed
-from atlas_wsi.training.cards import folds_text
+from atlas_wsi.training.cards import BASELINES, folds_text
 from atlas_wsi.training.evaluation import measure, predict_logits
 from atlas_wsi.training.history import History
 from atlas_wsi.training.metrics import mean_probabilities
@@ -88,7 +88,8 @@ class CrossValidation:
         """
         over_folds = self.mean_and_sd()
         figures = dict(self.pooled.metrics) | {"ece": self.pooled.reliability.ece}
-        figures |= {k: v for k, (v, _) in over_folds.items() if k.startswith("color_baseline_")}
+        others = ("amid_", *BASELINES)
+        figures |= {k: v for k, (v, _) in over_folds.items() if k.startswith(others)}
         for name in ("accuracy", "balanced_accuracy"):
             figures[f"{name}_sd_over_folds"] = over_folds[name][1]
         return {name: round(value, 4) for name, value in figures.items()}

@@ -71,21 +71,29 @@ def color_baseline(
 
     def prepare(x: NDArray[np.float32]) -> torch.Tensor:
         z = torch.from_numpy((x - mean) / std)
-        return torch.cat([z, z.square(), torch.ones(len(z), 1)], dim=1)
+        return torch.cat([z, z.square()], dim=1)
 
-    x, y = prepare(known), torch.from_numpy(labels)
+    weight = fit_logistic(prepare(known), torch.from_numpy(labels), n_classes)
+    return (prepare(asked) @ weight[:-1] + weight[-1]).argmax(dim=1).numpy()
+
+
+def fit_logistic(
+    x_NC: torch.Tensor, labels: torch.Tensor, n_classes: int, *, decay: float = 1e-3
+) -> torch.Tensor:
+    """Fit a logistic regression: weights `(C + 1, K)`, the last row is the bias."""
+    x = torch.cat([x_NC, torch.ones(len(x_NC), 1)], dim=1)
     weight = torch.zeros(x.shape[1], n_classes, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(x @ weight, y) + 1e-3 * weight.square().sum()
+        loss = torch.nn.functional.cross_entropy(x @ weight, labels)
+        loss = loss + decay * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        return (prepare(asked) @ weight).argmax(dim=1).numpy()
+    return weight.detach()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

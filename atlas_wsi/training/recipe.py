@@ -72,6 +72,8 @@ class Recipe:
     readout: Readout | None = None
     """The score of a slide: ``"mean"`` of all tokens, or the heatmap's logits weighted by
     ``"attention"``; None for attention where slides are labeled, else the mean."""
+    context: bool = True
+    """Whether windows see the whole image through the coarser scales, or only themselves."""
     epochs: float = 30.0
     """Passes over the training data."""
     megapixels: float = 0.8
@@ -166,6 +168,9 @@ class TrainOptions:
     features: str | os.PathLike[str] | None = None
     """Folder that keeps the tokens of a frozen stem on annotated slides for other trainings; None
     for a temporary one."""
+    baselines: bool = True
+    """Whether the linear reading of a pretrained stem and, if it is frozen, windows without context
+    are fitted, too; the best on the validation part becomes the model."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the stored weights."""
     out: str | os.PathLike[str] | None = None

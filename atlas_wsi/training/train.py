@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +16,22 @@ from atlas_wsi.models.model import Model
 from atlas_wsi.models.start import Start, load_start, timm_start
 from atlas_wsi.progress import CancelToken, silent
 from atlas_wsi.training import distributed
-from atlas_wsi.training.cards import fingerprints_of, split_text, table_split_text, write_card
+from atlas_wsi.training.amid import measure_amid
+from atlas_wsi.training.baselines import choose, linear_model
+from atlas_wsi.training.cards import (
+    COMPARED,
+    fingerprints_of,
+    split_text,
+    table_split_text,
+    write_card,
+)
 from atlas_wsi.training.data.labeled import LabeledTiles
 from atlas_wsi.training.evaluation import fit_temperature_on, measure_data
 from atlas_wsi.training.familiar import learn_familiarity
 from atlas_wsi.training.features import FeatureStores
 from atlas_wsi.training.history import History
 from atlas_wsi.training.metrics import MIN_CALIBRATION, color_baseline, confusion, summarize
-from atlas_wsi.training.norms import channel_statistics
+from atlas_wsi.training.norms import channel_statistics, fit_projection
 from atlas_wsi.training.objectives import objective_for
 from atlas_wsi.training.recipe import Recipe, TrainOptions
 from atlas_wsi.training.split import split, table_split
@@ -30,6 +39,8 @@ from atlas_wsi.training.trainer import Trainer, new_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from numpy.typing import NDArray
 
     from atlas_wsi.progress import Progress
     from atlas_wsi.training.data.labeled import Labeled, LabeledData
@@ -165,22 +176,14 @@ def fit(
     recipe = recipe.suited(
         spec.domain, is_pretrained=start is not None, in_place=in_place, unit=data.unit
     )
-    model = new_model(len(data.classes), card, recipe, start).to(distributed.device())
-    trainer = Trainer(model, recipe, history)
     started = time.perf_counter()
     with ExitStack() as opened:
         stores = None
         if in_place and recipe.freeze:
             stores = opened.enter_context(FeatureStores(options.features))
-        trainer.train(
-            objective_for(known, model, recipe, stores),
-            known,
-            validation,
-            checkpoint=options.checkpoint,
-            report=progress or silent,
-            cancel=cancel or CancelToken(),
+        candidates = _candidates(
+            known, validation, recipe, options, (card, start, stores), history, progress, cancel
         )
-    model = trainer.average.eval()
     counts = np.bincount(known.labels, minlength=len(data.classes))
     recorded = {
         **recipe.as_dict(),
@@ -189,7 +192,7 @@ def fit(
         "chosen": {k: round(v, 6) for k, v in history.best.items()},
         "seconds": round(time.perf_counter() - started),
         data.unit: len(known),
-        **model.card.training,
+        **next(iter(candidates.values())).card.training,
         **data.facts,
         **facts,
         f"{data.unit}_by_class": dict(zip(data.classes, counts.tolist(), strict=True)),
@@ -198,16 +201,81 @@ def fit(
     if data.unit == "slides":
         used = np.concatenate([parts.train, parts.validation])
         recorded["trained_on"] = sorted(fingerprints_of([data.paths[i] for i in used]))
-    model.card = model.card.model_copy(update={"training": recorded})
-    model.cpu().to(getattr(torch, options.dtype)).float()
+    for model in candidates.values():
+        model.card = model.card.model_copy(update={"training": recorded})
+        model.cpu().to(getattr(torch, options.dtype)).float()
     if distributed.rank() != 0:
         return model
+    name = next(iter(candidates))
+    if validation is not None:
+        if len(candidates) > 1:
+            name, scores = choose(candidates, validation)
+            recorded["validation"] = {k: round(v, 4) for k, v in scores.items()}
+        if len(validation) >= MIN_CALIBRATION:
+            for model in candidates.values():
+                fit_temperature_on(model, validation)
+    model = candidates.pop(name)
+    recorded |= {"reading": name, "depths": list(model.config.depths)}
+    model.card = model.card.model_copy(update={"training": recorded})
     learn_familiarity(model, data, parts)
-    if validation is not None and len(validation) >= MIN_CALIBRATION:
-        fit_temperature_on(model, validation)
-    figures = _figures(model, known, data.subset(parts.test), progress)
+    test = data.subset(parts.test)
+    figures = _figures(model, known, test, progress)
+    for other, baseline in candidates.items() if len(test) else ():
+        found = _measured(baseline, test, progress)[0]
+        figures["metrics"] |= {f"{other}_{k}": v for k, v in found.items() if k in COMPARED}
     model.card = model.card.model_copy(update=figures)
     return model
+
+
+def _candidates(
+    known: Labeled,
+    validation: Labeled | None,
+    recipe: Recipe,
+    options: TrainOptions,
+    given: tuple[ModelCard, Start | None, FeatureStores | None],
+    history: History,
+    progress: Progress | None,
+    cancel: CancelToken | None,
+) -> dict[str, Model]:
+    """Train the model that was requested, first, and its baselines.
+
+    Over a pretrained encoder all of them start as the linear reading of its tokens.
+    """
+    card, start, stores = given
+    linear = None
+    if start is not None and isinstance(known, LabeledTiles):
+        frozen = new_model(len(known.classes), card, replace(recipe, freeze=True), start)
+        if recipe.encoder is not None:
+            fit_projection(frozen, known.images, recipe)
+        linear = linear_model(frozen.to(distributed.device()), known, validation)
+    has_baselines = options.baselines and linear is not None
+    arms = {"context" if recipe.context else "window": (recipe, history, options.checkpoint)}
+    if has_baselines and recipe.freeze and recipe.context:
+        path = options.checkpoint and options.checkpoint.with_suffix(".window.pt")
+        arms["window"] = replace(recipe, context=False), History(), path
+    found: dict[str, Model] = {}
+    for name, (own, curve, checkpoint) in arms.items():
+        model = new_model(len(known.classes), card, own, start).to(distributed.device())
+        if recipe.encoder is not None:
+            fit_projection(model, known.images, recipe)
+            if linear is not None:
+                model.head.reads[0].load_state_dict(linear.head.reads[0].state_dict())
+        trainer = Trainer(model, own, curve)
+        trainer.train(
+            objective_for(known, model, own, stores),
+            known,
+            validation,
+            checkpoint=checkpoint,
+            report=progress or silent,
+            cancel=cancel or CancelToken(),
+        )
+        found[name] = trainer.average.eval()
+    if distributed.rank() != 0:
+        return found
+    for _, _, checkpoint in arms.values():
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+    return found | ({"linear": linear} if linear is not None and has_baselines else {})
 
 
 def initial_weights(recipe: Recipe, options: TrainOptions) -> Start | None:
@@ -236,13 +304,19 @@ def _figures(
     """Return metrics and confusion for the card; nothing without a test part."""
     if not len(test):
         return {}
-    result = measure_data(model, test, progress=progress)
-    metrics = dict(result.metrics) | {"ece": result.reliability.ece}
-    if test.unit == "tiles":
+    metrics, counts = _measured(model, test, progress)
+    if isinstance(test, LabeledTiles):
         guessed = color_baseline(known.images, known.labels, test.images, len(test.classes))
         color = summarize(confusion(test.labels, guessed, len(test.classes)))
-        metrics |= {f"color_baseline_{k}": v for k, v in color.items()}
-    return {
-        "metrics": {k: round(v, 4) for k, v in metrics.items()},
-        "confusion": tuple(tuple(row) for row in result.confusion.tolist()),
-    }
+        metrics |= {f"color_baseline_{k}": round(v, 4) for k, v in color.items()}
+    return {"metrics": metrics, "confusion": tuple(tuple(row) for row in counts.tolist())}
+
+
+def _measured(
+    model: Model, test: Labeled, progress: Progress | None
+) -> tuple[dict[str, float], NDArray[np.int64]]:
+    result = measure_data(model, test, progress=progress)
+    metrics = dict(result.metrics) | {"ece": result.reliability.ece}
+    if isinstance(test, LabeledTiles) and not test.slides:
+        metrics |= measure_amid(model, test)
+    return {k: round(v, 4) for k, v in metrics.items()}, result.confusion

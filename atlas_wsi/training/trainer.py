@@ -20,7 +20,7 @@ from atlas_wsi.training import distributed
 from atlas_wsi.training.evaluation import predict_logits
 from atlas_wsi.training.history import read_checkpoint, write_checkpoint
 from atlas_wsi.training.metrics import confusion, mean_probabilities, summarize
-from atlas_wsi.training.norms import fit_projection, fix_modes, fix_norms
+from atlas_wsi.training.norms import fix_modes, fix_norms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +58,8 @@ class Trainer:
         init = self.model.card.training.get("init", {}).get("name")
         key = self.recipe.as_dict() | data.arguments | {"init": init}
         first = self._resume(checkpoint, key, len(data)) if checkpoint else 0
-        if first > objective.fix_at:
+        is_pretrained = "init" in self.model.card.training
+        if first > objective.fix_at or is_pretrained:
             fix_modes(self.model)
         every = max(1, objective.steps // self.recipe.n_validations)
         losses: list[float] = []
@@ -66,10 +67,8 @@ class Trainer:
         with self.history.logging(first):
             for step, batch in zip(todo, objective.batches(todo), strict=True):
                 cancel.raise_if_cancelled()
-                if step == objective.fix_at:
+                if step == objective.fix_at and not is_pretrained:
                     fix_norms(self.model, data.images, self.recipe)
-                if step == 0 and self.recipe.encoder is not None:
-                    fit_projection(self.model, data.images, self.recipe)
                 rate = self.recipe.learning_rate * _schedule(step, objective.steps)
                 losses.append(self._step(objective, batch, step, rate, cancel))
                 self.history.log(step + 1, loss=losses[-1], learning_rate=rate)
@@ -82,8 +81,6 @@ class Trainer:
                     if self._is_out_of_patience():
                         break
         self.average.load_state_dict(self.best)
-        if checkpoint and distributed.rank() == 0:
-            checkpoint.unlink(missing_ok=True)
 
     def _step(
         self, objective: Objective, batch: Any, step: int, rate: float, cancel: CancelToken
@@ -207,7 +204,8 @@ def new_model(n_classes: int, card: ModelCard, recipe: Recipe, start: Start | No
 
 
 def _sizes(recipe: Recipe, start: Start | None, n_classes: int) -> AtlasConfig:
-    given, readout = start.config if start is not None else None, recipe.readout or "mean"
+    given = start.config if start is not None else None
+    readout, context = recipe.readout or "mean", recipe.context
     timm = recipe.encoder.removeprefix(PREFIX) if recipe.encoder else None
     if timm is not None and (recipe.backbone, given) != (None, None):
         raise CheckpointMismatchError(
@@ -223,6 +221,7 @@ def _sizes(recipe: Recipe, start: Start | None, n_classes: int) -> AtlasConfig:
             n_scales=recipe.n_scales or 3,
             n_classes=n_classes,
             readout=readout,
+            context=context,
         )
     assert start is not None
     for what, requested, existing in (
@@ -239,6 +238,7 @@ def _sizes(recipe: Recipe, start: Start | None, n_classes: int) -> AtlasConfig:
         given,
         n_classes=n_classes,
         readout=readout,
+        context=context,
         alignment="spatial",
         depths=given.depths if alone else recipe.depths or given.depths,
         n_scales=given.n_scales if alone else recipe.n_scales or given.n_scales,

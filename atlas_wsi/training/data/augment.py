@@ -82,11 +82,14 @@ def _jitter_stain(
 def _jitter_light(
     pixels: NDArray[np.uint8], rng: np.random.Generator, strength: float
 ) -> NDArray[np.uint8]:
-    """Change brightness, contrast, gamma and the gain of each channel."""
-    scaled = pixels.astype(np.float32) / 255
+    """Change brightness, contrast, gamma and the gain of each channel; low sun, and haze."""
+    scaled = pixels.astype(np.float32) / 255 * float(np.exp(strength * rng.uniform(-0.7, 0.3)))
     scaled = scaled ** float(np.exp(strength * rng.uniform(-0.3, 0.3)))
     center = scaled.mean()
     scaled = (scaled - center) * float(np.exp(strength * rng.uniform(-0.3, 0.3))) + center
     gain = np.exp(strength * rng.uniform(-0.12, 0.12, 3)).astype(np.float32)
     scaled = scaled * gain + float(strength * rng.uniform(-0.08, 0.08))
+    haze = strength * max(0.0, rng.uniform(-0.3, 0.3))
+    air = (rng.uniform(0.4, 0.9) * np.array([0.95, 0.98, 1.0])).astype(np.float32)
+    scaled = (1 - haze) * scaled + haze * air
     return np.clip(255 * scaled, 0, 255).astype(np.uint8)
