@@ -20,7 +20,7 @@ from atlas_wsi.streaming.sampled import CELL_TOKENS, sampled_logits
 from atlas_wsi.streaming.shard import plan_for
 from atlas_wsi.streaming.working_image import open_working_image
 from atlas_wsi.training import distributed
-from atlas_wsi.training.data.annotated_slide import NO_LABEL, labeled_windows
+from atlas_wsi.training.data.annotated_slide import NO_LABEL, draw_even, labeled_windows
 from atlas_wsi.training.data.augment import vary_colors
 from atlas_wsi.training.data.mosaics import Batches, shows_mosaics
 from atlas_wsi.training.data.slide_table import SlideTable
@@ -51,8 +51,8 @@ SLIDE_LOSS = 0.3
 """Weight of the slide score's loss beside the cells'."""
 EVIDENCE_LOSS = 0.5
 """Weight of the heatmap's loss beside the slide score's, for labels of whole slides."""
-SLIDES_PER_STEP, WINDOWS_PER_SLIDE = 2, 16
-"""Of annotated slides."""
+MIN_SLIDES, WINDOWS_PER_SLIDE = 2, 16
+"""Annotated slides per step, and labeled windows of each that are learned from."""
 _NORM_WINDOWS = 16  # per step, before batch norm is fixed
 _REGION_MEMORY = "4GB"
 _TURNS = ((False, False), (False, True), (True, False), (True, True))
@@ -141,8 +141,9 @@ def losses(
 class RegionObjective:
     """Steps that stream annotated slides, and mosaics of what was cut out of them.
 
-    Of a slide some labeled windows are learned from; all the rest of it is context. The tokens of a
-    frozen stem are computed once for every slide.
+    Of a slide some labeled windows are learned from; all the rest of it is context. Slides and
+    windows are drawn so that every class has the same weight. The tokens of a frozen stem are
+    computed once for every slide.
     """
 
     def __init__(
@@ -160,13 +161,18 @@ class RegionObjective:
             for i in range(len(tiles.slides))
             for mirrored in (_TURNS if self.stores is None else _TURNS[:1])
         }
-        n_windows = [len(self.labeled[i, _TURNS[0]].windows) for i in range(len(tiles.slides))]
         empty = {i for (i, _), found in self.labeled.items() if not len(found.windows)}
         self.shown = np.array([i for i in range(len(tiles.slides)) if i not in empty], dtype=int)
         if not len(self.shown):
             raise DatasetError("No labeled area lies on tissue.")
-        pass_over = max(len(self.shown), sum(n_windows) / WINDOWS_PER_SLIDE) / SLIDES_PER_STEP
-        steps = recipe.epochs * pass_over
+        seen = [self.labeled[i, _TURNS[0]] for i in self.shown]
+        self.counts = np.stack([found.counts(len(tiles.classes)).sum(axis=0) for found in seen])
+        n_windows = np.array([len(found.windows) for found in seen])
+        learned = np.minimum(n_windows, WINDOWS_PER_SLIDE).mean()
+        filling = round(recipe.megapixels * 1e6 / (learned * model.config.window_px**2))
+        self.slides_per_step = min(max(MIN_SLIDES, filling), len(self.shown))
+        pass_over = max(len(self.shown), n_windows.sum() / WINDOWS_PER_SLIDE)
+        steps = recipe.epochs * pass_over / self.slides_per_step
         share = recipe.mosaics or 0.0
         self.steps = max(4, round(steps + share * self.mosaics.steps))
         self.fix_at = self.mosaics.fix_at if self.mosaics.fix_at == 0 else self.steps // 2
@@ -186,7 +192,7 @@ class RegionObjective:
         if step < self.fix_at:
             images = self.tiles.images
             measure_norms(self.model, [images[rng.permutation(len(images))[:_NORM_WINDOWS]]])
-        chosen = rng.choice(self.shown, min(SLIDES_PER_STEP, len(self.shown)), replace=False)
+        chosen = self.shown[draw_even(self.counts, self.slides_per_step, rng)]
         total = 0.0
         for i in chosen[distributed.rank() :: distributed.n_ranks()].tolist():
             loss = self._loss(i, step, cancel)

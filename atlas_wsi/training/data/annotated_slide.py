@@ -47,12 +47,20 @@ class LabeledWindows:
     labels: NDArray[np.int16]
     """`(N, T)` class of every token, `NO_LABEL` for none."""
 
+    def counts(self, n_classes: int) -> NDArray[np.int64]:
+        """Count the tokens of every class, `(N, classes)`."""
+        return np.stack([(self.labels == k).sum(axis=1) for k in range(n_classes)], axis=1)
+
     def draw(self, n: int, n_classes: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw at most `n` of them, so that every class has the same weight."""
-        counts = np.stack([(self.labels == k).sum(axis=1) for k in range(n_classes)], axis=1)
-        weights = (counts / np.maximum(counts.sum(axis=0), 1)).sum(axis=1)
-        n = min(n, len(self.windows))
-        return np.sort(rng.choice(len(self.windows), n, replace=False, p=weights / weights.sum()))
+        return draw_even(self.counts(n_classes), n, rng)
+
+
+def draw_even(counts: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw at most `n` items, ascending, from what they hold of every class, `(items, classes)`."""
+    weights = (counts / np.maximum(counts.sum(axis=0), 1)).sum(axis=1)
+    n = min(n, len(counts))
+    return np.sort(rng.choice(len(counts), n, replace=False, p=weights / weights.sum()))
 
 
 def labeled_windows(

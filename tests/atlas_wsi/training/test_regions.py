@@ -17,8 +17,10 @@ from atlas_wsi.models.registry import load_model
 from atlas_wsi.slides.open import open_slide
 from atlas_wsi.streaming.token_store import StoredTokens
 from atlas_wsi.streaming.working_image import open_working_image
-from atlas_wsi.training.data.annotated_slide import labeled_windows
+from atlas_wsi.training.data.annotated_slide import draw_even, labeled_windows
 from atlas_wsi.training.data.region_table import read_regions
+from atlas_wsi.training.objectives import objective_for
+from atlas_wsi.training.recipe import Recipe
 
 SHADE = {"Stroma": 200, "Tumor": 90}
 SIDE = 256
@@ -162,6 +164,21 @@ def test_labels_lie_on_the_tokens_of_their_area_mirrored_or_not(table):
     assert (found[0][1] == stroma).all()
     assert (found[1][0] == stroma).all()
     assert (found[1][1] == tumor).all()
+
+
+@pytest.mark.parametrize(("megapixels", "steps"), [(0.1, 60), (0.2, 40), (9, 30)])
+def test_a_step_shows_as_many_small_slides_as_fill_it(table, megapixels, steps):
+    tiles = read_regions(table, tile_px=64).prepared(mpp=1.0)
+    recipe = Recipe(epochs=30, megapixels=megapixels)  # a slide has one window of tissue
+    assert objective_for(tiles, load_model("atlas_test"), recipe).steps == steps
+
+
+def test_slides_of_a_rare_class_are_drawn_as_often_as_those_of_a_common_one():
+    counts = np.array([[50, 0]] * 19 + [[0, 3]])
+    rng = np.random.default_rng(0)
+    is_rare = [draw_even(counts, 1, rng)[0] == 19 for _ in range(400)]
+    assert 0.4 < np.mean(is_rare) < 0.6
+    assert draw_even(counts, 30, rng).tolist() == list(range(20))
 
 
 def test_polygons_without_a_class_are_refused(table):
