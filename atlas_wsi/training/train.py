@@ -242,13 +242,15 @@ def _candidates(
     Over a pretrained encoder all of them start as the linear reading of its tokens.
     """
     card, start, stores = given
-    linear = None
+    frozen = None
     if start is not None and isinstance(known, LabeledTiles):
         frozen = new_model(len(known.classes), card, replace(recipe, freeze=True), start)
+        frozen.to(distributed.device())
         if recipe.encoder is not None:
             fit_projection(frozen, known.images, recipe)
-        linear = linear_model(frozen.to(distributed.device()), known, validation)
-    has_baselines = options.baselines and linear is not None
+            colors = 0.0 if known.slides and recipe.freeze else recipe.color_jitter or 0.0
+            first = linear_model(frozen, known, validation, jitter=colors)
+    has_baselines = options.baselines and frozen is not None
     arms = {"context" if recipe.context else "window": (recipe, history, options.checkpoint)}
     if has_baselines and recipe.freeze and recipe.context:
         path = options.checkpoint and options.checkpoint.with_suffix(".window.pt")
@@ -258,8 +260,8 @@ def _candidates(
         model = new_model(len(known.classes), card, own, start).to(distributed.device())
         if recipe.encoder is not None:
             fit_projection(model, known.images, recipe)
-            if linear is not None:
-                model.head.reads[0].load_state_dict(linear.head.reads[0].state_dict())
+            if frozen is not None:
+                model.head.reads[0].load_state_dict(first.head.reads[0].state_dict())
         trainer = Trainer(model, own, curve)
         trainer.train(
             objective_for(known, model, own, stores),
@@ -275,7 +277,9 @@ def _candidates(
     for _, _, checkpoint in arms.values():
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
-    return found | ({"linear": linear} if linear is not None and has_baselines else {})
+    if frozen is not None and has_baselines:
+        found["linear"] = linear_model(frozen, known, validation)
+    return found
 
 
 def initial_weights(recipe: Recipe, options: TrainOptions) -> Start | None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 # optical density of hematoxylin, eosin and DAB, a row each (Ruifrok and Johnston 2001)
 _HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=np.float32)
 _HED_INVERSE = np.linalg.inv(_HED).astype(np.float32)
+# what air adds to clear red, green and blue seen from above, as a share of white
+_AIR = np.array([0.06, 0.1, 0.19], dtype=np.float32)
 _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
@@ -82,8 +84,9 @@ def _jitter_stain(
 def _jitter_light(
     pixels: NDArray[np.uint8], rng: np.random.Generator, strength: float
 ) -> NDArray[np.uint8]:
-    """Change brightness, contrast, gamma and the gain of each channel; low sun, and haze."""
-    scaled = pixels.astype(np.float32) / 255 * float(np.exp(strength * rng.uniform(-0.7, 0.3)))
+    """Change brightness, contrast, gamma and the gain of each channel; air, low sun and haze."""
+    scaled = pixels.astype(np.float32) / 255 + _AIR * float(strength * rng.uniform(-1.0, 0.5))
+    scaled = scaled.clip(0) * float(np.exp(strength * rng.uniform(-0.7, 0.3)))
     scaled = scaled ** float(np.exp(strength * rng.uniform(-0.3, 0.3)))
     center = scaled.mean()
     scaled = (scaled - center) * float(np.exp(strength * rng.uniform(-0.3, 0.3))) + center
