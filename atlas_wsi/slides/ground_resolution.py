@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import from_gcps
@@ -102,7 +103,7 @@ def _nominal(crs: CRS, transform: Affine) -> tuple[float, float] | None:
     if crs.is_geographic:
         return None
     try:
-        meters = float(crs.linear_units_factor[1])
+        meters = float(crs.units_factor[1])
     except CRSError:
         return None
     y = math.hypot(transform.b, transform.e) * meters * _UM_A_METER
@@ -127,7 +128,7 @@ def _on_ellipsoid(
             f"+proj=aeqd +lat_0={lat:.9f} +lon_0={lon:.9f} +datum=WGS84 +units=m"
         )
         xs, ys = project(crs, local, xs[1:], ys[1:])
-    except RasterioError:  # no earth under it: an engineering CRS, another planet
+    except (RasterioError, CPLE_BaseError):  # no earth under it: an engineering CRS, another planet
         return None
     y = math.hypot(xs[1] - xs[0], ys[1] - ys[0]) * _UM_A_METER
     x = math.hypot(xs[3] - xs[2], ys[3] - ys[2]) * _UM_A_METER

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import Affine, from_origin
 
@@ -281,6 +282,15 @@ def test_ground_control_points_place_a_scene(tmp_path):
         assert slide.transform == pytest.approx((30, 0, 5e5, 0, -30, 5e6))
         assert slide.mpp_source == "ground control points"
         assert "4 ground control points" in slide.meta.warnings[0]
+
+
+@pytest.mark.parametrize(("unit", "mpp"), [("metre", 10e6), ("foot", 3.048e6)])
+def test_a_local_crs_gives_the_size_of_a_pixel_and_no_place_on_earth(tmp_path, unit, mpp):
+    meters = {"metre": 1, "foot": 0.3048}[unit]
+    crs = CRS.from_wkt(f'LOCAL_CS["building site",UNIT["{unit}",{meters}]]')
+    meta = mpp_of(tmp_path / "a.tif", crs, from_origin(0, 0, 10, 10))
+    assert meta.mpp == pytest.approx((mpp, mpp))
+    assert meta.transform == (10, 0, 0, 0, -10, 0)
 
 
 def test_a_raster_without_a_crs_has_no_place_and_no_size(tmp_path):
