@@ -31,7 +31,12 @@ def weights(tmp_path_factory):
 
 def trained(folder, weights, *, rate, validation=0.0, **options):
     recipe = Recipe(
-        encoder="timm:test_resnet", freeze=True, epochs=2, megapixels=0.1, learning_rate=rate
+        encoder="timm:test_resnet",
+        freeze=True,
+        color_jitter=0.0,
+        epochs=2,
+        megapixels=0.1,
+        learning_rate=rate,
     )
     return train(
         read_tile_folder(folder, mpp=1.0),
