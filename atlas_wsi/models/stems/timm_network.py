@@ -46,7 +46,7 @@ class TimmStem(Stem):
         self.project = nn.Linear(map_dim, project) if project else nn.Identity()
         # pyramids of timm take multiples of 32; networks of patches take whole patches
         self.step_px = 32 if self.stride_px == 16 else self.stride_px
-        self.trunk = _make(name, features_only=True, out_indices=(index,))
+        self.trunk = _make_trunk(name, index)
         # every stage holds a few maps of its size at once
         self.floats_per_pixel = 4 * sum(channels / stride**2 for channels, stride in maps)
 
@@ -132,7 +132,8 @@ def timm_weights(name: str, weights: str | os.PathLike[str] | None) -> dict[str,
     """Read the weights of a network for `TimmStem`."""
     index, _, _ = token_map(name)
     path = _weights_file(name, weights)
-    return _make(name, path, features_only=True, out_indices=(index,)).state_dict()
+    state: dict[str, torch.Tensor] = _make_trunk(name, index, path).state_dict()
+    return state
 
 
 def timm_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -169,6 +170,16 @@ def _make(name: str, weights: Path | None = None, **options: Any) -> Any:
                 f"{weights or name} does not make a timm:{name}: {str(error)[:500]}"
             ) from error
     raise AssertionError("the last attempt returns or raises")
+
+
+def _make_trunk(name: str, index: int, weights: Path | None = None) -> Any:
+    """Make a network of timm up to one of its maps."""
+    trunk = _make(name, weights, features_only=True, out_indices=(index,))
+    stages, _, last = trunk.feature_info.info[index]["module"].partition(".")
+    blocks = getattr(trunk, "blocks", None)
+    if stages == "blocks" and isinstance(blocks, nn.Sequential):
+        trunk.blocks = blocks[: int(last) + 1]  # timm would run the others for nothing
+    return trunk
 
 
 def token_map(name: str) -> tuple[int, tuple[int, int], list[tuple[int, int]]]:

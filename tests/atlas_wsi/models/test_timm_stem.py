@@ -59,6 +59,18 @@ def test_tokens_of_a_window_are_those_of_the_network_on_it_alone(name):
 
 
 @torch.no_grad()
+def test_what_lies_behind_the_map_is_left_out_and_the_tokens_stay():
+    whole = timm.create_model("test_efficientnet", features_only=True).eval()
+    stem = TimmStem("test_efficientnet", window_px=64).eval()
+    kept = stem.trunk.state_dict()
+    assert len(kept) < len(whole.state_dict())
+    stem.trunk.load_state_dict({k: v for k, v in whole.state_dict().items() if k in kept})
+    x = torch.randn(1, 3, 64, 64)
+    expected = next(y for y in whole(x) if y.shape[-1] == 4)
+    assert torch.equal(stem.trunk(x)[0], expected)
+
+
+@torch.no_grad()
 def test_a_part_is_encoded_as_in_the_whole_image():
     stem = TimmStem("test_resnet", window_px=64).eval()
     x, image = torch.randn(1, 3, 200, 150), (200, 150)
