@@ -32,6 +32,7 @@ def fit_projection(model: Model, images: NDArray[np.uint8], recipe: Recipe) -> N
     stem = model.encoder.stem
     if isinstance(stem, TimmStem):
         whole = Box(row=0, col=0, rows=images.shape[1], cols=images.shape[2])
+        fix_modes(stem)
         with torch.no_grad():
             stem.fit_projection_(
                 stem.map(_normalized(model, batch), whole, (whole.rows, whole.cols))

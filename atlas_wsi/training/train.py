@@ -258,10 +258,11 @@ def _candidates(
     found: dict[str, Model] = {}
     for name, (own, curve, checkpoint) in arms.items():
         model = new_model(len(known.classes), card, own, start).to(distributed.device())
-        if recipe.encoder is not None:
+        if recipe.encoder is not None and frozen is not None:
+            model.encoder.stem.load_state_dict(frozen.encoder.stem.state_dict())
+            model.head.reads[0].load_state_dict(first.head.reads[0].state_dict())
+        elif recipe.encoder is not None:
             fit_projection(model, known.images, recipe)
-            if frozen is not None:
-                model.head.reads[0].load_state_dict(first.head.reads[0].state_dict())
         trainer = Trainer(model, own, curve)
         trainer.train(
             objective_for(known, model, own, stores),

@@ -29,10 +29,10 @@ def weights(tmp_path_factory):
     return path
 
 
-def trained(folder, weights, *, rate, validation=0.0, **options):
+def trained(folder, weights, *, rate, freeze=True, validation=0.0, **options):
     recipe = Recipe(
         encoder="timm:test_resnet",
-        freeze=True,
+        freeze=freeze,
         color_jitter=0.0,
         epochs=2,
         megapixels=0.1,
@@ -48,6 +48,12 @@ def trained(folder, weights, *, rate, validation=0.0, **options):
 
 def figures(card, first):
     return {k: card.metrics[first + k] for k in ALWAYS}
+
+
+def test_fine_tuning_starts_as_the_linear_reading_of_the_pretrained_stem(tile_folder, weights):
+    card = trained(tile_folder, weights, rate=1e-12, freeze=False).card
+    assert figures(card, "") == pytest.approx(figures(card, "linear_"), abs=2e-3)
+    assert "window_accuracy" not in card.metrics
 
 
 def test_a_training_without_a_step_is_the_linear_reading_of_its_stem(tile_folder, weights):
