@@ -64,7 +64,6 @@ TRAINED = ("linear", "window", "coarse", "whole")
 SIMPLE = ("linear", "window", "coarse")
 STEP_PX, MIN_SHARE = 16, 0.75
 COLORS = ((196, 78, 82), (85, 168, 104), (76, 114, 176), (221, 170, 51), (129, 114, 178))
-FACTORS_OF_RATE = (1.0, 0.3, 3.0)
 WIDTHS, VOTES = (0.0, 0.5, 1.0, 2.0), (0.0, 0.5, 1.0)
 
 
@@ -304,11 +303,11 @@ def tuned(args: argparse.Namespace, images: dict, fold_of: dict) -> dict[tuple[s
     for arm in TRAINED:
         counts = np.array([
             [fold_counts(args, images, fold_of, (arm, fold, first, factor)) for fold in folds]
-            for factor in FACTORS_OF_RATE
+            for factor in args.factors
         ])  # fmt: skip
         for j, fold in enumerate(folds):
             others = np.delete(counts, j, axis=1).sum(axis=1)
-            found[arm, fold] = FACTORS_OF_RATE[int(mean_iou(others).argmax())]
+            found[arm, fold] = args.factors[int(mean_iou(others).argmax())]
     return found
 
 
@@ -498,6 +497,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2, help="images of a step")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--linear-rate", type=float, default=1e-2)
+    parser.add_argument("--factors", nargs="+", type=float, default=(1.0, 0.3, 3.0),
+                        help="of the learning rate, to choose from")  # fmt: skip
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--picture", type=Path, help="picture to draw with the report")
     args = parser.parse_args()
@@ -510,7 +511,7 @@ def main() -> None:
     if args.report:
         report(args, images, fold_of)
         return
-    for fold, arm, factor in product(args.folds, args.arms, FACTORS_OF_RATE):
+    for fold, arm, factor in product(args.folds, args.arms, args.factors):
         run(args, images, fold_of, (arm, fold, args.seeds[0], factor))
     rates = tuned(args, images, fold_of)
     for seed, fold, arm in product(args.seeds[1:], args.folds, args.arms):
