@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_wsi.files import write_text
+from atlas_wsi.training.data.labeled import LabeledTiles
 from atlas_wsi.training.metrics import MIN_CALIBRATION
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def _readable(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def split_text(data: Labeled, split: Split, fraction: float, seed: int) -> str:
     """Describe how test tiles or slides were kept apart."""
-    kind = " of copies of one original" if data.unit == "tiles" else ""
+    is_alone = isinstance(data, LabeledTiles) and not data.slides
+    kind = " of copies of one original" if is_alone else ""
     drawn = (
         f"whole groups{kind}" if data.is_grouped else f"single {data.unit} (no groups were given)"
     )
