@@ -6,13 +6,14 @@
     python scripts/make_training_tiles.py LUNG KATHER MISC SLIDE TILES
     python scripts/train_shipped_models.py lung-he TILES/lung
     python scripts/train_shipped_models.py tissue TILES/tissue
-    python scripts/train_shipped_models.py landcover-rgb EUROSAT_FOLDER --weights lite0.safetensors
+    python scripts/train_shipped_models.py landcover-rgb EUROSAT_FOLDER
 
 Groups are divided three ways: trained on, chosen by (weights and temperature), measured once.
 EUROSAT_FOLDER holds the ten class folders of EuroSAT RGB. A run that was killed goes on.
 
-The shipped lung-he began with a longer schedule (36 epochs), of which 786 steps were run, and went
-on with the one below: another run gives similar weights.
+The shipped lung-he and landcover-rgb began with a longer schedule (36 and 60 epochs), of which 786
+and 778 steps were run, and went on with the one below: another run gives similar weights. The shipped
+epithelium-he started as the linear reading of the ImageNet network, whose batch norms it kept.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "landcover-rgb": {
         "domain": "scene",
         "mpp": 1e7,
-        "zoom": 2.0,
+        "zoom": 1.0,
         "colors": {
             "AnnualCrop": "#e69f00",
             "Forest": "#00703c",
@@ -161,24 +162,27 @@ MODELS: dict[str, dict[str, Any]] = {
             "SeaLake": "#0072b2",
         },
         "recipe": Recipe(
-            encoder="timm:tf_efficientnet_lite0",
-            epochs=3.5,
-            learning_rate=1e-3,
-            encoder_learning_rate=3e-4,
-            color_jitter=1.5,
+            epochs=30,
+            n_validations=8,
+            megapixels=0.25,
+            learning_rate=2e-3,
+            color_jitter=0.4,
+            mosaics=0.5,
         ),
         "texts": {
             "license": "Apache-2.0 (weights). EuroSAT: MIT; contains modified Copernicus "
             "Sentinel data.",
             "data": "EuroSAT RGB (Helber et al. 2019): Sentinel-2 true-color tiles of 64 px at "
-            "10 m, 700 tiles of each of ten classes. Started from EfficientNet-Lite0, ImageNet weights "
-            "(Apache-2.0).",
-            "limits": "Research use only. European land in 8-bit Sentinel-2 true color at 10 m, enlarged "
-            "twice: other sensors, resolutions and continents, clouds, snow and bare desert are "
-            "outside what it saw. Tiles are split one by one: none is a copy of another (no equal "
-            "files; 16 x 16 thumbnails in eight orientations correlate by 0.943 at most), but "
-            "neighbors of one scene may lie on both sides, so the figures are optimistic for new "
-            "places.",
+            "10 m, 700 tiles of each of ten classes.",
+            "limits": "Research use only. European land in 8-bit Sentinel-2 true color at 10 m: "
+            "other sensors, resolutions, seasons, clouds, snow and bare desert are outside what "
+            "it saw. Tiles are split one by one: none is a copy of another (no equal files; 16 x "
+            "16 thumbnails in eight orientations correlate by 0.943 at most), but neighbors of "
+            "one scene may lie on both sides, so the figures are optimistic for new places. On single "
+            "tiles a plain resnet18 trained from scratch for the same processor time "
+            "(scripts/baselines.py) is better: 86.8% against 81.1% balanced accuracy; this one is "
+            "shipped because it draws borders and streams. MambaVision of equal width, trained for the "
+            "same time, has 69.1%.",
         },
     },
 }

@@ -239,16 +239,17 @@ def _candidates(
 ) -> dict[str, Model]:
     """Train the model that was requested, first, and its baselines.
 
-    Over a pretrained encoder all of them start as the linear reading of its tokens.
+    Over a frozen encoder all of them start as the linear reading of its tokens.
     """
     card, start, stores = given
-    frozen = None
+    frozen = first = None
     if start is not None and isinstance(known, LabeledTiles):
         frozen = new_model(len(known.classes), card, replace(recipe, freeze=True), start)
         frozen.to(distributed.device())
         if recipe.encoder is not None:
             fit_projection(frozen, known.images, recipe)
-            colors = 0.0 if known.slides and recipe.freeze else recipe.color_jitter or 0.0
+        if recipe.encoder is not None and recipe.freeze:
+            colors = 0.0 if known.slides else recipe.color_jitter or 0.0
             first = linear_model(frozen, known, validation, jitter=colors)
     has_baselines = options.baselines and frozen is not None
     arms = {"context" if recipe.context else "window": (recipe, history, options.checkpoint)}
@@ -258,11 +259,10 @@ def _candidates(
     found: dict[str, Model] = {}
     for name, (own, curve, checkpoint) in arms.items():
         model = new_model(len(known.classes), card, own, start).to(distributed.device())
-        if recipe.encoder is not None and frozen is not None:
-            model.encoder.stem.load_state_dict(frozen.encoder.stem.state_dict())
-            model.head.reads[0].load_state_dict(first.head.reads[0].state_dict())
-        elif recipe.encoder is not None:
+        if recipe.encoder is not None and recipe.freeze:
             fit_projection(model, known.images, recipe)
+            if first is not None:
+                model.head.reads[0].load_state_dict(first.head.reads[0].state_dict())
         trainer = Trainer(model, own, curve)
         trainer.train(
             objective_for(known, model, own, stores),

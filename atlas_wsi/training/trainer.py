@@ -20,7 +20,7 @@ from atlas_wsi.training import distributed
 from atlas_wsi.training.evaluation import predict_logits
 from atlas_wsi.training.history import read_checkpoint, write_checkpoint
 from atlas_wsi.training.metrics import confusion, mean_probabilities, summarize
-from atlas_wsi.training.norms import fix_modes, fix_norms
+from atlas_wsi.training.norms import fit_projection, fix_modes, fix_norms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,8 +58,7 @@ class Trainer:
         init = self.model.card.training.get("init", {}).get("name")
         key = self.recipe.as_dict() | data.arguments | {"init": init}
         first = self._resume(checkpoint, key, len(data)) if checkpoint else 0
-        is_pretrained = "init" in self.model.card.training
-        if first > objective.fix_at or is_pretrained:
+        if first > objective.fix_at:
             fix_modes(self.model)
         every = max(1, objective.steps // self.recipe.n_validations)
         losses: list[float] = []
@@ -67,8 +66,10 @@ class Trainer:
         with self.history.logging(first):
             for step, batch in zip(todo, objective.batches(todo), strict=True):
                 cancel.raise_if_cancelled()
-                if step == objective.fix_at and not is_pretrained:
+                if step == objective.fix_at:
                     fix_norms(self.model, data.images, self.recipe)
+                if step == 0 and self.recipe.encoder is not None and not self.recipe.freeze:
+                    fit_projection(self.model, data.images, self.recipe)
                 rate = self.recipe.learning_rate * _schedule(step, objective.steps)
                 losses.append(self._step(objective, batch, step, rate, cancel))
                 self.history.log(step + 1, loss=losses[-1], learning_rate=rate)
